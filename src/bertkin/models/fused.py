@@ -1,0 +1,259 @@
+"""The fused kernels as differentiable functions: the fast bodies of `ops` and `attention` on the CPU.
+
+Each class is one operation with its own backward pass, in float32 or bfloat16. They are called only where
+`kernels.usable` says so; `ops` and `attention` hold the eager twin that the tests compare with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bertkin.models import kernels
+
+if TYPE_CHECKING:
+    from bertkin.models.attention import Rotary, Rule
+
+
+def _call(name: str, like: Tensor, *arguments: Any) -> Any:
+    """Call a kernel for the type of `like`; tensors become pointers."""
+    library = kernels.get()
+    assert library is not None
+    plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    return getattr(library, f"bk_{name}")(kernels.TYPES[like.dtype], *plain)
+
+
+class AddNorm(Function):
+    """(residual + x, layer norm of that), one pass over memory each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, cols = residual.shape
+        total = residual if x is None else torch.empty_like(residual)
+        out = torch.empty_like(residual)
+        mean, scale = (torch.empty(rows, dtype=torch.float32) for _ in range(2))
+        _call("add_norm", residual, residual, x, weight, bias, total, out, mean, scale, rows, cols, eps)
+        ctx.save_for_backward(total, weight, mean, scale)
+        ctx.has_x, ctx.has_bias = x is not None, bias is not None
+        if x is None:
+            # An input handed back as an output must be a new tensor for autograd.
+            total = residual.view_as(residual)
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_total, d_out = gradients
+        total, weight, mean, scale = ctx.saved_tensors
+        rows, cols = total.shape
+        if d_out is None:
+            return d_total, d_total if ctx.has_x else None, None, None, None
+        d_in = torch.empty_like(total)
+        d_weight = torch.empty(cols, dtype=torch.float32)
+        d_bias = torch.empty(cols, dtype=torch.float32) if ctx.has_bias else None
+        d_out = d_out.contiguous()
+        d_total = None if d_total is None else d_total.contiguous()
+        _call("add_norm_backward", total, d_out, d_total, total, weight, mean, scale, d_in, d_weight, d_bias, rows, cols)
+        d_bias = None if d_bias is None else d_bias.to(weight.dtype)
+        return d_in, d_in if ctx.has_x else None, d_weight.to(weight.dtype), d_bias, None
+
+
+class BiasedLinear(Function):
+    """x @ weight.T + bias, with the bias's gradient summed by a kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = gradients
+        x, weight = ctx.saved_tensors
+        g = g.contiguous()
+        dx = g @ weight if ctx.needs_input_grad[0] else None
+        return dx, g.t() @ x, column_sum(g)
+
+
+def column_sum(x: Tensor) -> Tensor:
+    """[rows, cols] summed over rows in float32, in the type of x."""
+    total = torch.empty(x.shape[1], dtype=torch.float32)
+    _call("column_sum", x, x, total, x.shape[0], x.shape[1])
+    return total.to(x.dtype)
+
+
+class Gelu(Function):
+    """Exact GELU of any shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        _call("gelu", x, x, y, x.numel())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        _call("gelu_backward", x, gradients[0].contiguous(), x, dx, x.numel())
+        return dx
+
+
+class Geglu(Function):
+    """GELU of the first half times the second: [rows, 2 * cols] to [rows, cols]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        rows, cols = x.shape[0], x.shape[1] // 2
+        y = x.new_empty(rows, cols)
+        _call("geglu", x, x, y, rows, cols)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        _call("geglu_backward", x, gradients[0].contiguous(), x, dx, x.shape[0], x.shape[1] // 2)
+        return dx
+
+
+class Embed(Function):
+    """Rows of a table; the gradient is added row by row in token order."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table = table
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None]:
+        (ids,) = ctx.saved_tensors
+        table = ctx.table
+        # A table shared with the vocabulary head already holds that gradient (see `VocabularyLoss`): add to it.
+        into = table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)
+        _call("scatter_add", table, ids, gradients[0].contiguous(), into, len(ids), table.shape[1])
+        return None, None if into is table.grad else into
+
+
+class VocabularyLoss(Function):
+    """Logits, cross entropy and their gradient in one: the logits [n, vocab] are overwritten by their own gradient.
+
+    The table's gradient goes straight into `table.grad`: as it is by far the largest one, handing it to autograd to be
+    added to that of the embedding would cost two more passes over it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        logits = torch.nn.functional.linear(hidden, table, bias)
+        n, vocab = logits.shape
+        loss, correct = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.uint8)
+        wanted = any(ctx.needs_input_grad)
+        _call("cross_entropy", logits, logits, targets, loss, correct, n, vocab, z_loss, scale, int(wanted))
+        if wanted:
+            ctx.save_for_backward(hidden, logits)
+            ctx.table, ctx.has_bias, ctx.scale = table, bias is not None, scale
+        n_correct = correct.sum()
+        ctx.mark_non_differentiable(n_correct)
+        return loss.sum() * scale, n_correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, d_logits = ctx.saved_tensors
+        table = ctx.table
+        factor = float(gradients[0])
+        if factor != 1.0:
+            d_logits.mul_(factor)
+        d_bias = column_sum(d_logits) if ctx.has_bias else None
+        d_hidden = d_logits @ table
+        d_table: Tensor | None = None
+        if ctx.needs_input_grad[1]:
+            if not table.is_leaf:
+                d_table = d_logits.t() @ hidden
+            elif table.grad is None:
+                table.grad = d_logits.t() @ hidden
+            else:
+                table.grad.addmm_(d_logits.t(), hidden)
+        return d_hidden, d_table, d_bias, None, None, None
+
+
+class SplitHeads(Function):
+    """[n, parts * heads * dim] as views [n, heads, dim]; gradients that lie side by side already are not copied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        return x.view(len(x), parts, heads, -1).unbind(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        base = gradients[0]._base
+        if base is not None and base.ndim == 4 and base.is_contiguous():
+            side_by_side = all(
+                g._base is base and g.data_ptr() == base[:, i].data_ptr() for i, g in enumerate(gradients)
+            )
+            if side_by_side and base.shape[1] == len(gradients):
+                return base.flatten(1), None, None
+        return torch.stack(gradients, dim=1).flatten(1), None, None
+
+
+class Attention(Function):
+    """Attention inside each sequence, scores kept in cache; q, k, v are views [n, heads, dim] whose heads lie together."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: tuple[Tensor, Tensor],
+        places: tuple[Tensor, Tensor],
+        rule: Rule,
+        rotary: Rotary | None,
+    ) -> Tensor:
+        n, heads, dim = q.shape
+        out = q.new_empty(n, heads * dim)
+        lse = torch.empty(heads, n, dtype=torch.float32)
+        ctx.starts, ctx.places, ctx.rule, ctx.rotary = starts, places, rule, rotary
+        _attention("attention", q, k, v, ctx, out, lse, n)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        n, heads, dim = q.shape
+        # The gradients lie as the projections do, so that taking them apart and together again copies nothing.
+        if n == len(k):
+            dq, dk, dv = q.new_empty(n, 3, heads, dim).unbind(1)
+        else:
+            dq = q.new_empty(n, heads, dim)
+            dk, dv = k.new_empty(len(k), 2, heads, dim).unbind(1)
+        g = gradients[0].contiguous()
+        _attention("attention_backward", q, k, v, ctx, out, g, lse, n, dq, dk, dv, dq.stride(0), dk.stride(0))
+        return dq, dk, dv, None, None, None, None
+
+
+def _attention(name: str, q: Tensor, k: Tensor, v: Tensor, ctx: Any, *rest: Any) -> None:
+    library = kernels.get()
+    assert library is not None
+    (key_starts, query_starts), (place, query_place), (heads, dim) = ctx.starts, ctx.places, q.shape[1:]
+    cosine, sine = ctx.rotary or (None, None)
+    window = -1 if ctx.rule.window is None else ctx.rule.window
+    arguments = [q, k, v, q.stride(0), k.stride(0), v.stride(0), key_starts, query_starts, len(key_starts) - 1, place]
+    arguments += [query_place, heads, dim, dim**-0.5, window, int(ctx.rule.causal), cosine, sine, *rest]
+    getattr(library, f"bk_{name}")(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def attention_usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the attention kernel reads these: bfloat16 on the CPU, heads together, of a width divisible by 32."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] % 32 or not kernels.has_attention():
+        return False
+    return all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (q, k, v))

@@ -1,0 +1,125 @@
+"""The fused CPU kernels of `kernels.cpp`: compiled once for this processor, loaded with ctypes, absent without a compiler.
+
+`get()` answers the library or None; everything that uses it has an eager torch body beside it, so that a machine without
+a C++ compiler does the same thing slower. Set BERTKIN_KERNELS=0 to do without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fno-math-errno", "-std=c++17", "-fPIC"]
+FLAGS += ["-shared", "-fopenmp"]
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float  # noqa: E741
+SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "bk_has_attention": ([], I),
+    "bk_add_norm": ([I, P, P, P, P, P, P, P, P, L, I, F], None),
+    "bk_add_norm_backward": ([I, P, P, P, P, P, P, P, P, P, L, I], None),
+    "bk_gelu": ([I, P, P, L], None),
+    "bk_gelu_backward": ([I, P, P, P, L], None),
+    "bk_geglu": ([I, P, P, L, I], None),
+    "bk_geglu_backward": ([I, P, P, P, L, I], None),
+    "bk_column_sum": ([I, P, P, L, I], None),
+    "bk_cross_entropy": ([I, P, P, P, P, L, I, F, F, I], None),
+    "bk_scatter_add": ([I, P, P, P, L, I], None),
+    "bk_adamw": ([I, P, P, P, P, P, L, F, F, F, F, F, F, F, F], None),
+    "bk_square_sum": ([I, P, L], ctypes.c_double),
+}
+ATTENTION = [P, P, P, L, L, L, P, P, I, P, P, I, I, F, I, I, P, P, P]
+ATTENTION_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "bk_attention": ([*ATTENTION, P, L], None),
+    "bk_attention_backward": ([*ATTENTION, P, P, L, P, P, P, L, L], None),
+}
+
+
+@functools.cache
+def get() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they are switched off or cannot be compiled."""
+    if os.environ.get("BERTKIN_KERNELS") == "0":
+        return None
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+        signatures = dict(SIGNATURES)
+        if library.bk_has_attention():
+            signatures |= ATTENTION_SIGNATURES
+        for name, (arguments, result) in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+    return library
+
+
+def status() -> str:
+    """One line for people: whether the kernels are in use, and if not, what would bring them."""
+    if get() is not None:
+        return "fused CPU kernels in use"
+    if os.environ.get("BERTKIN_KERNELS") == "0":
+        return "fused CPU kernels switched off (BERTKIN_KERNELS=0): slower"
+    return "no working C++ compiler, so no fused CPU kernels: slower; install g++ to have them"
+
+
+@functools.cache
+def has_attention() -> bool:
+    """Whether the attention kernel was compiled: it needs AVX-512 with bf16 dot products."""
+    library = get()
+    return bool(library and library.bk_has_attention())
+
+
+def usable(*tensors: torch.Tensor | None) -> bool:
+    """Whether all tensors are of one type that the kernels read, on the CPU and contiguous, and the kernels are there."""
+    first = tensors[0]
+    assert first is not None
+    if first.device.type != "cpu" or first.dtype not in TYPES or get() is None:
+        return False
+    return all(t is None or (t.dtype == first.dtype and t.is_contiguous()) for t in tensors)
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library for this source, compiler and processor, compiled on first use and renamed into place."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout.split("\n")[0]
+    key = "\n".join([SOURCE.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()])
+    name = f"kernels-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.so"
+    for folder in _folders():
+        if (folder / name).exists():
+            return folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / name
+                subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=300)
+                made.replace(folder / name)
+            return folder / name
+        except OSError:  # a home that cannot be written: try the next folder
+            continue
+    raise OSError("no folder for compiled kernels can be written")
+
+
+def _folders() -> list[Path]:
+    home = os.environ.get("BERTKIN_CACHE") or Path.home() / ".cache" / "bertkin"
+    return [Path(home) / "kernels", Path(tempfile.gettempdir()) / f"bertkin-{os.getuid()}" / "kernels"]
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(line for line in lines[:40] if line.startswith(("model name", "flags")))
