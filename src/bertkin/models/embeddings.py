@@ -1,0 +1,64 @@
+"""Tokens, positions and segments become vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bertkin.models.architecture import Architecture
+from bertkin.models.ops import add_norm, embed
+from bertkin.text.layout import Layout
+
+
+class Embeddings(nn.Module):
+    """The sum of a token's row, its position's and its segment's, normed: ids [tokens] to [tokens, hidden].
+
+    A learned table of positions is BERT's; sinusoids are those of Vaswani et al. (2017), fixed; rotary positions add
+    nothing here, they turn the queries and keys (`bertkin.models.attention`).
+    """
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.offset, self.eps, self.dropout = a.position_offset, a.norm_eps, a.dropout
+        self.max_length = a.max_length
+        self.tokens = nn.Parameter(torch.empty(a.vocab_size, a.hidden))
+        learned, fixed = a.positions == "learned", a.positions == "sinusoidal"
+        self.positions = nn.Parameter(torch.empty(a.position_offset + a.max_length, a.hidden)) if learned else None
+        self.segments = nn.Parameter(torch.empty(a.segments, a.hidden)) if a.segments else None
+        self.register_buffer("waves", sinusoids(a.max_length, a.hidden) if fixed else None, persistent=False)
+        self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
+
+    def forward(self, ids: Tensor, layout: Layout) -> Tensor:
+        if layout.max_length > self.max_length:
+            raise ValueError(f"a sequence of {layout.max_length} tokens; the model reads at most {self.max_length}")
+        x = embed(ids, self.tokens)
+        place = self._place(layout, x)
+        _, x = add_norm(x, place, self.norm.weight, self.norm.bias, self.eps)
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+    def _place(self, layout: Layout, x: Tensor) -> Tensor | None:
+        """What says where a token is: position and segment, [tokens, hidden]; None where nothing is added."""
+        place = None
+        if self.positions is not None:
+            place = embed(layout.positions + self.offset, self.positions)
+        elif self.waves is not None:
+            place = embed(layout.positions, self.waves).to(x.dtype)
+        if self.segments is not None:
+            # RoBERTa's table has one row: it makes no difference between a pair's halves.
+            alike = layout.segments is None or len(self.segments) == 1
+            kind = self.segments[0] if alike else embed(layout.segments, self.segments)
+            place = kind.expand_as(x) if place is None else place + kind
+        return place
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Fixed positions [length, width]: sines in the first half, cosines in the second, of falling frequency.
+
+    They are scaled to a root mean square of 0.02, the size of the token rows at the start: at the full size of one,
+    a small model sees little but positions for its first thousands of steps.
+    """
+    half = (width + 1) // 2
+    angles = torch.outer(torch.arange(length).float(), 10_000.0 ** (-torch.arange(half).float() / half))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width] * (0.02 * math.sqrt(2))

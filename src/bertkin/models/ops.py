@@ -1,0 +1,90 @@
+"""The few operations that a step spends its time in, each a plain function of tensors.
+
+Here are their bodies in PyTorch; a faster body for a machine is a branch in the function, never a second function
+that layers would have to know.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertkin.models import fused, kernels
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`: [tokens, in] to [tokens, out]."""
+    if bias is not None and torch.is_grad_enabled() and kernels.usable(x, weight, bias):
+        return fused.BiasedLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def add_norm(
+    residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The residual sum and its layer norm (Ba et al. 2016), both [tokens, hidden]; `x` may be None for nothing to add."""
+    if kernels.usable(residual, x, weight, bias):
+        return fused.AddNorm.apply(residual, x, weight, bias, eps)
+    total = residual if x is None else residual + x
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Gaussian error linear unit in its exact form (Hendrycks & Gimpel 2016)."""
+    if kernels.usable(x):
+        return fused.Gelu.apply(x)
+    return F.gelu(x)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """[tokens, 2 * f] to [tokens, f]: the GELU of the first half times the second (Shazeer 2020)."""
+    if kernels.usable(x):
+        return fused.Geglu.apply(x)
+    value, gate = x.chunk(2, dim=-1)
+    return F.gelu(value) * gate
+
+
+def embed(ids: Tensor, table: Tensor) -> Tensor:
+    """The rows of a table [rows, hidden] that `ids` [tokens] name: [tokens, hidden]."""
+    if torch.is_grad_enabled() and kernels.usable(table):
+        return fused.Embed.apply(ids.long(), table)
+    return F.embedding(ids, table)
+
+
+def vocabulary_loss(
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The summed cross entropy of `hidden @ table.T + bias` against `targets`, in float32.
+
+    Args:
+        hidden: [n, hidden], the asked positions alone.
+        table: [vocab, hidden].
+        targets: int64 [n].
+        z_loss: weight of the squared log-partition, which keeps the logits from drifting (Chowdhery et al. 2022).
+        scale: factor on the sum; given here because a factor put on later costs another pass over the gradient.
+
+    Returns:
+        The loss summed over the n targets, in nats, times the scale; and how many targets have the largest logit.
+    """
+    if len(targets) and kernels.usable(hidden, table, bias):
+        return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)
+    scores = F.linear(hidden, table, bias).float()
+    partition = scores.logsumexp(dim=-1)
+    loss = (partition - scores.gather(1, targets[:, None]).squeeze(1)).sum()
+    if z_loss:
+        loss = loss + z_loss * partition.square().sum()
+    return loss * scale, (scores.argmax(dim=-1) == targets).sum()
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """[tokens, parts * heads * dim] to as many views [tokens, heads, dim]."""
+    if x.requires_grad and kernels.usable(x):
+        return fused.SplitHeads.apply(x, parts, heads)
+    return x.view(len(x), parts, heads, -1).unbind(1)

@@ -1,0 +1,217 @@
+"""A transformers folder and our modules, both ways.
+
+The names are tables in `bertkin.models.names`, the configuration a pair of functions a family in
+`bertkin.models.configs`. Nothing is unpickled, no code from a folder is run, and what comes from outside is checked
+before use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bertkin.errors import MissingExtra, UserError, disk_errors
+from bertkin.models.configs import OURS, read_config, write_config
+from bertkin.models.heads import MaskedLM
+from bertkin.models.names import PREFIX, UNREAD, canonical, theirs
+from bertkin.models.transformer import initialise
+
+WEIGHTS = "model.safetensors"
+
+
+def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> MaskedLM:
+    """Read a model from a folder, a run folder, or the hub.
+
+    Args:
+        path: see `find_folder`.
+        dtype: of the weights in memory.
+
+    Returns:
+        The model, in evaluation mode. Heads that the folder does not have hold random numbers; `missing` names them,
+        and a warning says so.
+
+    Raises:
+        UserError: nothing there, no configuration or one we cannot read, a weight missing, of another shape, or unknown.
+    """
+    folder = find_folder(path)
+    a, kind = read_config(folder / "config.json")
+    family = kind if kind == OURS else a.family
+    weights = _Weights(folder, family)
+    model = MaskedLM(a, sentence=set(theirs("sentence.classifier.weight", family)) <= weights.names.keys())
+    missing, used = [], set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parts = theirs(name, family)
+            absent = [part for part in parts if part not in weights.names]
+            if absent and name.startswith("encoder."):
+                raise UserError(f"no weight named {absent[0]}", where=folder, mend=_DISAGREE)
+            if absent:
+                missing.append(name)
+                continue
+            used.update(parts)
+            weights.fill(parameter, parts)
+    inside = PREFIX.get(family, "")
+    unknown = [
+        name for name in weights.names if name.startswith(inside) and name not in used and not UNREAD.search(name)
+    ]
+    if unknown:
+        raise UserError(f"the configuration has no place for {unknown[0]}", where=folder, mend=_DISAGREE)
+    if missing:
+        initialise(model, a, torch.Generator().manual_seed(0), missing)
+        model.missing = tuple(missing)
+        warnings.warn(f"{folder} has no {', '.join(missing)}; they start from random numbers", stacklevel=2)
+    return model.to(dtype).eval()
+
+
+_DISAGREE = "see that config.json and the weights are of the same model"
+
+
+def save_model(
+    model: MaskedLM, folder: str | Path, *, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model as a folder that transformers opens as it is, in float32.
+
+    Each file is written aside and renamed, the weights first, so that a crash leaves the old one or the new one.
+
+    Args:
+        tokenizer: a `bertkin.text.tokenizer.Tokenizer`, saved beside the model and named in its configuration.
+        extra: plain data that transformers has no place for (recipe, step, scores), for bertkin.json.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    folder, a = Path(folder), model.architecture
+    if tokenizer is not None:
+        a = replace(a, pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
+    config = write_config(a, sentence=model.sentence is not None)
+    family = OURS if config["model_type"] == OURS else a.family
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        parts = theirs(name, family)
+        chunks = parameter.detach().to("cpu", torch.float32).chunk(len(parts))
+        tensors.update((part, chunk.contiguous()) for part, chunk in zip(parts, chunks, strict=True))
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        _write(folder / "config.json", _json(config))
+        if extra is not None:
+            _write(folder / "bertkin.json", _json(extra))
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder of a model: a folder with a config.json, a run folder (its `model/`), or a hub id, downloaded once.
+
+    Raises:
+        UserError: there is no such folder, and no such model on the hub.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        inner = folder / "model"
+        return inner if not (folder / "config.json").exists() and (inner / "config.json").exists() else folder
+    if folder.exists():
+        raise UserError("a file; a model is a folder", where=folder, mend="give the folder it is in")
+    if isinstance(path, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        raise UserError("no such folder", where=path)
+    return _download(path)
+
+
+def _download(name: str) -> Path:
+    """A hub id's folder in the cache of huggingface_hub, with its weights, configuration and tokenizer only."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingExtra("huggingface_hub", "hub", f"{name}: no such folder; looking on the hub") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"no such folder, and the hub does not give it ({why})", where=name) from None
+
+
+class _Weights:
+    """The tensors of a folder, in one safetensors file or several, read one by one."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        self.folder = folder
+        self.files = {path.name: _open(path) for path in _weight_files(folder)}
+        owners = {name: file for file, opened in self.files.items() for name in opened.keys()}  # noqa: SIM118
+        self.names = canonical(list(owners), family)
+        self.owners = owners
+
+    def fill(self, parameter: Tensor, parts: tuple[str, ...]) -> None:
+        """Copy tensors, one after the other along the first axis, into a parameter."""
+        shape = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+        for part, place in zip(parts, parameter.chunk(len(parts)), strict=True):
+            name = self.names[part]
+            file = self.owners[name]
+            found = tuple(self.files[file].get_slice(name).get_shape())
+            if found != shape:
+                raise UserError(
+                    f"{name} has shape {list(found)}, the configuration says {list(shape)}",
+                    where=self.folder / file,
+                    mend=_DISAGREE,
+                )
+            place.copy_(self.files[file].get_tensor(name))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            inside = [folder / name for name in names if Path(name).name == name]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"not an index of weights ({type(error).__name__}: {error})", where=index) from None
+        if len(inside) < len(names):
+            raise UserError("names files outside its folder", where=index)
+        return inside
+    if (folder / "pytorch_model.bin").exists() or (folder / "pytorch_model.bin.index.json").exists():
+        raise UserError(
+            "only has pickled weights (pytorch_model.bin), which can run any code and are never read here",
+            where=folder,
+            mend="convert it with transformers: AutoModelForMaskedLM.from_pretrained(here).save_pretrained(there)",
+        )
+    raise UserError(f"no {WEIGHTS} here", where=folder, mend="give the folder of a model")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise UserError("a part of the weights is missing", where=path, mend="download the folder again") from None
+    except (SafetensorError, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"not a whole safetensors file ({why})", where=path, mend="copy or download it again") from None
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside, reach the disk, rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
