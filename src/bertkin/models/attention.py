@@ -7,6 +7,7 @@ says what is seen inside one. Positions enter, where they are rotary, by turning
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,48 +57,77 @@ def attention(
     Returns:
         [n, heads * head_dim].
     """
-    asked = layout if queries is None else layout_of(queries, layout)
     if not dropout and fused.attention_usable(q, k, v):
+        asked = layout if queries is None else layout_of(queries, layout)
         places = layout.positions if queries is None else layout.positions[queries]
         starts = (layout.starts, asked.starts)
         return fused.Attention.apply(q, k, v, starts, (layout.positions, places), rule, rotary)
-    weights = drop(attention_weights(q, k, layout, rule, queries=queries, rotary=rotary), dropout)
-    mixed = weights.to(v.dtype) @ layout.padded(v, 0).transpose(1, 2)
+    tiles = tiles_of(layout)
+    weights = drop(attention_weights(q, k, layout, rule, queries=queries, rotary=rotary, tiles=tiles), dropout)
+    mixed = weights.to(v.dtype) @ tiles.padded(v, 0).transpose(1, 2)
+    asked = tiles if queries is None else layout_of(queries, tiles)
     return asked.flat(mixed.transpose(1, 2)).flatten(1)
 
 
 def attention_weights(
-    q: Tensor, k: Tensor, layout: Layout, rule: Rule, *, queries: Tensor | None = None, rotary: Rotary | None = None
+    q: Tensor,
+    k: Tensor,
+    layout: Layout,
+    rule: Rule,
+    *,
+    queries: Tensor | None = None,
+    rotary: Rotary | None = None,
+    tiles: Layout | None = None,
 ) -> Tensor:
-    """The weights themselves, float32 [sequences, heads, longest queries, longest sequence], padded; arguments as for
-    `attention`. Rows of padding hold nothing of meaning."""
-    asked = layout if queries is None else layout_of(queries, layout)
+    """The weights themselves, float32 [sequences, heads, longest queries, longest sequence], padded.
+
+    Arguments are as for `attention`; with `tiles` (`tiles_of`), the rectangles are those instead of the sequences.
+    Rows of padding hold nothing of meaning.
+    """
+    tiles = layout if tiles is None else tiles
+    asked = tiles if queries is None else layout_of(queries, tiles)
     positions = layout.positions if queries is None else layout.positions[queries]
     if rotary is not None:
         q, k = rotate(q, positions, rotary), rotate(k, layout.positions, rotary)
     left = asked.padded(q, 0).transpose(1, 2)
-    right = layout.padded(k, 0).permute(0, 2, 3, 1)
+    right = tiles.padded(k, 0).permute(0, 2, 3, 1)
     scores = (left @ right).float() * q.shape[-1] ** -0.5
-    visible = visibility(layout, rule, asked.padded(positions, 0))
-    if visible is not None:
+    hidden = _hidden(layout, rule, queries, tiles, asked)
+    if hidden is not None:
         # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
-        scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(hidden[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
 
 
-def visibility(layout: Layout, rule: Rule, positions: Tensor) -> Tensor | None:
-    """Who sees whom: bool [sequences, queries, keys] for queries at `positions` [sequences, queries]; None for all."""
-    keys = torch.arange(layout.max_length, device=positions.device)
-    distance = positions[:, :, None] - keys
-    terms = []
-    if not layout.uniform:
-        lengths = (layout.starts[1:] - layout.starts[:-1])[:, None, None]
-        terms.append((keys < lengths).expand_as(distance))
-    if rule.window is not None and rule.window < layout.max_length - 1:
-        terms.append(distance.abs() <= rule.window)
-    if rule.causal:
-        terms.append(distance >= 0)
-    return torch.stack(terms).all(dim=0) if terms else None
+def _hidden(layout: Layout, rule: Rule, queries: Tensor | None, tiles: Layout, asked: Layout) -> Tensor | None:
+    """What may not be seen: bool [tiles, queries, keys]; None where all may."""
+    local = rule.window is not None and rule.window < layout.max_length - 1
+    hidden = None
+    if tiles is not layout or not layout.uniform:
+        owner = layout.sequence_ids()
+        mine = asked.padded(owner if queries is None else owner[queries], -2)
+        hidden = mine[:, :, None] != tiles.padded(owner, -1)[:, None]
+    if local or rule.causal:
+        places = layout.positions if queries is None else layout.positions[queries]
+        distance = asked.padded(places, 0)[:, :, None] - tiles.padded(layout.positions, 0)[:, None]
+        if rule.window is not None and local:
+            hidden = _either(hidden, distance.abs() > rule.window)
+        if rule.causal:
+            hidden = _either(hidden, distance < 0)
+    return hidden
+
+
+def _either(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a | b
+
+
+def tiles_of(layout: Layout) -> Layout:
+    """The rectangles that attention costs least in: the sequences, or, where many short ones share rows of one length
+    with a few long ones, the rows."""
+    rows = layout.n_tokens // layout.row_length if layout.row_length else 0
+    if not rows or rows * layout.row_length**2 >= layout.n_sequences * layout.max_length**2:
+        return layout
+    return Layout.from_lengths([layout.row_length] * rows).to(layout.starts.device)
 
 
 def layout_of(queries: Tensor, layout: Layout) -> Layout:
@@ -107,11 +137,16 @@ def layout_of(queries: Tensor, layout: Layout) -> Layout:
     return Layout.from_lengths(counts.cpu().numpy()).to(queries.device)
 
 
-def rotary_tables(max_length: int, head_dim: int, theta: float) -> Rotary:
-    """Cosines and sines of the angles that position p turns pair i by: p / theta ** (2 i / head_dim)."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
-    angles = torch.outer(torch.arange(max_length).float(), frequencies)
-    return angles.cos(), angles.sin()
+@lru_cache(maxsize=16)
+def rotary_tables(max_length: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
+    """Cosines and sines of the angles that position p turns pair i by: p / theta ** (2 i / head_dim).
+
+    They are no part of a module, as casting a model to bfloat16 must leave them alone.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks first, training may ask next
+        frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+        angles = torch.outer(torch.arange(max_length).float(), frequencies)
+        return angles.cos().to(device), angles.sin().to(device)
 
 
 def rotate(x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:

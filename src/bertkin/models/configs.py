@@ -65,17 +65,19 @@ def _bert_shape(c: _Fields, offset: int) -> dict[str, Any]:
 
 
 def _bert(c: _Fields) -> Architecture:
-    ids = {name: c.number(f"{name.removesuffix('_id')}_token_id", default) for name, default in _IDS["bert"].items()}
+    ids = {"pad_id": c.number("pad_token_id", 0)} | _ends(c, "cls_token_id", 2, "sep_token_id", 3)
     return Architecture(family="bert", **_bert_shape(c, 0), **ids)
 
 
 def _roberta(c: _Fields) -> Architecture:
     pad = c.number("pad_token_id", 1)
-    ids = {"pad_id": pad, "cls_id": c.number("bos_token_id", 0), "sep_id": c.number("eos_token_id", 2)}
+    ids = {"pad_id": pad} | _ends(c, "bos_token_id", 0, "eos_token_id", 2)
     return Architecture(family="roberta", **_bert_shape(c, pad + 1), **ids)
 
 
-_IDS = {"bert": {"pad_id": 0, "cls_id": 2, "sep_id": 3}}
+def _ends(c: _Fields, first: str, first_id: int, last: str, last_id: int) -> dict[str, Any]:
+    """The ids of what a sequence begins and ends with."""
+    return {"cls_id": c.number(first, first_id), "sep_id": c.number(last, last_id)}
 
 
 def _modern(c: _Fields) -> Architecture:
@@ -131,7 +133,7 @@ def _theta(c: _Fields, kind: str, old_name: str, default: float) -> float:
 
 def _ours(c: _Fields) -> Architecture:
     hints = typing.get_type_hints(Architecture)
-    values = {}
+    values: dict[str, Any] = {}
     for f in fields(Architecture):
         value = c.values.get(f.name)
         if hints[f.name] is bool:

@@ -27,6 +27,7 @@ class Embeddings(nn.Module):
         learned, fixed = a.positions == "learned", a.positions == "sinusoidal"
         self.positions = nn.Parameter(torch.empty(a.position_offset + a.max_length, a.hidden)) if learned else None
         self.segments = nn.Parameter(torch.empty(a.segments, a.hidden)) if a.segments else None
+        self.waves: Tensor | None
         self.register_buffer("waves", sinusoids(a.max_length, a.hidden) if fixed else None, persistent=False)
         self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
 

@@ -43,8 +43,17 @@ def bert(m: Model) -> Architecture:
 
 def roberta(m: Model) -> Architecture:
     """RoBERTa (Liu et al. 2019): BERT's stack with one segment, its first two positions never used, and a larger eps."""
-    ids = {"cls_id": 0, "pad_id": 1, "sep_id": 2}
-    return Architecture(family="roberta", **_shape(m), norm="post", segments=1, position_offset=2, norm_eps=1e-5, **ids)
+    return Architecture(
+        family="roberta",
+        **_shape(m),
+        norm="post",
+        segments=1,
+        position_offset=2,
+        norm_eps=1e-5,
+        cls_id=0,
+        pad_id=1,
+        sep_id=2,
+    )
 
 
 def modern(m: Model) -> Architecture:

@@ -49,7 +49,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Maske
     family = kind if kind == OURS else a.family
     weights = _Weights(folder, family)
     model = MaskedLM(a, sentence=set(theirs("sentence.classifier.weight", family)) <= weights.names.keys())
-    missing, used = [], set()
+    missing: list[str] = []
+    used: set[str] = set()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parts = theirs(name, family)

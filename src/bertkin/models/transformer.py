@@ -8,6 +8,7 @@ values; and a last layer that works only for the tokens somebody asked about.
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ class Block(nn.Module):
     def __init__(self, a: Architecture, layer: int) -> None:
         super().__init__()
         self.pre, self.eps, self.dropout = a.norm == "pre", a.norm_eps, a.dropout
-        self.local = a.window(layer) is not None
+        self.theta = a.global_theta if a.window(layer) is None else a.local_theta
         self.attention = SelfAttention(a, layer)
         # ModernBERT's first layer reads the embeddings, which have just been normed.
         first = self.pre and layer == 0
@@ -129,10 +130,6 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(a)
         self.layers = nn.ModuleList([Block(a, layer) for layer in range(a.layers)])
         self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias) if a.norm == "pre" else None
-        for name, theta in (("wide", a.global_theta), ("near", a.local_theta)):
-            cos, sin = rotary_tables(a.max_length, a.head_dim, theta) if a.positions == "rotary" else (None, None)
-            self.register_buffer(f"{name}_cos", cos, persistent=False)
-            self.register_buffer(f"{name}_sin", sin, persistent=False)
 
     def forward(self, ids: Tensor, layout: Layout, asked: Tensor | None = None) -> Tensor:
         """Hidden states of all tokens, or, with `asked` (sorted flat positions, int64 [n]), of those alone: [n, hidden].
@@ -141,30 +138,35 @@ class Encoder(nn.Module):
         everything else for the asked ones only.
         """
         stream, update = self.embeddings(ids, layout), None
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            stream, update = layer(stream, update, layout, self.rotary(layer), asked if i == last else None)
+        for layer in self.blocks[:-1]:
+            stream, update = layer(stream, update, layout, self.rotary(layer, ids.device))
+        last = self.blocks[-1]
+        stream, update = last(stream, update, layout, self.rotary(last, ids.device), asked)
         return self._finish(stream, update)
 
     def trace(self, ids: Tensor, layout: Layout) -> Trace:
         """All hidden states and attention weights, for looking inside; slower than `forward`."""
         stream, update = self.embeddings(ids, layout), None
         trace = Trace([stream], [])
-        for layer in self.layers:
+        for layer in self.blocks:
             _, x = layer.read(stream, update)
             q, k, _ = layer.attention.project(x)
-            rotary = self.rotary(layer)
+            rotary = self.rotary(layer, ids.device)
             trace.attention.append(attention_weights(q, k, layout, layer.attention.rule, rotary=rotary))
             stream, update = layer(stream, update, layout, rotary)
             trace.hidden.append(stream if update is None else stream + update)
         trace.hidden[-1] = self._finish(stream, update)
         return trace
 
-    def rotary(self, layer: nn.Module) -> Rotary | None:
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return typing.cast(list[Block], list(self.layers))
+
+    def rotary(self, layer: Block, device: torch.device) -> Rotary | None:
         """The tables that a layer turns its queries and keys with."""
-        if self.wide_cos is None:
-            return None
-        return (self.near_cos, self.near_sin) if layer.local else (self.wide_cos, self.wide_sin)
+        a = self.architecture
+        return rotary_tables(a.max_length, a.head_dim, layer.theta, device) if a.positions == "rotary" else None
 
     def _finish(self, stream: Tensor, update: Tensor | None) -> Tensor:
         if self.norm is None:
