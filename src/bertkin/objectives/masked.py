@@ -12,6 +12,7 @@ import numpy as np
 
 from bertkin.config import Objective
 from bertkin.objectives.masking import choose, corrupt, units
+from bertkin.objectives.sentence import pair_up
 from bertkin.text.batches import Batch, Ints, Pieces, Specials, SplitLike, cut, lay, plan, rows_of, stream_length
 from bertkin.text.shuffle import Bits, mix, noise
 
@@ -66,21 +67,23 @@ def evaluation_batches(
 
 def _masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective: Objective, rate: float) -> Batch:
     """Lay the pieces out and mask them; keys are [rows]."""
-    pairs = pair_labels = np.zeros(0, np.int64)
+    none = np.zeros(0, np.int64)
+    paired, labels = none, none
+    if objective.sentence in ("next", "order"):
+        pieces, paired, labels = pair_up(split, pieces, objective.sentence, mix(keys, 4))
     original, layout, row_starts = lay(split, pieces, ids)
     row = rows_of(row_starts)
     place = np.arange(len(original)) - row_starts[row]
     bits = noise(mix(keys, 1)[row], place)
 
-    groups = units(
-        original, layout.starts[:-1], ids, objective.unit, noise(mix(keys, 2)[row], place), objective.span_mean
-    )
+    spans = noise(mix(keys, 2)[row], place) if objective.unit == "span" else None
+    groups = units(original, layout.starts[:-1], ids, objective.unit, bits=spans, span_mean=objective.span_mean)
     asked = np.flatnonzero(choose(groups, ids.ordinary[original], row_starts, rate, bits))
     seen = corrupt(
         original,
         asked,
         ids,
-        _fates(asked, groups, row, place, keys, whole=objective.unit == "span"),
+        _fates(asked, groups, row, place, keys, whole=spans is not None),
         mask_share=objective.mask_share,
         random_share=objective.random_share,
     )
@@ -89,8 +92,8 @@ def _masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objecti
         layout=layout,
         asked=asked,
         targets=original[asked],
-        pairs=pairs,
-        pair_labels=pair_labels,
+        pairs=layout.starts[paired].astype(np.int64),
+        pair_labels=labels,
         row_starts=row_starts,
     )
 

@@ -10,12 +10,11 @@ depend on the row alone (see `bertkin.text.shuffle`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bertkin.text.batches import Bools, Ints, Specials, rows_of
+from bertkin.text.batches import Bools, Ints, Specials
 from bertkin.text.shuffle import Bits, below, noise, unit
 
 Unit = Literal["token", "word", "span"]
@@ -35,10 +34,18 @@ def quota(rate: float, tokens: int | Ints) -> Ints:
     """How many of a row's tokens of text are asked: the nearest whole number, at least one if there are any."""
     tokens = np.asarray(tokens, np.int64)
     count = np.floor(rate * tokens + 0.5).astype(np.int64)
-    return np.minimum(np.maximum(count, 1 if rate > 0 else 0), tokens)
+    return cast(Ints, np.minimum(np.maximum(count, 1 if rate > 0 else 0), tokens))
 
 
-def units(ids: Ints, sequence_starts: Ints, specials: Specials, kind: Unit, bits: Bits, span_mean: float = 3.0) -> Ints:
+def units(
+    ids: Ints,
+    sequence_starts: Ints,
+    specials: Specials,
+    kind: Unit,
+    *,
+    bits: Bits | None = None,
+    span_mean: float = 3.0,
+) -> Ints:
     """The unit each token belongs to, [tokens]: numbers that begin at 0 and grow by one where a unit begins.
 
     token: each token is a unit. word: from a token that starts a word up to the next one; a special token, or the
@@ -48,32 +55,40 @@ def units(ids: Ints, sequence_starts: Ints, specials: Specials, kind: Unit, bits
 
     Args:
         sequence_starts: [sequences], the position of each sequence's first token.
-        bits: uint64 [tokens], only used for spans.
+        bits: uint64 [tokens], uniform; needed for spans alone.
+        span_mean: mean words in a span.
     """
     if kind == "token":
         return np.arange(len(ids))
     ordinary = specials.ordinary[ids]
-    starts = specials.word_starts[ids] | ~ordinary
+    starts = _word_starts(ordinary, specials.word_starts[ids], sequence_starts)
+    if kind == "span":
+        if bits is None:
+            raise ValueError("spans need noise")
+        words = np.flatnonzero(starts)
+        first_words = np.searchsorted(words, sequence_starts)
+        starts[words[~_span_starts(ordinary[words], first_words, bits[words], span_mean)]] = False
+    return np.cumsum(starts) - 1
+
+
+def _word_starts(ordinary: Bools, starts: Bools, sequence_starts: Ints) -> Bools:
+    """Where a word begins: at its own start, at a special token and after it, in a new sequence, and when too long."""
+    starts = starts | ~ordinary
     starts[1:] |= ~ordinary[:-1]
     starts[sequence_starts] = True
-    starts[:1] = True
-    number = np.cumsum(starts) - 1
-    begins = np.flatnonzero(starts)
-    starts |= (np.arange(len(ids)) - begins[number]) % LONGEST_WORD == 0
-    if kind == "span":
-        words = np.flatnonzero(starts)
-        ends_span = unit(bits[words]) * span_mean < 1
-        walls = ~ordinary[words]  # a span neither holds nor passes a special token
-        ends_span |= walls
-        ends_span[1:] |= walls[:-1]
-        ends_span[np.searchsorted(words, sequence_starts)] = True
-        ends_span[0] = True
-        heads = np.flatnonzero(ends_span)
-        within = np.arange(len(words)) - heads[np.cumsum(ends_span) - 1]
-        ends_span |= within % LONGEST_SPAN == 0
-        starts = np.zeros(len(ids), np.bool_)
-        starts[words[ends_span]] = True
-    return np.cumsum(starts) - 1
+    starts[0] = True
+    heads = np.flatnonzero(starts)
+    return starts | ((np.arange(len(starts)) - heads[np.cumsum(starts) - 1]) % LONGEST_WORD == 0)
+
+
+def _span_starts(ordinary: Bools, first_words: Ints, bits: Bits, mean: float) -> Bools:
+    """Which words begin a span: each with probability 1/mean; all arrays are [words]. Special tokens stand alone."""
+    starts = (unit(bits) * mean < 1) | ~ordinary
+    starts[1:] |= ~ordinary[:-1]
+    starts[first_words] = True
+    starts[0] = True
+    heads = np.flatnonzero(starts)
+    return starts | ((np.arange(len(starts)) - heads[np.cumsum(starts) - 1]) % LONGEST_SPAN == 0)
 
 
 def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: Bits) -> Bools:
@@ -95,31 +110,49 @@ def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: B
         return np.zeros(len(groups), np.bool_)
     if n_rows >= 1 << 20 or np.max(np.diff(row_starts)) > 1 << 16:
         raise ValueError("a batch may have at most 2**20 rows of 65,536 tokens")
-    row = rows_of(row_starts)
-    room = quota(rate, np.bincount(row[maskable], minlength=n_rows))
-
+    room = quota(rate, np.add.reduceat(np.append(maskable, False), row_starts[:-1], dtype=np.int64))
     heads = np.flatnonzero(np.diff(groups, prepend=-1))
-    size = np.add.reduceat(maskable.astype(np.int64), heads)
-    candidates = np.flatnonzero(size)
-    at = heads[candidates]
-    # One number sorts by row, then at random, and says which unit it was: row (20 bits), noise (28), place (16).
-    order = row[at].astype(np.uint64) << np.uint64(44) | (bits[at] >> np.uint64(36)) << np.uint64(16)
-    order |= (at - row_starts[row[at]]).astype(np.uint64)
-    order.sort()
-    rows = (order >> np.uint64(44)).astype(np.int64)
-    left = groups[row_starts[rows] + (order & np.uint64(0xFFFF)).astype(np.int64)]
+    size = np.add.reduceat(maskable, heads, dtype=np.int64)
+    lots = bits[heads] >> np.uint64(36)  # 28 bits
+    first_unit = np.searchsorted(heads, row_starts)
+    row_of = np.repeat(np.arange(n_rows), np.diff(first_unit))
 
     taken = np.zeros(len(heads), np.bool_)
+    early = lots < (min(1.0, 1.5 * rate + 0.1) * 2**28)
+    # Most rows are full before the later lots are looked at, and sorting is what costs.
+    for band in (early, ~early):
+        left = np.flatnonzero(band & (size > 0) & (room > 0)[row_of])
+        left = _in_order(left, row_of[left], lots[left], first_unit)
+        _take(left, row_of, size, room, taken)
+    return np.repeat(taken, np.diff(np.append(heads, len(groups)))) & maskable
+
+
+def _in_order(left: Ints, row: Ints, lots: Bits, first_unit: Ints) -> Ints:
+    """The units sorted by row, then by lot.
+
+    Sorting plain numbers is several times faster than sorting indices by them, so one number holds all three: row
+    (20 bits), lot (28), place in the row (16), from which the unit is read back. `left` and `row` come in row order,
+    so `row` still fits after the sort.
+    """
+    place = left - first_unit[row]
+    keys = row.astype(np.uint64) << np.uint64(44) | lots << np.uint64(16) | place.astype(np.uint64)
+    keys.sort()
+    return first_unit[row] + (keys & np.uint64(0xFFFF)).astype(np.int64)
+
+
+def _take(left: Ints, row_of: Ints, size: Ints, room: Ints, taken: Bools) -> None:
+    """Go through the units in order and take each that still fits in its row; room and taken are brought up to date.
+
+    Each turn takes, in every row at once, all units up to the first that does not fit, and drops those that never will.
+    """
     while len(left):
-        total = np.cumsum(size[left])
-        first_of_row = np.searchsorted(rows, np.arange(n_rows))
-        before = np.append(0, total)[first_of_row]
-        fits = total - before[rows] <= room[rows]
+        rows, sizes = row_of[left], size[left]
+        total = np.append(0, np.cumsum(sizes))
+        before = total[np.searchsorted(rows, np.arange(len(room)))]
+        fits = total[1:] - before[rows] <= room[rows]
         taken[left[fits]] = True
-        room -= np.bincount(rows[fits], weights=size[left[fits]], minlength=n_rows).astype(np.int64)
-        stays = ~fits & (size[left] <= room[rows])
-        left, rows = left[stays], rows[stays]
-    return taken[groups] & maskable
+        room -= np.bincount(rows[fits], weights=sizes[fits], minlength=len(room)).astype(np.int64)
+        left = left[~fits & (sizes <= room[rows])]
 
 
 def corrupt(

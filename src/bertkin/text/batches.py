@@ -243,7 +243,8 @@ def cut(split: SplitLike, starts: Ints, length: int) -> Pieces:
 
     def begin_of(document: Ints) -> Ints:  # documents are counted on, around after around
         turn, d = np.divmod(document, n)
-        return turn * around + np.asarray(split.documents[d]) + 2 * d
+        begin: Ints = turn * around + np.asarray(split.documents[d]) + 2 * d
+        return begin
 
     def document_at(place: Ints) -> Ints:
         turn, place = np.divmod(place, around)

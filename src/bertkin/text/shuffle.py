@@ -7,6 +7,9 @@ element of a shuffle of any size without ever writing the shuffle down.
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -45,7 +48,7 @@ def below(bits: Bits, n: ArrayLike) -> NDArray[np.int64]:
     The top 53 bits are used as a fraction, so the bias is below n / 2**53.
     """
     n = np.asarray(n, np.int64)
-    return np.minimum((unit(bits) * n).astype(np.int64), n - 1)
+    return cast(NDArray[np.int64], np.minimum((unit(bits) * n).astype(np.int64), n - 1))
 
 
 def unit(bits: Bits) -> NDArray[np.float64]:
@@ -56,18 +59,20 @@ def unit(bits: Bits) -> NDArray[np.float64]:
 def permute(index: NDArray[np.int64], size: int, keys: Bits) -> NDArray[np.int64]:
     """Where each index of [0, size) goes in the pseudo-random permutation named by its key.
 
-    A Feistel network permutes the next power of four; what falls outside [0, size) is sent through again until it
-    falls inside (cycle walking: Black and Rogaway 2002), which keeps it a permutation. Memory does not depend on size.
+    The indices are written as a rectangle just large enough, and rows and columns are shifted by hashes of each other
+    in turn (a Feistel network on numbers: Black and Rogaway 2002). The few that leave [0, size) go through again until
+    they are back, which keeps it a permutation. Memory does not depend on size.
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-    x = index.astype(np.uint64)
-    keys = np.broadcast_to(keys, x.shape)
-    todo = np.arange(len(x))
+    columns = math.isqrt(size - 1) + 1
+    rows = -(-size // columns)
+    moved = index.astype(np.int64)
+    todo = np.arange(len(moved))
     while len(todo):
-        left, right, key = x[todo] >> half, x[todo] & low, keys[todo]
-        for round in range(_ROUNDS):
-            left, right = right, left ^ (noise(key ^ right, round) & low)
-        x[todo] = left << half | right
-        todo = todo[x[todo] >= size]
-    return x.astype(np.int64)
+        row, column = np.divmod(moved[todo], columns)
+        key = np.broadcast_to(keys, moved.shape)[todo]
+        for round in range(0, _ROUNDS, 2):
+            row = (row + below(noise(key ^ column.astype(np.uint64), round), rows)) % rows
+            column = (column + below(noise(key ^ row.astype(np.uint64), round + 1), columns)) % columns
+        moved[todo] = row * columns + column
+        todo = todo[moved[todo] >= size]
+    return moved
