@@ -1,0 +1,206 @@
+"""AdamW, LAMB and Muon over float32 master weights, whatever type the model computes in.
+
+One `Optimizer` holds everything a step needs. Its state is a flat table of named tensors, so that a checkpoint is a
+plain safetensors file. A step is: gradient norm, clip, update of the masters, and a copy back into the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bertkin.config import Train
+from bertkin.models import kernels
+
+BETA1 = 0.9
+EPS = {"adamw": 1e-8, "lamb": 1e-6, "muon": 1e-8}
+MOMENTUM = 0.95
+# Coefficients of the quintic whose five-fold use pushes all singular values near 1 (Jordan et al. 2024).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass
+class Slot:
+    """One parameter with all that its update needs; float32 tensors of the parameter's shape."""
+
+    name: str
+    parameter: nn.Parameter
+    master: Tensor
+    first: Tensor
+    second: Tensor | None
+    """None for the matrices of Muon, which keep one moment only."""
+    decayed: bool
+    parts: int
+    """Matrices that lie stacked in one (q, k and v; value and gate): Muon makes each orthogonal by itself."""
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), LAMB (You et al. 2020) or Muon (Jordan et al. 2024) as `train.optimizer` says.
+
+    Weight decay reaches matrices and tables, never norms and biases. With Muon, the matrices between the embeddings and
+    the vocabulary are orthogonalised and everything else is AdamW's.
+    """
+
+    def __init__(self, model: nn.Module, train: Train) -> None:
+        self.train, self.steps = train, 0
+        self.slots = []
+        for name, parameter in model.named_parameters():
+            plain = parameter.dtype == torch.float32
+            master = parameter.data if plain else parameter.data.float()
+            matrix = train.optimizer == "muon" and is_hidden_matrix(name, parameter)
+            second = None if matrix else torch.zeros_like(master)
+            parts = stacked(name, model) if matrix else 1
+            slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
+            self.slots.append(slot)
+        self.average = {s.name: s.master.clone() for s in self.slots} if train.ema else {}
+
+    def gradient_norm(self) -> float:
+        """The norm of all gradients together."""
+        total = 0.0
+        for slot in self.slots:
+            g = slot.parameter.grad
+            if g is None:
+                continue
+            library = kernels.get() if kernels.usable(g) else None
+            if library is not None:
+                total += library.bk_square_sum(kernels.TYPES[g.dtype], g.data_ptr(), g.numel())
+            else:
+                total += float(g.float().square().sum())
+        return math.sqrt(total) if total >= 0 else math.nan
+
+    @torch.no_grad()
+    def step(self, factor: float, norm: float) -> None:
+        """One update at `factor` of the peak rates, for gradients of this norm; gradients are gone afterwards."""
+        self.steps += 1
+        t = self.train
+        clip = t.clip / norm if t.clip and norm > t.clip else 1.0
+        for slot in self.slots:
+            if slot.parameter.grad is None:
+                continue
+            if slot.second is None:
+                self._muon(slot, factor * t.matrix_lr, clip)
+            elif t.optimizer == "lamb":
+                self._lamb(slot, factor * t.lr, clip)
+            else:
+                self._adamw(slot, factor * t.lr, clip)
+            slot.parameter.grad = None
+            if self.average:
+                self.average[slot.name].lerp_(slot.master, 1 - self.train.ema)
+
+    def _corrections(self) -> tuple[float, float]:
+        return 1 / (1 - BETA1**self.steps), 1 / (1 - self.train.beta2**self.steps)
+
+    def _adamw(self, slot: Slot, lr: float, clip: float) -> None:
+        t, g, w = self.train, slot.parameter.grad, slot.master
+        assert g is not None and slot.second is not None
+        g = g.contiguous()
+        decay = t.weight_decay if slot.decayed else 0.0
+        one, two = self._corrections()
+        eps = EPS[t.optimizer]
+        library = kernels.get() if kernels.usable(g) and w.is_contiguous() else None
+        if library is not None:
+            copy = None if slot.parameter.data_ptr() == w.data_ptr() else slot.parameter.data_ptr()
+            rest = (w.numel(), lr, BETA1, t.beta2, eps, decay, one, two, clip)
+            state = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy)
+            library.bk_adamw(kernels.TYPES[g.dtype], *state, *rest)
+            return
+        self._moments(slot, g, clip)
+        w.mul_(1 - lr * decay)
+        w.addcdiv_(slot.first, (slot.second * two).sqrt_().add_(eps), value=-lr * one)
+        self._publish(slot)
+
+    def _lamb(self, slot: Slot, lr: float, clip: float) -> None:
+        assert slot.parameter.grad is not None and slot.second is not None
+        self._moments(slot, slot.parameter.grad, clip)
+        one, two = self._corrections()
+        update = slot.first * one / ((slot.second * two).sqrt_().add_(EPS["lamb"]))
+        if slot.decayed:
+            update.add_(slot.master, alpha=self.train.weight_decay)
+        weight, size = float(slot.master.norm()), float(update.norm())
+        trust = weight / size if slot.decayed and weight > 0 and size > 0 else 1.0
+        slot.master.add_(update, alpha=-lr * trust)
+        self._publish(slot)
+
+    def _muon(self, slot: Slot, lr: float, clip: float) -> None:
+        assert slot.parameter.grad is not None
+        g = slot.parameter.grad.float()
+        if clip != 1.0:
+            g = g * clip
+        slot.first.lerp_(g, 1 - MOMENTUM)
+        ahead = g.lerp(slot.first, MOMENTUM)
+        rows, cols = slot.master.shape[0] // slot.parts, slot.master.shape[1]
+        slot.master.mul_(1 - lr * self.train.weight_decay)
+        for part, weight in zip(ahead.chunk(slot.parts), slot.master.chunk(slot.parts), strict=True):
+            weight.add_(orthogonalise(part), alpha=-lr * max(1.0, rows / cols) ** 0.5)
+        self._publish(slot)
+
+    def _moments(self, slot: Slot, g: Tensor, clip: float) -> None:
+        assert slot.second is not None
+        g = g.float() * clip
+        slot.first.lerp_(g, 1 - BETA1)
+        slot.second.mul_(self.train.beta2).addcmul_(g, g, value=1 - self.train.beta2)
+
+    def _publish(self, slot: Slot) -> None:
+        if slot.parameter.data_ptr() != slot.master.data_ptr():
+            slot.parameter.copy_(slot.master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later run needs to go on, by name; float32."""
+        table = {}
+        for slot in self.slots:
+            table[f"weight/{slot.name}"] = slot.master
+            table[f"first/{slot.name}"] = slot.first
+            if slot.second is not None:
+                table[f"second/{slot.name}"] = slot.second
+        return table | {f"average/{name}": tensor for name, tensor in self.average.items()}
+
+    @torch.no_grad()
+    def load(self, table: dict[str, Tensor], steps: int) -> None:
+        """Take up a saved state, weights included.
+
+        Raises:
+            KeyError, RuntimeError: the state is of another model or optimiser.
+        """
+        self.steps = steps
+        for name, tensor in self.state().items():
+            tensor.copy_(table[name])
+        for slot in self.slots:
+            self._publish(slot)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 weights to save and evaluate: the moving average where there is one, else the masters."""
+        return self.average or {slot.name: slot.master for slot in self.slots}
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter maps hidden states to hidden states: neither a table of embeddings nor a classifier."""
+    return parameter.ndim == 2 and "embeddings" not in name and not name.startswith("sentence")
+
+
+def stacked(name: str, model: nn.Module) -> int:
+    """How many matrices lie stacked in this parameter: queries, keys and values; or GEGLU's value and gate."""
+    if "qkv" in name:
+        return 3
+    gated = getattr(model.get_submodule(name.rsplit(".", 2)[0]), "gated", False)
+    return 2 if gated and name.endswith("up.weight") else 1
+
+
+def orthogonalise(g: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix to g [rows, cols], about: singular values come out between 0.7 and 1.2.
+
+    Newton-Schulz iteration in bfloat16 (Bernstein & Newhouse 2024), on the narrower side.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = g / (g.norm() + 1e-7)
+    x = x.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T.contiguous()
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).float()

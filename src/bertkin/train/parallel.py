@@ -1,0 +1,76 @@
+"""Several processes on one training, started by torchrun: each takes its rows of every batch, gradients are summed.
+
+Everything about processes is here. Batches do not depend on their number (`bertkin.objectives.masked`), so a run on
+four processes sees what a run on one would.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """Who we are among the processes of this training."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to people."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Add up every parameter's gradient over the processes, in float32, in one message."""
+        if self.size == 1:
+            return
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
+
+    def sum(self, numbers: list[float]) -> list[float]:
+        """Each number summed over the processes."""
+        if self.size == 1:
+            return numbers
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor: Tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return [float(x) for x in tensor]
+
+    def agree(self, number: float) -> float:
+        """The first process's number, for all: clocks differ, and a decision must not."""
+        return self.sum([number if self.first else 0.0])[0]
+
+
+def join(device: str) -> World:
+    """The world as torchrun set it up, or a world of one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return World(dist.get_rank(), size, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(size))))
+
+
+def leave(world: World) -> None:
+    """End the processes' conversation."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()

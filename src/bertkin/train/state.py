@@ -1,0 +1,225 @@
+"""The run folder, and checkpoints that a crash cannot halve.
+
+    recipe.yaml     every field as it was used
+    log.jsonl       one record a line (see `bertkin.train.progress`)
+    model/          what transformers opens, from the last evaluation or checkpoint
+    checkpoints/    step-00001200/: weights and optimiser state, with a hash of each file
+    report.html     curves, recipe, samples
+
+A checkpoint is written in a folder aside, flushed to disk, and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bertkin.errors import UserError, disk_errors
+
+FORMAT = 1
+TENSORS, STATE = "state.safetensors", "state.json"
+
+
+@dataclass
+class Position:
+    """Where a run is. With the recipe and the tensors of a checkpoint this is all of its state."""
+
+    step: int = 0
+    tokens: int = 0
+    """Tokens trained on, over all processes."""
+    seconds: float = 0.0
+    """Time spent, without preparing the corpus."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows taken so far, for each row length."""
+    loss: float | None = None
+    """Held-out loss at this step, if it was evaluated here."""
+
+    def row(self, length: int) -> int:
+        """The next row of this length."""
+        return self.rows.get(str(length), 0)
+
+
+def save_checkpoint(run: Path, position: Position, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Write checkpoints/step-N and drop the ones no longer wanted: the newest `keep` stay, and the best.
+
+    Raises:
+        UserError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    folder = run / "checkpoints"
+    final = folder / f"step-{position.step:08d}"
+    aside = folder / f".{final.name}.{os.getpid()}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        try:
+            aside.mkdir()
+            content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+            _write(aside / TENSORS, content)
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            body = {"format": FORMAT, "position": asdict(position), "files": {TENSORS: [len(content), digest]}}
+            body["check"] = _check(body)
+            _write(aside / STATE, json.dumps(body, indent=1).encode())
+            if final.exists():
+                shutil.rmtree(final)
+            aside.rename(final)
+            _flush(folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _prune(folder, keep)
+    return final
+
+
+def load_checkpoint(run: Path, report: Callable[[str], None]) -> tuple[Position, dict[str, Tensor]] | None:
+    """The newest whole checkpoint; damaged ones are reported and passed over.
+
+    Returns:
+        None if there is no checkpoint at all.
+
+    Raises:
+        UserError: there are checkpoints, and every one is damaged.
+    """
+    found = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    for folder in found:
+        try:
+            return read_checkpoint(folder)
+        except UserError as error:
+            report(f"{error}; going back to the checkpoint before it")
+    if found:
+        raise UserError("every checkpoint is damaged", where=run, mend="start the run again with --overwrite")
+    return None
+
+
+def read_checkpoint(folder: Path) -> tuple[Position, dict[str, Tensor]]:
+    """One checkpoint, checked against its hashes.
+
+    Raises:
+        UserError: a file is missing, cut short or changed.
+    """
+    try:
+        body = json.loads((folder / STATE).read_bytes())
+        if body.pop("check") != _check(body) or body["format"] != FORMAT:
+            raise UserError("damaged (its state does not match its own hash)", where=folder / STATE)
+        size, digest = body["files"][TENSORS]
+        content = (folder / TENSORS).read_bytes()
+        if len(content) != size:
+            raise UserError(f"damaged ({len(content):,} bytes of {size:,})", where=folder / TENSORS)
+        if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
+            raise UserError("damaged (its bytes do not match their hash)", where=folder / TENSORS)
+        del content
+        return Position(**body["position"]), load_file(folder / TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"damaged ({type(error).__name__})", where=folder) from None
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints and the one with the lowest held-out loss."""
+    found = sorted(folder.glob("step-*"))
+    losses = {}
+    for checkpoint in found:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            loss = json.loads((checkpoint / STATE).read_bytes())["position"]["loss"]
+            if loss is not None:
+                losses[checkpoint] = loss
+    kept = set(found[-max(keep, 1) :])
+    if losses:
+        kept.add(min(losses, key=lambda checkpoint: losses[checkpoint]))
+    for checkpoint in found:
+        if checkpoint not in kept:
+            # Renamed first: a crash half-way through deleting must not leave something that looks like a checkpoint.
+            doomed = folder / f".old-{checkpoint.name}"
+            checkpoint.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left aside."""
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check(body: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Make a rename in this folder last through a power cut."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file aside and rename it into place."""
+    with disk_errors(path):
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            _write(aside, text.encode())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+class Log:
+    """log.jsonl: records appended as they happen; on resuming, what came after the checkpoint is dropped."""
+
+    def __init__(self, run: Path, *, until: int | None = None) -> None:
+        self.path = run / "log.jsonl"
+        if until is not None:
+            kept = [json.dumps(record) + "\n" for record in read_log(run) if record.get("step", 0) <= until]
+            write_text(self.path, "".join(kept))
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 — open as long as the run
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; a number that is not finite is written as null."""
+        clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
+        with disk_errors(self.path):
+            self.file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All whole records of a run's log; a last line cut by a crash is passed over."""
+    records = []
+    try:
+        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+def generator(seed: int, step: int, rank: int) -> None:
+    """Seed torch's own randomness (dropout) for one step, so that no random state need be remembered."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
