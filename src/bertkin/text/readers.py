@@ -1,0 +1,635 @@
+"""Text on disk to documents, streaming: .txt, .jsonl, .csv, .tsv, .parquet, compressed or not, folders, globs, stdin.
+
+A source (one file) is read as a sequence of *blocks*, each some megabytes of bytes cut where a document ends, and a
+block is turned into documents on its own. So memory does not grow with the file, and several processes share one file:
+one cuts, the others decode.
+
+    list_sources(paths) -> [Source]         which files, in which order
+    cut_blocks(source, ...) -> Block ...    cheap: no decoding
+    read_block(block, ...) -> str ...       the documents of a block
+
+What a document is in plain text is a choice (`documents`): the whole file, a block between blank lines, or a line.
+Anything longer than 4 MB is cut at the last line end before.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from bertkin.config import Documents
+from bertkin.errors import MissingExtra, UserError, nearest
+
+Kind = Literal["text", "wiki", "json", "csv", "tsv", "parquet"]
+
+BLOCK = 4 << 20
+"""Bytes a block aims at, and the longest a document of plain text can be."""
+CHUNK = 1 << 20
+"""Bytes read from a file at once."""
+
+KINDS: dict[str, Kind] = {
+    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text",
+    ".jsonl": "json", ".json-lines": "json", ".jsonlines": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to read. `label` is its name in messages; `size` is in bytes on disk."""
+
+    path: str
+    label: str
+    size: int
+    kind: Kind
+    compression: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a source that starts and ends with a document.
+
+    `data` is None where a reader can fetch bytes `start:end` of the file itself; `line` is the number of its first
+    line; `rows` numbers parquet row groups; `texts` are documents already found (CSV).
+    """
+
+    source: Source
+    start: int = 0
+    end: int = 0
+    line: int = 1
+    data: bytes | None = None
+    texts: tuple[str, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def read_documents(
+    paths: Sequence[str | Path],
+    *,
+    field: str = "text",
+    documents: Documents = "auto",
+    encoding_errors: str = "strict",
+) -> Iterator[str]:
+    """All documents of `paths` (files, folders, globs, or "-"), in order, one in memory at a time.
+
+    Raises:
+        UserError: something cannot be read; the message names the file and the line or offset.
+    """
+    for source in list_sources(paths):
+        yield from read_source(source, field=field, documents=documents, encoding_errors=encoding_errors)
+
+
+def read_source(
+    source: Source, *, field: str = "text", documents: Documents = "auto", encoding_errors: str = "strict"
+) -> Iterator[str]:
+    """The documents of one source, in order."""
+    for block in cut_blocks(source, field=field, documents=documents, encoding_errors=encoding_errors):
+        yield from read_block(block, field=field, documents=documents, encoding_errors=encoding_errors)
+
+
+# Which files.
+
+
+def list_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """The files that `paths` name: folders are searched (sorted, hidden and unknown files left out), globs expanded, a
+    file named twice read once, "-" is standard input (kept in a temporary file, so it can be read again).
+
+    Raises:
+        UserError: a path that is not there, an empty file, or nothing to read.
+    """
+    if not paths:
+        raise UserError("no corpus given", mend="name files, folders, globs, or - for standard input")
+    found: dict[str, Source] = {}
+    for given in map(os.fspath, paths):
+        for path, sure in _expand(given):
+            real = os.path.realpath(path)
+            if real in found:
+                continue
+            source = _source(path, "<stdin>" if given == "-" else path, sure)
+            if source is not None:
+                found[real] = source
+    if not found:
+        where = ", ".join(map(str, paths))
+        raise UserError("no text files here", where=where, mend=f"known names end in {' '.join(sorted(KINDS))}")
+    return list(found.values())
+
+
+def _expand(given: str) -> Iterator[tuple[str, bool]]:
+    """Paths of files that `given` stands for, and whether the user named them one by one."""
+    if given == "-":
+        yield _spooled_stdin(), True
+        return
+    path = os.path.expanduser(given)
+    if os.path.isdir(path):
+        for folder, folders, files in os.walk(path, onerror=_refused):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from ((os.path.join(folder, name), False) for name in sorted(files) if not name.startswith("."))
+    elif os.path.lexists(path):
+        yield path, True
+    elif glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise UserError("no file matches this pattern", where=given, mend="check it with ls")
+        for match in matches:
+            yield from ((file, False) for file, _ in _expand(glob.escape(match) if os.path.isdir(match) else match))
+    else:
+        raise UserError("no such file or folder", where=given, mend=_nearest_path(path))
+
+
+def _refused(error: OSError) -> None:
+    raise _unreadable(error.filename, error)
+
+
+def _nearest_path(path: str) -> str:
+    """A mend for a path that is not there: what lies nearest to it."""
+    folder, name = os.path.split(path.rstrip("/"))
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    folder = folder or "."
+    try:
+        beside = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError:
+        beside = []
+    guess = nearest(name, beside) if beside else ""
+    if guess.startswith("did you mean"):
+        close = guess.removeprefix("did you mean ").removesuffix("?")
+        return "did you mean " + " or ".join(os.path.normpath(os.path.join(folder, n)) for n in close.split(" or ")) + "?"
+    return f"the nearest folder is {folder}"
+
+
+@cache
+def _spooled_stdin() -> str:
+    with tempfile.NamedTemporaryFile(prefix="bertkin-stdin-", delete=False) as file:
+        import atexit
+        import shutil
+
+        atexit.register(lambda: os.path.exists(file.name) and os.unlink(file.name))
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return file.name
+
+
+def _source(path: str, label: str, sure: bool) -> Source | None:
+    """What `path` is; None for a file of a folder that we leave alone."""
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise _unreadable(label, error) from None
+    if size == 0:
+        if sure:
+            raise UserError("the file is empty", where=label, mend="give a file with text")
+        return None
+    stem, suffix = os.path.splitext(path.lower())
+    compression = suffix if suffix in COMPRESSED else ""
+    if label == "<stdin>":
+        compression = _compression(magic)
+    suffix = os.path.splitext(stem)[1] if compression and label != "<stdin>" else suffix
+    kind = KINDS.get(suffix)
+    source = Source(path, label, size, kind or "text", compression)
+    if kind in ("json", "csv", "tsv", "parquet"):
+        return source
+    head = b"" if not (sure or kind or not suffix) else _head(source)
+    if re.match(rb"\s*<doc\s[^>]*>", head):
+        return Source(path, label, size, "wiki", compression)
+    if kind is None and not sure:
+        return None
+    if kind is None and re.match(rb'\s*\{\s*"', head):
+        return Source(path, label, size, "json", compression)
+    return source
+
+
+def _compression(magic: bytes) -> str:
+    for name, start in ((".gz", b"\x1f\x8b"), (".bz2", b"BZh"), (".xz", b"\xfd7zXZ"), (".zst", b"\x28\xb5\x2f\xfd")):
+        if magic.startswith(start):
+            return name
+    return ""
+
+
+def _head(source: Source) -> bytes:
+    try:
+        return next(_bytes(source), b"").removeprefix(b"\xef\xbb\xbf")[:4096]
+    except UserError:
+        return b""  # said again, in its place, when the file is read
+
+
+# Bytes.
+
+
+def _unreadable(label: str, error: Exception) -> UserError:
+    why = (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)).lower()
+    return UserError(f"cannot be read ({why})", where=label, mend="check the path and its permissions")
+
+
+@contextmanager
+def _open(source: Source) -> Iterator[BinaryIO]:
+    """The bytes of `source`, decompressed, as a file; whatever goes wrong ends as a `UserError`."""
+    opened: Any
+    damaged = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+    mend = "download or compress it again"
+    try:
+        with open(source.path, "rb") as raw:
+            if source.compression == ".gz":
+                opened = gzip.GzipFile(fileobj=raw)
+            elif source.compression == ".bz2":
+                opened = bz2.BZ2File(raw)
+            elif source.compression == ".xz":
+                opened = lzma.LZMAFile(raw)
+            elif source.compression == ".zst":
+                opened = _Zstandard(raw)
+            else:
+                opened = raw
+            yield opened
+    except damaged as error:
+        cut = isinstance(error, EOFError)
+        what = "the compressed file is cut short" if cut else f"not a whole {source.compression} file ({error})"
+        raise UserError(what, where=source.label, mend=mend) from None
+    except OSError as error:
+        if error.errno is None and source.compression:
+            raise UserError(f"not a whole {source.compression} file ({error})", where=source.label, mend=mend) from None
+        raise _unreadable(source.label, error) from None
+
+
+class _Zstandard:
+    """A file of zstandard frames; unlike the library's own reader it notices a file that ends inside a frame."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtra("zstandard", "data", "reading .zst") from None
+        self._raw, self._error = raw, zstandard.ZstdError
+        self._new: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next decompressed bytes, not exactly `size`; empty at the end."""
+        try:
+            while True:
+                compressed = self._rest or self._raw.read(1 << 17)
+                self._rest = b""
+                if not compressed:
+                    if self._frame is not None:
+                        raise EOFError
+                    return b""
+                self._frame = self._frame or self._new()
+                data: bytes = self._frame.decompress(compressed)
+                if self._frame.eof:
+                    self._rest, self._frame = self._frame.unused_data, None
+                if data:
+                    return data
+        except self._error as error:
+            raise zlib.error(str(error)) from None
+
+
+def _bytes(source: Source) -> Iterator[bytes]:
+    with _open(source) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+# Cutting.
+
+
+def cut_blocks(
+    source: Source,
+    *,
+    field: str = "text",
+    documents: Documents = "auto",
+    encoding_errors: str = "strict",
+    size: int = BLOCK,
+) -> Iterator[Block]:
+    """Cut `source` into blocks of about `size` bytes, each of whole documents."""
+    if source.kind == "parquet":
+        yield from _row_groups(source, field)
+    elif source.kind in ("csv", "tsv"):
+        yield from _tables(source, field, encoding_errors, size)
+    else:
+        yield from _cut_bytes(source, documents, size)
+
+
+_BLANK = re.compile(rb"\n[ \t\r]*\n")
+
+
+def _cut_bytes(source: Source, documents: Documents, size: int) -> Iterator[Block]:
+    end_of_document = _last_line_end
+    if source.kind == "wiki":
+        end_of_document = _last_doc_end
+    elif source.kind == "text" and documents in ("auto", "blank"):
+        end_of_document = _last_blank_line
+    elif source.kind == "text" and documents == "file":
+        end_of_document = _nowhere
+    start, line = 0, 1
+    held: list[bytes] = []
+    length = 0
+    in_file = not source.compression
+
+    def block(data: bytes) -> Block:
+        return Block(source, start, start + len(data), line, None if in_file else data)
+
+    for chunk in _bytes(source):
+        held.append(chunk)
+        length += len(chunk)
+        while length >= size:
+            data = b"".join(held)
+            cut = end_of_document(data)
+            if cut <= 0 and length < max(size, BLOCK):
+                break
+            if cut <= 0 and source.kind == "json":  # a line is one value: it cannot be cut, however long
+                break
+            cut = cut if cut > 0 else _cut_long(data)
+            piece, rest = data[:cut], data[cut:]
+            yield block(piece)
+            start, line = start + cut, line + piece.count(b"\n")
+            held, length = [rest], len(rest)
+            if cut == len(data) or length < size:
+                break
+    data = b"".join(held)
+    if data:
+        yield block(data)
+
+
+def _last_line_end(data: bytes) -> int:
+    return data.rfind(b"\n") + 1
+
+
+def _last_blank_line(data: bytes) -> int:
+    """Offset after the last blank line that something follows (a blank line at the very end may yet grow)."""
+    at = len(data)
+    while (at := data.rfind(b"\n", 0, at)) > 0:
+        before = data.rfind(b"\n", 0, at)
+        if before >= 0 and not data[before:at].strip(b" \t\r\n"):
+            return at + 1
+        if before < 0:
+            return 0
+        at = before + 1
+    return 0
+
+
+def _last_doc_end(data: bytes) -> int:
+    at = data.rfind(b"</doc>")
+    end = data.find(b"\n", at) if at >= 0 else -1
+    return end + 1
+
+
+def _nowhere(data: bytes) -> int:
+    return 0
+
+
+def _cut_long(data: bytes) -> int:
+    """Where to cut bytes that hold no end of a document: after a line, else a blank, else between two characters."""
+    for mark in (b"\n", b" "):
+        cut = data.rfind(mark) + 1
+        if cut > 0:
+            return cut
+    cut = len(data)
+    while cut > max(1, len(data) - 4) and (data[cut - 1] & 0xC0) == 0x80:
+        cut -= 1
+    return cut - 1 if cut > 1 and data[cut - 1] >= 0xC0 else len(data)
+
+
+# Decoding.
+
+
+def read_block(
+    block: Block, *, field: str = "text", documents: Documents = "auto", encoding_errors: str = "strict"
+) -> Iterator[str]:
+    """The documents of a block, in order; blank ones are left out."""
+    kind = block.source.kind
+    if block.texts is not None:
+        found: Iterator[str] = iter(block.texts)
+    elif kind == "parquet":
+        found = _rows(block, field)
+    elif kind == "json":
+        found = _json_lines(block, field, encoding_errors)
+    elif kind == "wiki":
+        found = _wiki(_decoded(block, encoding_errors))
+    else:
+        found = _plain(_decoded(block, encoding_errors), documents)
+    for document in found:
+        if document and not document.isspace():
+            yield document
+
+
+def _raw(block: Block) -> bytes:
+    if block.data is not None:
+        return block.data
+    try:
+        with open(block.source.path, "rb") as file:
+            file.seek(block.start)
+            data = file.read(block.size)
+    except OSError as error:
+        raise _unreadable(block.source.label, error) from None
+    if len(data) < block.size:
+        raise UserError("the file shrank while it was read", where=block.source.label, mend="start again")
+    return data
+
+
+def _decoded(block: Block, encoding_errors: str) -> str:
+    data = _raw(block)
+    try:
+        text = data.decode("utf-8", encoding_errors)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(block.source, block.start + error.start, data[error.start]) from None
+    if block.start == 0:
+        text = text.removeprefix("\ufeff")
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def _not_utf8(source: Source, offset: int, byte: int) -> UserError:
+    unpacked = " of its decompressed bytes" if source.compression else ""
+    return UserError(
+        f"not UTF-8 (byte 0x{byte:02x}{unpacked})",
+        where=f"{source.label}@{offset}",
+        mend="convert it (iconv -t utf-8), or go on with --encoding-errors replace",
+    )
+
+
+_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)*\n|\A[ \t]*\n")
+
+
+def _plain(text: str, documents: Documents) -> Iterator[str]:
+    if documents == "file":
+        yield text
+    elif documents == "line":
+        yield from text.split("\n")
+    else:
+        yield from (part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", "\n" + text))
+
+
+_DOC = re.compile(r"<doc\s[^>]*>[ \t]*\n?(.*?)\n?[ \t]*</doc>", re.DOTALL)
+
+
+def _wiki(text: str) -> Iterator[str]:
+    """Articles between <doc …> and </doc>; what an unclosed tag leaves over is read too."""
+    at = 0
+    for match in _DOC.finditer(text):
+        yield text[at : match.start()]
+        yield match.group(1)
+        at = match.end()
+    yield re.sub(r"</?doc\b[^>]*>", "", text[at:])
+
+
+def _json_lines(block: Block, field: str, encoding_errors: str) -> Iterator[str]:
+    offset = block.start
+    for number, line in enumerate(_raw(block).split(b"\n"), block.line):
+        length = len(line) + 1
+        where = f"{block.source.label}:{number}"
+        if offset == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line and not line.isspace():
+            try:
+                text = line.decode("utf-8", encoding_errors)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(block.source, offset + error.start, line[error.start]) from None
+            yield _field_of(text, field, where)
+        offset += length
+
+
+def _field_of(line: str, field: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = getattr(error, "msg", None) or "nested too deeply"
+        raise UserError(f"not JSON ({why})", where=where, mend="give one JSON object a line") from None
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend="give one a line")
+    if field not in value:
+        raise UserError(f"no field {field!r}", where=where, mend=_choose(field, value))
+    text = value[field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise UserError(f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=_choose(field, value))
+    return text
+
+
+def _choose(field: str, known: Any) -> str:
+    names = [str(name) for name in known if name]
+    return f"choose with --data.field among: {', '.join(names)}" if names else "give a file with named fields"
+
+
+# Tables.
+
+
+def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iterator[Block]:
+    """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
+    csv.field_size_limit(1 << 30)
+    rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    with _open(source) as raw:
+        file = io.TextIOWrapper(_Counted(raw), encoding="utf-8-sig", errors=encoding_errors, newline="")
+        rows = csv.reader(file, **rest)
+        texts: list[str] = []
+        length = 0
+        try:
+            header = next(rows, [])
+            if field not in header:
+                raise UserError(f"no column {field!r}", where=f"{source.label}:1", mend=_choose(field, header))
+            column = header.index(field)
+            for row in rows:
+                if len(row) > column:
+                    texts.append(row[column])
+                    length += len(row[column])
+                if length >= size:
+                    yield Block(source, 0, length, texts=tuple(texts))
+                    texts, length = [], 0
+        except csv.Error as error:
+            where = f"{source.label}:{rows.line_num}"
+            raise UserError(f"not a table ({error})", where=where, mend="save it again as CSV") from None
+        except UnicodeDecodeError:
+            raise _first_bad_byte(source) from None
+    if texts:
+        yield Block(source, 0, length, texts=tuple(texts))
+
+
+class _Counted(io.RawIOBase):
+    """Any of our byte readers as a raw stream that `TextIOWrapper` takes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._rest = file, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._rest or self._file.read(len(buffer))
+        taken, self._rest = data[: len(buffer)], data[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
+def _first_bad_byte(source: Source) -> UserError:
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    for chunk in _bytes(source):
+        held = len(decoder.getstate()[0])
+        try:
+            decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            return _not_utf8(source, done - held + error.start, error.object[error.start])
+        done += len(chunk)
+    return _not_utf8(source, done - len(decoder.getstate()[0]), (decoder.getstate()[0] or b"\0")[0])
+
+
+# Columns.
+
+
+@contextmanager
+def _parquet(source: Source) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "data", "reading .parquet") from None
+    try:
+        with pyarrow.parquet.ParquetFile(source.path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"not a whole parquet file ({why})", where=source.label, mend="download it again") from None
+
+
+def _row_groups(source: Source, field: str) -> Iterator[Block]:
+    with _parquet(source) as file:
+        names = file.schema_arrow.names
+        if field not in names:
+            raise UserError(f"no column {field!r}", where=source.label, mend=_choose(field, names))
+        import pyarrow.types as types
+
+        kind = file.schema_arrow.field(field).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            raise UserError(f"column {field!r} holds {kind}, not text", where=source.label, mend=_choose(field, names))
+        groups = file.num_row_groups
+    for group in range(groups):
+        yield Block(source, group, group + 1)
+
+
+def _rows(block: Block, field: str) -> Iterator[str]:
+    with _parquet(block.source) as file:
+        for batch in file.iter_batches(batch_size=256, row_groups=[block.start], columns=[field]):
+            yield from (text for text in batch.column(0).to_pylist() if text)

@@ -1,0 +1,607 @@
+"""Tokenizers: six kinds trained on any corpus, and whatever `transformers` ships.
+
+Everything here is a thin, typed face on Hugging Face's `tokenizers`. A saved folder opens in `transformers`
+(`AutoTokenizer.from_pretrained`) and gives the same ids; a folder saved by `transformers` opens here.
+
+    wordpiece   BERT's own: longest match first, continuations written ##ing (Devlin et al. 2019)
+    bpe         merges in the order they were learnt, on words, continuations written ##ing (Sennrich et al. 2016)
+    byte-bpe    RoBERTa's and GPT-2's: merges over bytes, nothing is ever unknown (Radford et al. 2019)
+    unigram     SentencePiece's: the most probable segmentation, word starts written ▁ (Kudo 2018)
+    character   one character a token, the usual choice for Chinese
+    word        words between blanks and punctuation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bertkin.config import TokenizerKind
+from bertkin.errors import UserError, disk_errors, nearest
+from bertkin.text.sentences import count_words, sentences
+
+if typing.TYPE_CHECKING:
+    import tokenizers
+
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+
+BERT_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+ROLES = ("pad", "unk", "cls", "sep", "mask")
+USUAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+ALL_OF_IT = 256_000_000
+"""Bytes of text that training reads whole; beyond, it reads half as densely each time the text doubles."""
+UNIGRAM_CAP = 64_000_000
+"""Bytes of text that Unigram training, which holds its text in memory, reads at most."""
+LONGEST_LINE = 1 << 20
+"""Characters handed to the trainer at once, so that a long document costs no memory."""
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        backend: the `tokenizers.Tokenizer` that does the work.
+        vocab_size: number of ids, special tokens included.
+        fingerprint: hexadecimal hash of everything that decides which ids come out.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, names: dict[str, str] | None = None) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._names = names or {}
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind}, {self.vocab_size:,} tokens)"
+
+    # Special tokens.
+
+    def special(self, role: str) -> int:
+        """Id of the token that plays `role` (pad, unk, cls, sep, mask).
+
+        Raises:
+            UserError: the tokenizer has no such token.
+        """
+        found = self._specials.get(role)
+        if found is None:
+            usual = " or ".join(USUAL_NAMES[role])
+            raise UserError(f"the tokenizer has no {role} token ({usual})", mend="choose a tokenizer made for masked models")
+        return found
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        found = {}
+        for role in ROLES:
+            for name in (self._names.get(role), *USUAL_NAMES[role]):
+                number = self.backend.token_to_id(name) if name else None
+                if number is not None:
+                    found[role] = number
+                    break
+        return found
+
+    @property
+    def pad_id(self) -> int:
+        return self.special("pad")
+
+    @property
+    def unk_id(self) -> int:
+        return self.special("unk")
+
+    @property
+    def cls_id(self) -> int:
+        return self.special("cls")
+
+    @property
+    def sep_id(self) -> int:
+        return self.special("sep")
+
+    @property
+    def mask_id(self) -> int:
+        return self.special("mask")
+
+    @cached_property
+    def special_ids(self) -> np.ndarray:
+        """Sorted ids of all special tokens, int64 [n]: they are never hidden and never drawn at random."""
+        added = self.backend.get_added_tokens_decoder()
+        marked = {number for number, token in added.items() if token.special}
+        return np.array(sorted(marked | set(self._specials.values())), dtype=np.int64)
+
+    # Encoding.
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without [CLS] and [SEP]; the name of a special token, such as [MASK], becomes that token."""
+        return typing.cast(list[int], self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of `ids`, special tokens included."""
+        return typing.cast(str, self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def token(self, number: int) -> str:
+        """How token `number` is written in the vocabulary."""
+        token = self.backend.id_to_token(int(number))
+        return f"<{number}>" if token is None else typing.cast(str, token)
+
+    @cached_property
+    def word_starts(self) -> np.ndarray:
+        """bool [vocabulary]: does the token begin a word? The first token of a text always does."""
+        tokens = [self.token(number) for number in range(self.vocab_size)]
+        model = self._json["model"]
+        prefix = model.get("continuing_subword_prefix")
+        if prefix:
+            starts = np.array([not token.startswith(prefix) for token in tokens])
+        elif '"ByteLevel"' in json.dumps(self._json["pre_tokenizer"]):  # Ġ, Ċ, ĉ, č: bytes of white space in front
+            starts = np.array([token[:1] in ("Ġ", "Ċ", "ĉ", "č") for token in tokens])
+        elif any(token.startswith("▁") for token in tokens):
+            starts = np.array([token.startswith("▁") for token in tokens])
+        else:
+            starts = np.ones(self.vocab_size, dtype=bool)
+        starts[self.special_ids] = True
+        return starts
+
+    # What it is.
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return typing.cast(dict[str, Any], json.loads(self.backend.to_str()))
+
+    @property
+    def kind(self) -> str:
+        """Name of the model inside: WordPiece, BPE, Unigram or WordLevel."""
+        return typing.cast(str, self._json["model"]["type"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """blake2b of the canonical tokenizer.json."""
+        parts = {name: self._json.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        if self.kind == "Unigram":  # its scores move in their last digit each time they are written and read
+            scores = [[token, round(score, 6)] for token, score in parts["model"]["vocab"]]
+            parts["model"] = {**parts["model"], "vocab": scores}
+        plain = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    # On disk.
+
+    def save(self, folder: str | Path, max_length: int = 512) -> Path:
+        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        folder = Path(folder)
+        names = {f"{role}_token": self.token(number) for role, number in self._specials.items()}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_length,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]
+            if names.get("cls_token") == "[CLS]"
+            else ["input_ids", "attention_mask"],
+            **names,
+        }
+        files = {
+            "tokenizer.json": self.backend.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+            "special_tokens_map.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
+        }
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                aside = folder / f".{name}.{os.getpid()}"
+                try:
+                    aside.write_text(content, encoding="utf-8")
+                    aside.replace(folder / name)
+                except BaseException:
+                    aside.unlink(missing_ok=True)
+                    raise
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Open a tokenizer.json, or a folder with one (or, as older BERTs have, with only a vocab.txt).
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise UserError("no such tokenizer", where=path, mend="give a tokenizer.json or a folder that holds one")
+        folder = path if path.is_dir() else path.parent
+        file = path / "tokenizer.json" if path.is_dir() else path
+        settings = _settings(folder)
+        if not file.exists() and (folder / "vocab.txt").exists():
+            return cls(_from_vocab(folder / "vocab.txt", settings), _named(settings))
+        if file.name == "vocab.txt":
+            return cls(_from_vocab(file, settings), _named(settings))
+        if not file.exists():
+            raise UserError("holds no tokenizer.json", where=path, mend="train one: bertkin tokenizer train")
+        return cls(_from_json(file), _named(settings))
+
+    @classmethod
+    def from_str(cls, text: str) -> Tokenizer:
+        """The tokenizer that a tokenizer.json's content describes."""
+        from tokenizers import Tokenizer as Backend
+
+        return cls(Backend.from_str(text))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a transformers folder says besides: special_tokens_map.json under tokenizer_config.json; {} when absent."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UserError(f"not JSON ({error})", where=folder / name, mend="save the tokenizer again") from None
+        if isinstance(content, dict):
+            settings.update(content)
+    return settings
+
+
+def _named(settings: dict[str, Any]) -> dict[str, str]:
+    names = {}
+    for role in ROLES:
+        token = settings.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            names[role] = token
+    return names
+
+
+def _from_json(file: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_str(file.read_text(encoding="utf-8"))
+        if backend.get_vocab_size(with_added_tokens=True) == 0:
+            raise ValueError("its vocabulary is empty")
+        return backend
+    except Exception as error:  # tokenizers raises bare Exception
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"not a tokenizer ({why})", where=file, mend="train or download it again") from None
+
+
+def _from_vocab(file: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    try:
+        tokens = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=file, mend="download it again") from None
+    vocabulary = {token.rstrip("\r"): number for number, token in enumerate(tokens) if token.rstrip("\r")}
+    if "[UNK]" not in vocabulary:
+        raise UserError("no [UNK] among its tokens", where=file, mend="give a BERT vocabulary, one token a line")
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordPiece
+
+    backend = Backend(WordPiece(vocab=vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    _dress_as_bert(
+        backend,
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        normal_form=None,
+        split_chinese=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    backend.add_special_tokens([mark for mark in BERT_MARKS if mark in vocabulary])
+    _add_cls_and_sep(backend)
+    return backend
+
+
+def default_vocab_size(words: int) -> int:
+    """8,192 near 10M words, 16,384 near 100M, 32,768 above."""
+    return 8_192 if words < 30_000_000 else 16_384 if words < 200_000_000 else 32_768
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    kind: TokenizerKind = "wordpiece",
+    vocab_size: int | None = None,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    normal_form: NormalForm | None = None,
+    split_chinese: bool = True,
+) -> Tokenizer:
+    """Train a tokenizer on a stream of texts, read once.
+
+    Args:
+        texts: documents; beyond 256 MB (Unigram: 64 MB) they are thinned out, so that memory and time stay bounded.
+        kind: see the head of this module.
+        vocab_size: ids, special tokens included; by default `default_vocab_size` of the words seen, or fewer where
+            the text cannot fill it.
+        lowercase: ignored by bpe and byte-bpe, which keep what they read.
+        strip_accents: by default whenever lowercasing, as BERT.
+        normal_form: Unicode normal form applied first.
+        split_chinese: make every Chinese character a word of its own.
+
+    Raises:
+        UserError: no text, or a vocabulary larger than the text can fill.
+    """
+    kinds = typing.get_args(TokenizerKind)
+    if kind not in kinds:
+        raise UserError(f"{kind!r} is not a kind of tokenizer", mend=nearest(kind, kinds))
+    if vocab_size is not None and vocab_size < 6:
+        raise UserError(f"a vocabulary of {vocab_size} has no room for text", mend="ask for thousands")
+    cased = kind in ("bpe", "byte-bpe")
+    backend, trainer_of = _blank(kind)
+    if kind == "byte-bpe":
+        _dress_as_roberta(backend, normal_form)
+    elif kind == "unigram":
+        _dress_as_sentencepiece(backend, lowercase, strip_accents, normal_form, split_chinese)
+    else:
+        _dress_as_bert(backend, lowercase and not cased, bool(strip_accents) if cased else strip_accents, normal_form, split_chinese)
+        if kind == "character":
+            _cut_into_characters(backend)
+    feed = _Feed(texts, held=kind == "unigram")
+    if kind == "unigram":  # it keeps its text, so we may as well, and know the words before choosing the size
+        kept = list(feed)
+        backend.train_from_iterator(kept, trainer_of(vocab_size or default_vocab_size(feed.words)))
+        del kept
+    else:
+        backend.train_from_iterator(iter(feed), trainer_of(vocab_size or default_vocab_size(1 << 60)))
+    if feed.words == 0:
+        raise UserError("the corpus has no text to train a tokenizer on", mend="give more text")
+    if vocab_size is None:
+        backend = _cut_vocabulary(backend, default_vocab_size(feed.words))
+    filled = backend.get_vocab_size(with_added_tokens=True)
+    if vocab_size is not None and filled < vocab_size:
+        raise UserError(
+            f"a vocabulary of {vocab_size:,} is more than the corpus can fill ({filled:,})",
+            where="vocab_size",
+            mend=f"ask for {filled} or fewer, or give more text",
+        )
+    _add_cls_and_sep(backend)
+    return Tokenizer(backend)
+
+
+class _Feed:
+    """Pieces of `texts` for a trainer, thinned out when there is much; counts the words of all it passed over."""
+
+    def __init__(self, texts: Iterable[str], held: bool) -> None:
+        self.texts, self.held, self.words = texts, held, 0
+
+    def __iter__(self) -> Iterator[str]:
+        read = given = 0
+        cap = UNIGRAM_CAP if self.held else ALL_OF_IT
+        for number, text in enumerate(self.texts):
+            self.words += count_words(text)
+            every = 1 << max(0, (read // cap).bit_length())  # 1 for the first `cap`, then 2, 4, 4, 8, ...
+            read += len(text)
+            if number % every or (self.held and given >= cap):
+                continue
+            given += len(text)
+            for start in range(0, len(text), LONGEST_LINE):
+                yield text[start : start + LONGEST_LINE]
+
+
+def _blank(kind: str) -> tuple[tokenizers.Tokenizer, Any]:
+    """An untrained backend of `kind`, and its trainer as a function of the vocabulary size."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, trainers
+
+    marks = list(BERT_MARKS)
+    if kind == "wordpiece":
+        model = models.WordPiece(vocab={}, unk_token="[UNK]", max_input_chars_per_word=100)
+        return Backend(model), lambda size: trainers.WordPieceTrainer(vocab_size=size, special_tokens=marks, show_progress=False)
+    if kind == "bpe":
+        model = models.BPE(unk_token="[UNK]", continuing_subword_prefix="##")
+        return Backend(model), lambda size: trainers.BpeTrainer(
+            vocab_size=size, special_tokens=marks, show_progress=False, continuing_subword_prefix="##"
+        )
+    if kind == "byte-bpe":
+        return Backend(models.BPE()), lambda size: trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=list(ROBERTA_MARKS),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    if kind == "unigram":
+        return Backend(models.Unigram()), lambda size: trainers.UnigramTrainer(
+            vocab_size=size, special_tokens=marks, unk_token="[UNK]", show_progress=False
+        )
+    model = models.WordLevel(vocab={}, unk_token="[UNK]")
+    return Backend(model), lambda size: trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks, show_progress=False)
+
+
+def _normal_form(name: NormalForm | None) -> list[Any]:
+    from tokenizers import normalizers
+
+    if name is None:
+        return []
+    if name not in typing.get_args(NormalForm):
+        raise UserError(f"{name!r} is not a Unicode normal form", mend=nearest(name, typing.get_args(NormalForm)))
+    return [getattr(normalizers, name)()]
+
+
+def _dress_as_bert(
+    backend: tokenizers.Tokenizer,
+    lowercase: bool,
+    strip_accents: bool | None,
+    normal_form: NormalForm | None,
+    split_chinese: bool,
+) -> None:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    bert = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lowercase
+    )
+    first = _normal_form(normal_form)
+    backend.normalizer = normalizers.Sequence([*first, bert]) if first else bert
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+
+
+def _cut_into_characters(backend: tokenizers.Tokenizer) -> None:
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    one = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), one])
+    backend.decoder = decoders.Fuse()
+
+
+def _dress_as_roberta(backend: tokenizers.Tokenizer, normal_form: NormalForm | None) -> None:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    first = _normal_form(normal_form)
+    if first:
+        backend.normalizer = normalizers.Sequence(first)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+
+
+def _dress_as_sentencepiece(
+    backend: tokenizers.Tokenizer,
+    lowercase: bool,
+    strip_accents: bool | None,
+    normal_form: NormalForm | None,
+    split_chinese: bool,
+) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    strip = lowercase if strip_accents is None else strip_accents
+    steps: list[Any] = _normal_form(normal_form or "NFKC")
+    steps.append(
+        normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip, lowercase=lowercase)
+    )
+    steps += [normalizers.Replace(Regex(r"\s+\z"), ""), normalizers.Replace(Regex(r"\s+"), " ")]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True)
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first", split=True)
+
+
+def _add_cls_and_sep(backend: tokenizers.Tokenizer) -> None:
+    """Make the backend put [CLS] A [SEP] (B [SEP]) around what it encodes, where its vocabulary has those."""
+    from tokenizers.processors import TemplateProcessing
+
+    for cls, sep, pair in (("[CLS]", "[SEP]", "{c} $A {s} $B:1 {s}:1"), ("<s>", "</s>", "{c} $A {s} {s} $B {s}")):
+        numbers = [backend.token_to_id(cls), backend.token_to_id(sep)]
+        if None not in numbers:
+            backend.post_processor = TemplateProcessing(
+                single=f"{cls} $A {sep}",
+                pair=pair.format(c=cls, s=sep),
+                special_tokens=list(zip((cls, sep), numbers, strict=True)),
+            )
+            return
+
+
+def _cut_vocabulary(backend: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:
+    """The tokenizer that training for `size` tokens would have made: pieces are learnt in the order of their ids."""
+    from tokenizers import Tokenizer as Backend
+
+    plain = json.loads(backend.to_str())
+    model = plain["model"]
+    if model["type"] == "Unigram" or len(model["vocab"]) <= size:
+        return backend
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        whole = [left + right.removeprefix(prefix) for left, right in model["merges"]]
+        model["merges"] = [pair for pair, token in zip(model["merges"], whole, strict=True) if token in model["vocab"]]
+    return Backend.from_str(json.dumps(plain, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class Report:
+    """How well a tokenizer fits a text."""
+
+    vocab_size: int
+    words: int
+    tokens: int
+    coverage: float
+    """Share of the words that are written without an unknown token."""
+    unknown_rate: float
+    """Share of the tokens that are unknown."""
+    fertility: float
+    """Tokens a word."""
+    characters_per_token: float
+    used: float
+    """Share of the vocabulary that occurs in the text."""
+    longest_split: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Words cut into the most pieces."""
+    samples: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Sentences and their pieces."""
+
+    def lines(self) -> list[str]:
+        """The report as lines of plain text."""
+        out = [
+            f"vocabulary           {self.vocab_size:,} tokens, {self.used:.1%} of them occur in the text",
+            f"coverage             {self.coverage:.2%} of {self.words:,} words have no unknown part",
+            f"unknown tokens       {self.unknown_rate:.3%} of {self.tokens:,}",
+            f"fertility            {self.fertility:.3f} tokens a word",
+            f"characters a token   {self.characters_per_token:.2f}",
+        ]
+        if self.longest_split:
+            out.append("words cut the most")
+            out += [f"  {word}  →  {' '.join(pieces)}" for word, pieces in self.longest_split]
+        if self.samples:
+            out.append("samples")
+            for sentence, pieces in self.samples:
+                out += [f"  {sentence}", f"    → {' '.join(pieces)}"]
+        return out
+
+
+def report(tokenizer: Tokenizer, texts: Iterable[str], *, characters: int = 2_000_000, samples: int = 3) -> Report:
+    """Measure `tokenizer` on about the first `characters` of `texts`.
+
+    Raises:
+        UserError: there is no text.
+    """
+    from collections import Counter
+
+    words: Counter[str] = Counter()
+    read = 0
+    shown: list[str] = []
+    for text in texts:
+        text = text[: max(0, characters - read)]
+        read += len(text)
+        words.update(text.split())
+        if len(shown) < samples:
+            shown += [s for s in sentences(text) if 20 <= len(s) <= 120][: samples - len(shown)]
+        if read >= characters:
+            break
+    if not words:
+        raise UserError("no text to report on", mend="give a text")
+    distinct = list(words)
+    encoded = tokenizer.encode_batch(distinct)
+    unknown = tokenizer._specials.get("unk", -1)
+    counts = np.array([words[word] for word in distinct])
+    lengths = np.array([len(ids) for ids in encoded])
+    unknowns = np.array([ids.count(unknown) for ids in encoded])
+    tokens = int((counts * lengths).sum())
+    n_words = int(sum(count_words(word) * count for word, count in words.items()))
+    lost = int(counts[unknowns > 0].sum())
+    order = sorted(range(len(distinct)), key=lambda i: (-lengths[i], distinct[i]))
+    longest = [i for i in order if distinct[i].isalpha() and lengths[i] > 1 and len(distinct[i]) <= 40][:8]
+    return Report(
+        vocab_size=tokenizer.vocab_size,
+        words=n_words,
+        tokens=tokens,
+        coverage=1 - lost / sum(words.values()),
+        unknown_rate=int((counts * unknowns).sum()) / max(tokens, 1),
+        fertility=tokens / max(n_words, 1),
+        characters_per_token=sum(len(word) * count for word, count in words.items()) / max(tokens, 1),
+        used=len({number for ids in encoded for number in ids}) / tokenizer.vocab_size,
+        longest_split=[(distinct[i], [tokenizer.token(n) for n in encoded[i]]) for i in longest],
+        samples=[(s, [tokenizer.token(n) for n in tokenizer.encode(s)]) for s in shown],
+    )
