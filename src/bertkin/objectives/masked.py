@@ -13,7 +13,7 @@ import numpy as np
 from bertkin.config import Objective
 from bertkin.objectives.masking import choose, corrupt, units
 from bertkin.objectives.sentence import pair_up
-from bertkin.text.batches import Batch, Ints, Pieces, Specials, SplitLike, cut, lay, plan, rows_of, stream_length
+from bertkin.text.batches import Batch, Pieces, Specials, SplitLike, cut, lay, plan, rows_of, stream_length
 from bertkin.text.shuffle import Bits, mix, noise
 
 EVALUATION = Objective(unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
@@ -79,11 +79,13 @@ def _masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objecti
     spans = noise(mix(keys, 2)[row], place) if objective.unit == "span" else None
     groups = units(original, layout.starts[:-1], ids, objective.unit, bits=spans, span_mean=objective.span_mean)
     asked = np.flatnonzero(choose(groups, ids.ordinary[original], row_starts, rate, bits))
+    decider = np.searchsorted(groups, groups[asked]) if spans is not None else asked  # a span shares one fate
     seen = corrupt(
         original,
         asked,
         ids,
-        _fates(asked, groups, row, place, keys, whole=spans is not None),
+        fates=noise(mix(keys, 3)[row[decider]], place[decider]),
+        draws=noise(mix(keys, 5)[row[asked]], place[asked]),
         mask_share=objective.mask_share,
         random_share=objective.random_share,
     )
@@ -96,9 +98,3 @@ def _masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objecti
         pair_labels=labels,
         row_starts=row_starts,
     )
-
-
-def _fates(asked: Ints, groups: Ints, row: Ints, place: Ints, keys: Bits, *, whole: bool) -> Bits:
-    """The noise that decides what replaces each asked token; one draw for a whole unit if `whole`."""
-    at = np.searchsorted(groups, groups[asked]) if whole else asked
-    return noise(mix(keys, 3)[row[at]], place[at])

@@ -15,7 +15,7 @@ from typing import Literal, cast
 import numpy as np
 
 from bertkin.text.batches import Bools, Ints, Specials
-from bertkin.text.shuffle import Bits, below, noise, unit
+from bertkin.text.shuffle import Bits, below, unit
 
 Unit = Literal["token", "word", "span"]
 
@@ -77,8 +77,7 @@ def _word_starts(ordinary: Bools, starts: Bools, sequence_starts: Ints) -> Bools
     starts[1:] |= ~ordinary[:-1]
     starts[sequence_starts] = True
     starts[0] = True
-    heads = np.flatnonzero(starts)
-    return starts | ((np.arange(len(starts)) - heads[np.cumsum(starts) - 1]) % LONGEST_WORD == 0)
+    return _divided(starts, LONGEST_WORD)
 
 
 def _span_starts(ordinary: Bools, first_words: Ints, bits: Bits, mean: float) -> Bools:
@@ -87,8 +86,14 @@ def _span_starts(ordinary: Bools, first_words: Ints, bits: Bits, mean: float) ->
     starts[1:] |= ~ordinary[:-1]
     starts[first_words] = True
     starts[0] = True
-    heads = np.flatnonzero(starts)
-    return starts | ((np.arange(len(starts)) - heads[np.cumsum(starts) - 1]) % LONGEST_SPAN == 0)
+    return _divided(starts, LONGEST_SPAN)
+
+
+def _divided(starts: Bools, longest: int) -> Bools:
+    """The starts, and more of them wherever `longest` have gone by without one."""
+    since = np.arange(len(starts)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    starts[since % longest == 0] = True
+    return starts
 
 
 def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: Bits) -> Bools:
@@ -156,23 +161,21 @@ def _take(left: Ints, row_of: Ints, size: Ints, room: Ints, taken: Bools) -> Non
 
 
 def corrupt(
-    ids: Ints, asked: Ints, specials: Specials, bits: Bits, *, mask_share: float = 0.8, random_share: float = 0.1
+    ids: Ints, asked: Ints, specials: Specials, fates: Bits, draws: Bits, *, mask_share: float, random_share: float
 ) -> Ints:
     """The ids with each asked token replaced by [MASK], by a random token of text, or left as it is.
 
     Args:
         asked: [n], positions.
-        bits: uint64 [n], uniform; asked positions with the same bits get the same rule (and random token), which is
-            how a span is replaced as one.
+        fates: uint64 [n], uniform, decides which; tokens with the same fate share it, which is how SpanBERT replaces a
+            span as one.
+        draws: uint64 [n], uniform and independent of fates: the random tokens.
         mask_share: share of the asked tokens that become [MASK].
         random_share: share that become a random token, never a special one.
     """
-    fate = unit(bits)
+    fate = unit(fates)
     seen = ids.copy()
     seen[asked[fate < mask_share]] = specials.mask
     swapped = (fate >= mask_share) & (fate < mask_share + random_share)
-    where = asked[swapped]
-    if len(where):
-        draws = noise(bits[swapped], where)
-        seen[where] = specials.ordinary_ids[below(draws, len(specials.ordinary_ids))]
+    seen[asked[swapped]] = specials.ordinary_ids[below(draws[swapped], len(specials.ordinary_ids))]
     return seen
