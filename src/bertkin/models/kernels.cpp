@@ -272,28 +272,38 @@ void column_sum(const T* x, float* out, int64_t rows, int cols) {
 
 // ------------------------------------------------------------------------------------------------------- cross entropy
 
-// logits [rows, cols] become their own gradient: scale * (softmax * (1 + 2 z log-partition) - one-hot), if asked.
+// logits [rows, cols] (+ bias) become their own gradient: scale * (softmax * (1 + 2 z log-partition) - one-hot), if asked.
 template <class T>
-void cross_entropy(T* logits, const int64_t* target, float* loss, uint8_t* correct, int64_t rows, int cols, float z,
-                   float scale, int want_gradient) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; ++r) {
-        T* row = logits + r * cols;
-        vf best = splat(-INFINITY);
-        for (int c = 0; c < cols; c += W) best = larger(best, load(row + c, cols - c, -INFINITY));
-        float top = largest(best);
-        vf s{};  // the padded lanes add e^-87 each: nothing in float32
-        for (int c = 0; c < cols; c += W) s += exponential(load(row + c, cols - c, -INFINITY) - top);
-        float log_partition = top + std::log(sum(s));
-        float own = load(row + target[r], 1, 0)[0];
-        loss[r] = log_partition - own + z * log_partition * log_partition;
-        correct[r] = own >= top;
-        if (!want_gradient) continue;
-        float factor = scale * (1 + 2 * z * log_partition);
-        for (int c = 0; c < cols; c += W)
-            store(row + c, exponential(load(row + c, cols - c, 0) - log_partition) * factor, cols - c);
-        vf mine = splat(std::exp(own - log_partition) * factor - scale);
-        store(row + target[r], mine, 1);
+void cross_entropy(T* logits, const T* bias, const int64_t* target, float* loss, uint8_t* correct, int64_t rows, int cols,
+                   float z, float scale, int want_gradient) {
+#pragma omp parallel
+    {
+        std::vector<float> line(cols + W);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; ++r) {
+            T* row = logits + r * cols;
+            vf best = splat(-INFINITY);
+            for (int c = 0; c < cols; c += W) {
+                vf x = load(row + c, cols - c, -INFINITY);
+                if (bias) x += load(bias + c, cols - c, 0);
+                store(line.data() + c, x);
+                best = larger(best, x);
+            }
+            float top = largest(best), own = line[target[r]];
+            vf s{};  // the padded lanes add e^-87 each: nothing in float32
+            for (int c = 0; c < cols; c += W) {
+                vf p = exponential(load(line.data() + c) - top);
+                store(line.data() + c, p);
+                s += p;
+            }
+            float all = sum(s), log_partition = top + std::log(all);
+            loss[r] = log_partition - own + z * log_partition * log_partition;
+            correct[r] = own >= top;
+            if (!want_gradient) continue;
+            float factor = scale * (1 + 2 * z * log_partition);
+            line[target[r]] -= scale * all / factor;
+            for (int c = 0; c < cols; c += W) store(row + c, load(line.data() + c) * (factor / all), cols - c);
+        }
     }
 }
 
@@ -719,9 +729,9 @@ void bk_geglu_backward(int type, const void* dy, const void* x, void* dx, int64_
     BOTH(geglu_all_backward((const T*)dy, (const T*)x, (T*)dx, rows, cols))
 }
 void bk_column_sum(int type, const void* x, float* out, int64_t rows, int cols) { BOTH(column_sum((const T*)x, out, rows, cols)) }
-void bk_cross_entropy(int type, void* logits, const int64_t* target, float* loss, uint8_t* correct, int64_t rows, int cols,
-                      float z, float scale, int want_gradient) {
-    BOTH(cross_entropy((T*)logits, target, loss, correct, rows, cols, z, scale, want_gradient))
+void bk_cross_entropy(int type, void* logits, const void* bias, const int64_t* target, float* loss, uint8_t* correct,
+                      int64_t rows, int cols, float z, float scale, int want_gradient) {
+    BOTH(cross_entropy((T*)logits, (const T*)bias, target, loss, correct, rows, cols, z, scale, want_gradient))
 }
 void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table, int64_t n, int cols) {
     BOTH(scatter_add(ids, (const T*)rows, (T*)table, n, cols))

@@ -33,7 +33,7 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_geglu": ([I, P, P, L, I], None),
     "bk_geglu_backward": ([I, P, P, P, L, I], None),
     "bk_column_sum": ([I, P, P, L, I], None),
-    "bk_cross_entropy": ([I, P, P, P, P, L, I, F, F, I], None),
+    "bk_cross_entropy": ([I, P, P, P, P, P, L, I, F, F, I], None),
     "bk_scatter_add": ([I, P, P, P, L, I], None),
     "bk_adamw": ([I, P, P, P, P, P, L, F, F, F, F, F, F, F, F], None),
     "bk_square_sum": ([I, P, L], ctypes.c_double),

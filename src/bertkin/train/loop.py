@@ -1,0 +1,470 @@
+"""The one loop: a batch, its loss, its gradient, a step; now and then an evaluation and a checkpoint.
+
+    pretrain(recipe, out)      grow a model from a recipe into a run folder
+    resume(out)                go on where a run stopped; it ends with the same bits as one that never did
+
+A budget in steps, tokens or epochs makes a run repeatable to the bit; a budget in minutes follows the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertkin.config import Recipe, dump_recipe, load_recipe
+from bertkin.errors import NonFiniteLoss, UserError, disk_errors
+from bertkin.models.heads import MaskedLM
+from bertkin.models.kernels import status
+from bertkin.models.presets import build
+from bertkin.models.pretrained import save_model
+from bertkin.objectives.masked import evaluation_batches, make_batch
+from bertkin.objectives.masking import rate_at
+from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.machine import keep_memory, pick_device, pick_precision, settle_threads
+from bertkin.train.optim import Optimizer
+from bertkin.train.parallel import World, join, leave
+from bertkin.train.price import estimate
+from bertkin.train.progress import Listener, QuietListener
+from bertkin.train.report import write_report
+from bertkin.train.samples import Sample, answer, pick
+from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
+from bertkin.train.setup import Materials, complete, gather, refuse_existing
+from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, write_text
+
+CHECKPOINT_SECONDS = 120
+LOG_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    run: Path
+    step: int
+    tokens: int
+    minutes: float
+    loss: float
+    accuracy: float
+
+
+class Stopped(Exception):
+    """The person asked to stop; everything is saved.
+
+    Args:
+        run: the run folder, to resume.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        super().__init__(f"stopped and saved; go on with: bertkin resume {run}")
+
+
+def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, overwrite: bool = False) -> Result:
+    """Grow a model from raw text into a run folder.
+
+    Args:
+        recipe: what to do; whatever it leaves open is filled in by its preset, corpus and budget.
+        out: the run folder, which must not hold anything yet.
+        listener: who is told how it goes.
+        overwrite: empty the run folder first.
+
+    Raises:
+        UserError: the recipe, the corpus or the disk will not do; nothing is half-written.
+        NonFiniteLoss: training went off the rails; the last checkpoint is kept.
+        Stopped: interrupted from the keyboard, and saved.
+    """
+    out, listener = Path(out), listener or QuietListener()
+    if not overwrite:
+        refuse_existing(out)
+    recipe = complete(recipe)
+    device = pick_device(recipe.train.device)
+    world = join(device)
+    try:
+        materials = _together(world, recipe, listener)
+        if world.first:
+            with disk_errors(out):
+                if overwrite and out.is_dir():
+                    shutil.rmtree(out)
+                out.mkdir(parents=True, exist_ok=True)
+                materials.tokenizer.save(out / "tokenizer")
+                write_text(out / "corpus.json", json.dumps({"store": materials.store.fingerprint}, indent=1) + "\n")
+                write_text(out / "recipe.yaml", dump_recipe(materials.recipe))
+        world.barrier()
+        return Training(materials, out, listener, world, device).run()
+    finally:
+        leave(world)
+        listener.close()
+
+
+def resume(out: Path, *, listener: Listener | None = None) -> Result:
+    """Go on with a run from its newest whole checkpoint, or from the start if it has none.
+
+    Raises:
+        UserError: not a run folder, or its corpus has changed since.
+    """
+    out, listener = Path(out), listener or QuietListener()
+    if not (out / "recipe.yaml").exists():
+        raise UserError("not a run folder (no recipe.yaml)", where=out, mend="give the --out of a `bertkin pretrain`")
+    recipe = load_recipe(out / "recipe.yaml")
+    device = pick_device(recipe.train.device)
+    world = join(device)
+    try:
+        materials = _together(world, recipe, listener, Tokenizer.load(out / "tokenizer"))
+        wanted = _store_of(out)
+        if materials.store.fingerprint != wanted:
+            raise UserError("the corpus has changed since this run began", where=out, mend="start a new run")
+        return Training(materials, out, listener, world, device, resumed=True).run()
+    finally:
+        leave(world)
+        listener.close()
+
+
+def _store_of(out: Path) -> str:
+    try:
+        return str(json.loads((out / "corpus.json").read_text())["store"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError("damaged or missing", where=out / "corpus.json", mend="start a new run") from None
+
+
+def _together(world: World, recipe: Recipe, listener: Listener, tokenizer: Tokenizer | None = None) -> Materials:
+    """Gather once: the first process prepares, the others then find it prepared."""
+    if world.first:
+        materials = gather(recipe, listener.preparing, tokenizer=tokenizer)
+    world.barrier()
+    return materials if world.first else gather(recipe, lambda *_: None, tokenizer=tokenizer)
+
+
+class Training:
+    """Everything one training holds between steps."""
+
+    def __init__(
+        self, materials: Materials, out: Path, listener: Listener, world: World, device: str, *, resumed: bool = False
+    ) -> None:
+        self.recipe, self.store, self.tokenizer = materials.recipe, materials.store, materials.tokenizer
+        self.out, self.listener, self.world, self.device = out, listener, world, device
+        self.train, self.objective = self.recipe.train, self.recipe.objective
+        self.ids = Specials.of(self.tokenizer)
+        self.stages = parse_lengths(self.train)
+        self.threads = settle_threads(self.train.threads, world.local_size)
+        keep_memory()
+        self.dtype = pick_precision(self.train.precision, device)
+        sentence = self.objective.sentence != "none"
+        model = build(self.recipe.model, sentence=sentence, seed=self.train.seed)
+        self.model = model.to(device=device, dtype=self.dtype).train()
+        self.optimizer = Optimizer(self.model, self.train)
+        # A second model whose weights are the float32 ones: what is evaluated and saved.
+        self.finished = build(self.recipe.model, sentence=sentence, seed=self.train.seed).to(device).eval()
+        for name, parameter in self.finished.named_parameters():
+            parameter.data = self.optimizer.weights()[name]
+        self.position = Position()
+        self.loss, self.accuracy = math.nan, math.nan
+        self.stop = False
+        self.samples: list[Sample] = pick(self.store.heldout, self.tokenizer) if world.first else []
+        if resumed:
+            self._take_up()
+        self.log = Log(out, until=self.position.step if resumed else None) if world.first else None
+        if resumed and self.log:
+            self.log.write({"kind": "resumed", "step": self.position.step})
+
+    def run(self) -> Result:
+        """Train until the budget is spent, then write the model and the report."""
+        self._announce()
+        with self._interruptible():
+            begun, before = time.perf_counter(), self.position.seconds
+            saved = evaluated = time.perf_counter()
+            window = _Window()
+            while (progress := self.progress()) < 1.0:
+                window.add(self.step(progress))
+                self.position.seconds = self.world.agree(before + time.perf_counter() - begun)
+                due = self._evaluation_due(progress)
+                if window.age() > LOG_SECONDS or due:
+                    self._tell(window, progress)
+                    window = _Window()
+                if due:
+                    self.evaluate()
+                    evaluated = time.perf_counter()
+                if due or self._checkpoint_due(saved):
+                    self.checkpoint(self.loss if due else None)
+                    saved = time.perf_counter()
+                if self._stopping():
+                    if saved != evaluated:
+                        self.checkpoint(None)
+                    raise Stopped(self.out)
+            if self.position.loss is None or not math.isfinite(self.loss):
+                self.evaluate()
+                self.checkpoint(self.loss)
+        self.finish()
+        p = self.position
+        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy)
+
+    def progress(self) -> float:
+        """How much of the budget is spent, from 0 to 1."""
+        t, p = self.train, self.position
+        if t.steps:
+            return p.step / t.steps
+        if t.tokens:
+            return p.tokens / t.tokens
+        if t.epochs:
+            done = sum(p.row(length) / rows_per_epoch(self.store.train, length) for length, _ in self.stages)
+            return done / t.epochs
+        return p.seconds / (60 * t.minutes)
+
+    def step(self, progress: float) -> dict[str, float]:
+        """One batch and one update; returns sums over all processes."""
+        length = length_at(self.stages, progress)
+        n_rows = rows_at(self.train, length, progress)
+        batch = make_batch(
+            self.store.train,
+            self.ids,
+            seed=self.train.seed,
+            first_row=self.position.row(length),
+            n_rows=n_rows,
+            length=length,
+            objective=self.objective,
+            rate=rate_at(progress, self.objective.rate, self.objective.rate_end),
+        )
+        if self.recipe.model.dropout or self.recipe.model.attention_dropout:
+            generator(self.train.seed, self.position.step, self.world.rank)
+        sums = [0.0, 0.0, 0.0, 0.0]
+        for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
+            if part.n_rows:
+                self._learn(part, len(batch.asked), len(batch.pairs), sums)
+        self.world.sum_gradients(self.model)
+        loss, correct, pair_loss, pair_correct = self.world.sum(sums)
+        norm = self.optimizer.gradient_norm()
+        p = self.position
+        if not math.isfinite(loss + pair_loss + norm):
+            self._refuse(loss + pair_loss, norm)
+        factor = rate_factor(self.train, progress)
+        self.optimizer.step(factor, norm)
+        p.step += 1
+        p.tokens += batch.n_tokens
+        p.rows[str(length)] = p.row(length) + n_rows
+        p.loss = None
+        return {
+            "loss": loss,
+            "correct": correct,
+            "asked": len(batch.asked),
+            "pair_loss": pair_loss,
+            "pair_correct": pair_correct,
+            "pairs": len(batch.pairs),
+            "tokens": batch.n_tokens,
+            "norm": norm,
+            "factor": factor,
+        }
+
+    def _learn(self, part: Batch, asked: int, pairs: int, sums: list[float]) -> None:
+        """Add one share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same."""
+        ids, layout, where, targets, at, labels = tensors(part, self.device)
+        losses = self.model(ids, layout, where, targets, at, labels, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
+        total = losses.loss_sum
+        if losses.pair_loss_sum is not None:
+            total = total + self.objective.sentence_weight / pairs * losses.pair_loss_sum
+        total.backward()
+        sums[0] += float(losses.loss_sum.detach()) * asked
+        sums[1] += float(losses.n_correct)
+        if losses.pair_loss_sum is not None and losses.pair_correct is not None:
+            sums[2] += float(losses.pair_loss_sum.detach())
+            sums[3] += float(losses.pair_correct)
+
+    def _refuse(self, loss: float, norm: float) -> None:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        kept = sorted((self.out / "checkpoints").glob("step-*")) if self.out.exists() else []
+        last = f"the checkpoint of step {int(kept[-1].name[5:]):,} is kept" if kept else "there is no checkpoint yet"
+        raise NonFiniteLoss(
+            f"{what} at step {self.position.step + 1:,}; {last}",
+            where=self.out,
+            mend="start again with a lower --train.lr or --train.clip, or --train.precision float32",
+        )
+
+    def evaluate(self) -> None:
+        """Held-out loss and accuracy on the same rows and masks every time, in the weights that are saved."""
+        was = self.model.training
+        model = self.model.eval()
+        if self.optimizer.average:  # the average is in float32; evaluate what will be saved
+            model = self.finished
+        self.loss, self.accuracy = evaluate(model, self.store.heldout, self.ids, self.recipe, self.world, self.device)
+        self.model.train(was)
+        self.position.loss = self.loss
+        p = self.position
+        record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 4)}
+        record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
+        if self.log:
+            self.log.write(record)
+            fills = answer(self.finished, self.samples, self.tokenizer)
+            self.log.write({"kind": "samples", "step": p.step, "fills": fills})
+            self.listener.evaluation(record)
+
+    def checkpoint(self, loss: float | None) -> None:
+        """Write down everything, and the model as it is now."""
+        if self.world.first:
+            position = replace(self.position, loss=loss)
+            save_checkpoint(self.out, position, self.optimizer.state(), self.train.keep)
+            self._export()
+        self.world.barrier()
+
+    def finish(self) -> None:
+        """The last words of a run."""
+        if self.log:
+            self.log.close()
+            write_report(self.out)
+            self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
+
+    def _export(self) -> None:
+        p = self.position
+        extra: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 3)}
+        if math.isfinite(self.loss):
+            extra |= {"heldout_loss": self.loss, "heldout_accuracy": self.accuracy}
+        extra |= {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
+        save_model(self.finished, self.out / "model", tokenizer=self.tokenizer, extra=extra)
+
+    def _take_up(self) -> None:
+        """Go back to where the newest whole checkpoint was written."""
+        found = load_checkpoint(self.out, self.listener.message)
+        if found is None:
+            self.listener.message("no checkpoint yet: starting from the beginning")
+            return
+        self.position, table = found
+        try:
+            self.optimizer.load(table, self.position.step)
+        except (KeyError, RuntimeError):
+            raise UserError("the checkpoint is of another model", where=self.out, mend="start a new run") from None
+        self.loss = self.position.loss if self.position.loss is not None else math.nan
+        self.listener.message(f"going on from step {self.position.step:,}")
+
+    def _announce(self) -> None:
+        if not self.world.first:
+            return
+        parameters = sum(p.numel() for p in self.model.parameters())
+        price = estimate(
+            self.recipe,
+            self.model.architecture,
+            parameters,
+            self.store.train.n_tokens,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+        )
+        if self.device == "cpu":
+            self.listener.message(status())
+        self.listener.price(price)
+
+    def _tell(self, window: _Window, progress: float) -> None:
+        if not self.log:
+            return
+        p = self.position
+        record = {"kind": "step", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 5)}
+        record |= window.record()
+        record["lr"] = record.pop("factor") * self.train.lr
+        record["rate"] = round(rate_at(progress, self.objective.rate, self.objective.rate_end), 4)
+        record["progress"] = round(self.progress(), 6)
+        self.log.write(record)
+        self.listener.step(record)
+
+    def _evaluation_due(self, before: float) -> bool:
+        every = self.train.eval_every
+        now = self.progress()
+        if now >= 1.0:
+            return True
+        if every >= 1:
+            return self.position.step % int(every) == 0
+        return math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
+
+    def _checkpoint_due(self, saved: float) -> bool:
+        if self.train.checkpoint_every:
+            return self.position.step % self.train.checkpoint_every == 0
+        return bool(self.world.agree(float(time.perf_counter() - saved > CHECKPOINT_SECONDS)))
+
+    def _stopping(self) -> bool:
+        return self.world.size == 1 and self.stop
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step they fall in, with everything saved."""
+        if threading.current_thread() is not threading.main_thread() or self.world.size > 1:
+            yield
+            return
+
+        def ask(_signal: int, _frame: object) -> None:
+            if self.stop:  # a second time: at once
+                raise KeyboardInterrupt
+            self.stop = True
+            print("\nstopping after this step …", file=sys.stderr)
+
+        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in old.items():
+                signal.signal(s, handler)
+
+
+class _Window:
+    """Sums since the last record."""
+
+    def __init__(self) -> None:
+        self.begun = time.perf_counter()
+        self.sums: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def add(self, step: dict[str, float]) -> None:
+        self.last = step
+        for name, value in step.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def age(self) -> float:
+        return time.perf_counter() - self.begun
+
+    def record(self) -> dict[str, float]:
+        s = self.sums
+        record = {
+            "loss": round(s["loss"] / max(s["asked"], 1), 5),
+            "accuracy": round(s["correct"] / max(s["asked"], 1), 5),
+            "gradient_norm": round(self.last["norm"], 5),
+            "factor": self.last["factor"],
+            "tokens_per_second": round(s["tokens"] / max(self.age(), 1e-9), 1),
+        }
+        if s["pairs"]:
+            record["pair_loss"] = round(s["pair_loss"] / s["pairs"], 5)
+            record["pair_accuracy"] = round(s["pair_correct"] / s["pairs"], 5)
+        return record
+
+
+def tensors(batch: Batch, device: str) -> tuple[Any, ...]:
+    """A batch as the model takes it: ids, layout, asked, targets, pairs, labels."""
+    arrays = (batch.ids, batch.asked, batch.targets, batch.pairs, batch.pair_labels)
+    ids, asked, targets, pairs, labels = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+    return ids, batch.layout.to(device), asked, targets, pairs, labels
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedLM, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
+) -> tuple[float, float]:
+    """Mean loss in nats and accuracy over the held-out rows' 15% masked tokens, each token weighing the same."""
+    sums = [0.0, 0.0, 0.0]
+    t = recipe.train
+    rows = max(1, min(32, 8192 // t.length))
+    for batch in evaluation_batches(split, ids, length=t.length, n_rows=t.eval_rows, batch_rows=rows):
+        part = batch.slice(world.rank, world.size)
+        if part.n_rows == 0:
+            continue
+        flat, layout, asked, targets, _, _ = tensors(part, device)
+        losses = model(flat, layout, asked, targets)
+        for i, value in enumerate((float(losses.loss_sum), float(losses.n_correct), float(len(targets)))):
+            sums[i] += value
+    loss, correct, n = world.sum(sums)
+    return loss / max(n, 1), correct / max(n, 1)

@@ -1,0 +1,161 @@
+"""From a recipe to everything a training needs: tokenizer, store, model, all of it resolved and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertkin.config import AUTO, Data, Recipe, Train, fill_auto, merge
+from bertkin.errors import UserError
+from bertkin.models.presets import preset, resolve_model
+from bertkin.text.batches import check_enough
+from bertkin.text.readers import read_documents
+from bertkin.text.store import Store, prepare
+from bertkin.text.tokenizer import Tokenizer, train_tokenizer
+from bertkin.train.schedule import parse_lengths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BUDGETS = ("steps", "tokens", "epochs", "minutes")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """A recipe with nothing left open, and what it is cooked from."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    store: Store
+
+
+def complete(recipe: Recipe) -> Recipe:
+    """The recipe with its preset underneath, its budget and lengths checked; corpus and vocabulary are still open.
+
+    Raises:
+        UserError: no corpus, two budgets, a length the model cannot read, or a number out of its range.
+    """
+    full = merge(preset(recipe.preset), recipe)
+    # The vocabulary is the tokenizer's; any size will do for the check of the shape.
+    model = resolve_model(full.model, full.model.vocab_size or 1024)
+    model = replace(model, vocab_size=full.model.vocab_size)
+    train = _budget(full.train)
+    train = fill_auto(train, eval_every=0.1)
+    objective = fill_auto(full.objective, rate_end=full.objective.rate)
+    for length, _ in parse_lengths(train):
+        if length > model.max_length:
+            raise UserError(
+                f"rows of {length} tokens, but the model reads at most {model.max_length}",
+                where="--train.length",
+                mend=f"choose at most {model.max_length}, or raise --model.max-length",
+            )
+    for name, value, low, high in [
+        ("objective.rate", objective.rate, 0.0, 1.0),
+        ("objective.rate-end", objective.rate_end, 0.0, 1.0),
+        ("objective.mask-share", objective.mask_share, -1e-9, 1.0 + 1e-9),
+        ("objective.random-share", objective.random_share, -1e-9, 1.0 - objective.mask_share + 1e-9),
+        ("data.heldout", full.data.heldout, 0.0, 1.0),
+        ("train.ema", train.ema, -1e-9, 1.0),
+        ("train.warmup", train.warmup, -1e-9, 1.0),
+        ("train.batch-ramp", train.batch_ramp, -1e-9, 1.0),
+        ("train.lr", train.lr, 0.0, 1e3),
+        ("train.accumulate", train.accumulate, 0, 1 << 20),
+        ("train.batch-tokens", train.batch_tokens, 0, 1 << 40),
+        ("train.eval-every", train.eval_every, 0.0, 1 << 60),
+        ("train.clip", train.clip, -1e-9, 1e9),
+    ]:
+        if not low < value < high:
+            raise UserError(f"{value} is out of range", where=f"--{name}", mend=_between(low, high))
+    return replace(full, model=model, train=train, objective=objective)
+
+
+def _between(low: float, high: float) -> str:
+    return f"choose something {'above' if low >= 0 else 'from'} {max(low, 0):g} {'and below' if high < 2 else 'up to'} {high:g}"
+
+
+def _budget(train: Train) -> Train:
+    given = [name for name in BUDGETS if getattr(train, name) is not AUTO]
+    if not given:
+        return replace(train, minutes=30.0)
+    if len(given) > 1:
+        raise UserError(
+            f"two budgets at once: {' and '.join(f'--train.{name}' for name in given)}", mend="give one of them"
+        )
+    if not getattr(train, given[0]) > 0:
+        raise UserError(f"a budget of {getattr(train, given[0])}", where=f"--train.{given[0]}", mend="choose more than 0")
+    return train
+
+
+def gather(recipe: Recipe, progress: Callable[[int, int, str], None], *, tokenizer: Tokenizer | None = None) -> Materials:
+    """Train or load the tokenizer, prepare the corpus (or find it prepared), and fill in the rest of the recipe.
+
+    Args:
+        recipe: from `complete`.
+        progress: called with bytes done, bytes in all, and what is being done.
+        tokenizer: that of a run that is resumed.
+
+    Raises:
+        UserError: anything about the corpus, or a corpus smaller than one batch.
+    """
+    data = recipe.data
+    if not data.corpus:
+        raise UserError("no corpus", mend="name files or folders of text, or - for standard input")
+    if tokenizer is None:
+        tokenizer = Tokenizer.load(data.tokenizer) if data.tokenizer else _train_tokenizer(data, progress)
+    store = prepare(
+        data.corpus,
+        tokenizer,
+        field=data.field,
+        documents=data.documents,
+        encoding_errors=data.encoding_errors,
+        max_words=data.max_words,
+        heldout=data.heldout,
+        workers=data.workers,
+        cache=data.cache,
+        progress=lambda done, total: progress(done, total, "preparing the corpus"),
+    )
+    store.check_tokenizer(tokenizer)
+    train = recipe.train
+    for length, _ in parse_lengths(train):
+        check_enough(store.train, length, max(1, train.batch_tokens // length))
+    recipe = replace(
+        recipe,
+        data=fill_auto(data, vocab_size=tokenizer.vocab_size),
+        model=resolve_model(recipe.model, tokenizer.vocab_size),
+    )
+    return Materials(recipe, tokenizer, store)
+
+
+def _train_tokenizer(data: Data, progress: Callable[[int, int, str], None]) -> Tokenizer:
+    """A tokenizer of the corpus's own, as the preset likes it."""
+    progress(0, 0, "training a tokenizer")
+    return train_tokenizer(
+        documents_of(data), kind=data.tokenizer_kind or "wordpiece", vocab_size=data.vocab_size, lowercase=data.lowercase
+    )
+
+
+def documents_of(data: Data) -> Iterator[str]:
+    """The documents a recipe reads, up to its `max_words`."""
+    words = 0
+    for text in read_documents(
+        data.corpus, field=data.field, documents=data.documents, encoding_errors=data.encoding_errors
+    ):
+        yield text
+        words += len(text.split())
+        if data.max_words and words >= data.max_words:
+            return
+
+
+def refuse_existing(out: Path) -> None:
+    """Stop before a run folder that holds something.
+
+    Raises:
+        UserError: offering to resume it.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        resumable = (out / "recipe.yaml").exists()
+        mend = f"go on with `bertkin resume {out}`, or" if resumable else ""
+        raise UserError(
+            "already exists", where=out, mend=f"{mend} choose another --out or give --overwrite".strip()
+        )
