@@ -151,7 +151,7 @@ def test_a_pair_depends_on_its_row_alone() -> None:
 
 def test_what_cannot_be_asked_is_refused_with_the_mend() -> None:
     one = split_of([100])
-    with pytest.raises(UserError, match="single one.*choose order"):
+    with pytest.raises(UserError, match=r"single one.*choose order"):
         check_sentences(one, "next")
     starts, keys = plan(one, seed=0, first_row=0, n_rows=1, length=32)
     with pytest.raises(UserError, match="single one"):
@@ -159,6 +159,6 @@ def test_what_cannot_be_asked_is_refused_with_the_mend() -> None:
     check_sentences(one, "order")
     lines = split_of([5, 6, 7], sentence=10**9)
     for kind in ("next", "order"):
-        with pytest.raises(UserError, match="no document .* two sentences"):
+        with pytest.raises(UserError, match=r"no document .* two sentences"):
             check_sentences(lines, kind)
     check_sentences(lines, "none")

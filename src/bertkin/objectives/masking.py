@@ -1,4 +1,4 @@
-"""What is hidden: unit × share × replacement rule, as functions of arrays.
+"""What is hidden: unit, share and replacement rule, as functions of arrays.
 
     groups = units(...)          what is hidden at once: a token, a word, a span of words
     asked  = choose(...)         which of them, so that each row asks the same share
