@@ -137,7 +137,8 @@ class Encoder:
             if self._chinese and not text.isascii() and _CHINESE.search(text):
                 return [_CHINESE_OR_WORD.findall(sentence) for sentence in sentences]
             return [sentence.split() for sentence in sentences]
-        for number, sentence in enumerate(sentences[:-1]):  # white space goes with the word after it
+        for number in range(len(sentences) - 1):  # white space goes with the word after it
+            sentence = sentences[number]
             kept = sentence.rstrip()
             sentences[number + 1] = sentence[len(kept) :] + sentences[number + 1]
             sentences[number] = kept

@@ -66,20 +66,23 @@ class Source:
 class Block:
     """A piece of a source that starts and ends with a document.
 
-    `data` is None where a reader can fetch bytes `start:end` of the file itself; `line` is the number of its first
-    line; `rows` numbers parquet row groups; `texts` are documents already found (CSV).
+    Attributes:
+        start, end: offsets in the decompressed file (of a parquet file: number of the row group, and one more).
+        weight: about how many bytes of text it holds.
+        position: how many bytes of the file on disk have been read after it.
+        line: number of its first line.
+        data: its bytes, or None where they are to be fetched from the file.
+        texts: its documents, where cutting had to find them anyway (tables).
     """
 
     source: Source
-    start: int = 0
-    end: int = 0
+    start: int
+    end: int
+    weight: int
+    position: int
     line: int = 1
     data: bytes | None = None
     texts: tuple[str, ...] | None = None
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
 
 
 def read_documents(
@@ -227,7 +230,7 @@ def _compression(magic: bytes) -> str:
 
 def _head(source: Source) -> bytes:
     try:
-        return next(_bytes(source), b"").removeprefix(b"\xef\xbb\xbf")[:4096]
+        return next(_bytes(source), (b"", 0))[0].removeprefix(b"\xef\xbb\xbf")[:4096]
     except UserError:
         return b""  # said again, in its place, when the file is read
 
@@ -241,8 +244,8 @@ def _unreadable(label: str, error: Exception) -> UserError:
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[BinaryIO]:
-    """The bytes of `source`, decompressed, as a file; whatever goes wrong ends as a `UserError`."""
+def _open(source: Source) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The bytes of `source` as a file, decompressed and as they are; whatever goes wrong ends as a `UserError`."""
     opened: Any
     damaged = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
     mend = "download or compress it again"
@@ -258,7 +261,7 @@ def _open(source: Source) -> Iterator[BinaryIO]:
                 opened = _Zstandard(raw)
             else:
                 opened = raw
-            yield opened
+            yield opened, raw
     except damaged as error:
         cut = isinstance(error, EOFError)
         what = "the compressed file is cut short" if cut else f"not a whole {source.compression} file ({error})"
@@ -302,10 +305,11 @@ class _Zstandard:
             raise zlib.error(str(error)) from None
 
 
-def _bytes(source: Source) -> Iterator[bytes]:
-    with _open(source) as file:
+def _bytes(source: Source) -> Iterator[tuple[bytes, int]]:
+    """The decompressed bytes in chunks, each with how far the file on disk is read."""
+    with _open(source) as (file, raw):
         while chunk := file.read(CHUNK):
-            yield chunk
+            yield chunk, raw.tell()
 
 
 # Cutting.
@@ -339,15 +343,15 @@ def _cut_bytes(source: Source, documents: Documents, size: int) -> Iterator[Bloc
         end_of_document = _last_blank_line
     elif source.kind == "text" and documents == "file":
         end_of_document = _nowhere
-    start, line = 0, 1
+    start, line, position = 0, 1, 0
     held: list[bytes] = []
     length = 0
     in_file = not source.compression
 
     def block(data: bytes) -> Block:
-        return Block(source, start, start + len(data), line, None if in_file else data)
+        return Block(source, start, start + len(data), len(data), position, line, None if in_file else data)
 
-    for chunk in _bytes(source):
+    for chunk, position in _bytes(source):
         held.append(chunk)
         length += len(chunk)
         while length >= size:
@@ -437,10 +441,10 @@ def _raw(block: Block) -> bytes:
     try:
         with open(block.source.path, "rb") as file:
             file.seek(block.start)
-            data = file.read(block.size)
+            data = file.read(block.end - block.start)
     except OSError as error:
         raise _unreadable(block.source.label, error) from None
-    if len(data) < block.size:
+    if len(data) < block.end - block.start:
         raise UserError("the file shrank while it was read", where=block.source.label, mend="start again")
     return data
 
@@ -538,8 +542,8 @@ def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iter
     """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
     csv.field_size_limit(1 << 30)
     rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with _open(source) as raw:
-        file = io.TextIOWrapper(_Counted(raw), encoding="utf-8-sig", errors=encoding_errors, newline="")
+    with _open(source) as (unpacked, raw):
+        file = io.TextIOWrapper(_Counted(unpacked), encoding="utf-8-sig", errors=encoding_errors, newline="")
         rows = csv.reader(file, **rest)
         texts: list[str] = []
         length = 0
@@ -553,7 +557,7 @@ def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iter
                     texts.append(row[column])
                     length += len(row[column])
                 if length >= size:
-                    yield Block(source, 0, length, texts=tuple(texts))
+                    yield Block(source, 0, length, length, raw.tell(), texts=tuple(texts))
                     texts, length = [], 0
         except csv.Error as error:
             where = f"{source.label}:{rows.line_num}"
@@ -561,7 +565,7 @@ def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iter
         except UnicodeDecodeError:
             raise _first_bad_byte(source) from None
     if texts:
-        yield Block(source, 0, length, texts=tuple(texts))
+        yield Block(source, 0, length, length, source.size, texts=tuple(texts))
 
 
 class _Counted(io.RawIOBase):
@@ -585,7 +589,7 @@ def _first_bad_byte(source: Source) -> UserError:
 
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0
-    for chunk in _bytes(source):
+    for chunk, _ in _bytes(source):
         held = len(decoder.getstate()[0])
         try:
             decoder.decode(chunk)
@@ -624,9 +628,9 @@ def _row_groups(source: Source, field: str) -> Iterator[Block]:
         kind = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(kind) or types.is_large_string(kind)):
             raise UserError(f"column {field!r} holds {kind}, not text", where=source.label, mend=_choose(field, names))
-        groups = file.num_row_groups
-    for group in range(groups):
-        yield Block(source, group, group + 1)
+        weights = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    for group, weight in enumerate(weights):
+        yield Block(source, group, group + 1, weight, source.size * (group + 1) // len(weights))
 
 
 def _rows(block: Block, field: str) -> Iterator[str]:
