@@ -6,6 +6,7 @@ ModernBERT are three settings of its fields, readable in `bertkin.models.presets
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,21 +66,31 @@ class Architecture:
         return self.windows[layer] if self.windows else None
 
 
-def check(architecture: Architecture, where: str = "model") -> Architecture:
+def check(architecture: Architecture, where: str = "model.") -> Architecture:
     """The architecture itself, if it can be built.
+
+    Args:
+        where: what the name of a field is put after in a message.
 
     Raises:
         UserError: naming the field, what it holds and what it could.
     """
     a = architecture
-    for name in ("vocab_size", "hidden", "layers", "heads", "intermediate", "max_length"):
+    sizes = dict.fromkeys(("vocab_size", "hidden", "layers", "heads", "intermediate", "max_length"), 1)
+    for name, least in (
+        sizes | dict.fromkeys(("position_offset", "segments", "pad_id", "cls_id", "sep_id"), 0)
+    ).items():
         value = getattr(a, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"expected a whole number of at least 1, found {value!r}", where=f"{where}.{name}")
+        if type(value) is not int or value < least:
+            raise UserError(f"expected a whole number of at least {least}, found {value!r}", where=f"{where}{name}")
+    for name in ("norm_eps", "global_theta", "local_theta"):
+        value = getattr(a, name)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UserError(f"expected a number above 0, found {value!r}", where=f"{where}{name}")
     for name in ("dropout", "attention_dropout"):
         value = getattr(a, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < 1.0:
-            raise UserError(f"expected a share from 0 up to 1, found {value!r}", where=f"{where}.{name}")
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise UserError(f"expected a share from 0 up to 1, found {value!r}", where=f"{where}{name}")
     choices = {
         "family": ("bert", "roberta", "modern"),
         "norm": ("post", "pre"),
@@ -89,27 +100,25 @@ def check(architecture: Architecture, where: str = "model") -> Architecture:
     for name, known in choices.items():
         value = getattr(a, name)
         if value not in known:
-            raise UserError(f"{value!r} is not a choice", where=f"{where}.{name}", mend=nearest(str(value), known))
+            raise UserError(f"{value!r} is not a choice", where=f"{where}{name}", mend=nearest(str(value), known))
     if a.hidden % a.heads:
         divisors = [n for n in range(1, a.hidden + 1) if a.hidden % n == 0]
         below, above = max(n for n in divisors if n < a.heads), min((n for n in divisors if n > a.heads), default=None)
         raise UserError(
             f"{a.heads} heads do not divide the width of {a.hidden} (model.hidden)",
-            where=f"{where}.heads",
+            where=f"{where}heads",
             mend=f"choose {below} heads" + (f" or {above}" if above else ""),
         )
     if a.positions == "rotary" and a.head_dim % 2:
         raise UserError(
             f"rotary positions turn pairs of numbers, but a head is {a.head_dim} wide ({a.hidden} / {a.heads})",
-            where=f"{where}.heads",
+            where=f"{where}heads",
             mend="choose heads of an even width",
         )
     if a.windows and len(a.windows) != a.layers:
-        raise UserError(f"{len(a.windows)} windows for {a.layers} layers", where=f"{where}.windows")
-    if any(window is not None and window < 2 for window in a.windows):
-        raise UserError(
-            f"a window of {min(w for w in a.windows if w is not None)} tokens sees no neighbour",
-            where=f"{where}.local_window",
-            mend="choose at least 2",
-        )
+        raise UserError(f"{len(a.windows)} windows for {a.layers} layers", where=f"{where}windows")
+    for window in a.windows:
+        if window is not None and (type(window) is not int or window < 2):
+            problem = f"a window of {window!r} tokens sees no neighbour"
+            raise UserError(problem, where=f"{where}local_window", mend="choose at least 2")
     return a

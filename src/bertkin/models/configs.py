@@ -30,6 +30,12 @@ class _Fields:
             raise UserError(found, where=f"{self.where}: {name}")
         return value
 
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self.number(name, default)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise UserError(f"expected a whole number of at least 1, found {value!r}", where=f"{self.where}: {name}")
+        return value
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)
         if not isinstance(value, bool):
@@ -50,12 +56,12 @@ def _bert_shape(c: _Fields, offset: int) -> dict[str, Any]:
     c.only("add_cross_attention", False)
     c.only("tie_word_embeddings", True)
     return {
-        "vocab_size": c.number("vocab_size"),
-        "hidden": c.number("hidden_size"),
-        "layers": c.number("num_hidden_layers"),
-        "heads": c.number("num_attention_heads"),
-        "intermediate": c.number("intermediate_size"),
-        "max_length": c.number("max_position_embeddings", 512) - offset,
+        "vocab_size": c.whole("vocab_size"),
+        "hidden": c.whole("hidden_size"),
+        "layers": c.whole("num_hidden_layers"),
+        "heads": c.whole("num_attention_heads"),
+        "intermediate": c.whole("intermediate_size"),
+        "max_length": c.whole("max_position_embeddings", 512) - offset,
         "position_offset": offset,
         "segments": c.number("type_vocab_size", 2),
         "norm_eps": c.number("layer_norm_eps", 1e-12),
@@ -84,23 +90,24 @@ def _modern(c: _Fields) -> Architecture:
     c.only("hidden_activation", "gelu")
     c.only("classifier_activation", "gelu")
     c.only("tie_word_embeddings", True)
-    layers = c.number("num_hidden_layers")
+    layers = c.whole("num_hidden_layers")
     kinds = c.values.get("layer_types")
     if kinds is None:
-        every = c.number("global_attn_every_n_layers", 3)
+        every = c.whole("global_attn_every_n_layers", 3)
         kinds = ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
-    if not isinstance(kinds, list) or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise UserError(f"expected full_attention or sliding_attention for each layer, found {kinds!r}", where=c.where)
-    window = c.number("local_attention", 128)
+    if not isinstance(kinds, list) or any(kind not in ("sliding_attention", "full_attention") for kind in kinds):
+        where = f"{c.where}: layer_types"
+        raise UserError(f"expected full_attention or sliding_attention for each layer, found {kinds!r}", where=where)
+    window = c.whole("local_attention", 128)
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return Architecture(
         family="modern",
-        vocab_size=c.number("vocab_size"),
-        hidden=c.number("hidden_size"),
+        vocab_size=c.whole("vocab_size"),
+        hidden=c.whole("hidden_size"),
         layers=layers,
-        heads=c.number("num_attention_heads"),
-        intermediate=c.number("intermediate_size"),
-        max_length=c.number("max_position_embeddings", 8192),
+        heads=c.whole("num_attention_heads"),
+        intermediate=c.whole("intermediate_size"),
+        max_length=c.whole("max_position_embeddings", 8192),
         norm="pre",
         feed_forward="geglu",
         positions="rotary",
@@ -142,7 +149,7 @@ def _ours(c: _Fields) -> Architecture:
             values[f.name] = c.number(f.name)
         else:
             values[f.name] = tuple(value) if isinstance(value, list) else value
-    if not isinstance(values["windows"], tuple) or not all(w is None or type(w) is int for w in values["windows"]):
+    if not isinstance(values["windows"], tuple):
         raise UserError(f"expected a list of widths, found {values['windows']!r}", where=f"{c.where}: windows")
     return Architecture(**values)
 
@@ -168,11 +175,7 @@ def read_config(path: Path) -> tuple[Architecture, str]:
     if not isinstance(kind, str) or kind not in READERS:
         said = "no model_type" if kind is None else f"a model of type {kind!r}"
         raise UserError(f"{said}; we read {', '.join(READERS)}", where=path)
-    fields_ = _Fields(values, path)
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if kind != OURS and type(fields_.number(name)) is not int:
-            raise UserError(f"expected a whole number, found {values[name]!r}", where=f"{path}: {name}")
-    return check(READERS[kind](fields_), str(path)), kind
+    return check(READERS[kind](_Fields(values, path)), f"{path}: "), kind
 
 
 def write_config(a: Architecture, *, sentence: bool = False) -> dict[str, Any]:

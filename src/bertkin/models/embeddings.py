@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,9 @@ class Embeddings(nn.Module):
         self.offset, self.eps, self.dropout = a.position_offset, a.norm_eps, a.dropout
         self.max_length = a.max_length
         self.tokens = nn.Parameter(torch.empty(a.vocab_size, a.hidden))
-        learned, fixed = a.positions == "learned", a.positions == "sinusoidal"
+        learned, self.fixed = a.positions == "learned", a.positions == "sinusoidal"
         self.positions = nn.Parameter(torch.empty(a.position_offset + a.max_length, a.hidden)) if learned else None
         self.segments = nn.Parameter(torch.empty(a.segments, a.hidden)) if a.segments else None
-        self.waves: Tensor | None
-        self.register_buffer("waves", sinusoids(a.max_length, a.hidden) if fixed else None, persistent=False)
         self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
@@ -44,8 +43,8 @@ class Embeddings(nn.Module):
         place = None
         if self.positions is not None:
             place = embed(layout.positions + self.offset, self.positions)
-        elif self.waves is not None:
-            place = embed(layout.positions, self.waves).to(x.dtype)
+        elif self.fixed:
+            place = sinusoids(self.max_length, x.shape[1], x.device)[layout.positions].to(x.dtype)
         if self.segments is not None:
             # RoBERTa's table has one row: it makes no difference between a pair's halves.
             alike = layout.segments is None or len(self.segments) == 1
@@ -54,12 +53,15 @@ class Embeddings(nn.Module):
         return place
 
 
-def sinusoids(length: int, width: int) -> Tensor:
+@lru_cache(maxsize=4)
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
     """Fixed positions [length, width]: sines in the first half, cosines in the second, of falling frequency.
 
     They are scaled to a root mean square of 0.02, the size of the token rows at the start: at the full size of one,
     a small model sees little but positions for its first thousands of steps.
     """
-    half = (width + 1) // 2
-    angles = torch.outer(torch.arange(length).float(), 10_000.0 ** (-torch.arange(half).float() / half))
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width] * (0.02 * math.sqrt(2))
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks first, training may ask next
+        half = (width + 1) // 2
+        angles = torch.outer(torch.arange(length).float(), 10_000.0 ** (-torch.arange(half).float() / half))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+        return (waves * (0.02 * math.sqrt(2))).to(device)

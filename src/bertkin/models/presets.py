@@ -225,6 +225,8 @@ def build(model: Model, *, sentence: bool = False, seed: int = 0) -> MaskedLM:
     from bertkin.models.transformer import initialise
 
     a = architecture(model)
-    built = MaskedLM(a, sentence=sentence)
+    with torch.device("meta"):  # so that nothing is drawn twice
+        built = MaskedLM(a, sentence=sentence)
+    built.to_empty(device="cpu")
     initialise(built, a, torch.Generator().manual_seed(seed))
     return built

@@ -48,31 +48,37 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Maske
     a, kind = read_config(folder / "config.json")
     family = kind if kind == OURS else a.family
     weights = _Weights(folder, family)
-    model = MaskedLM(a, sentence=set(theirs("sentence.classifier.weight", family)) <= weights.names.keys())
-    missing: list[str] = []
-    used: set[str] = set()
+    weights.require(theirs(f"encoder.layers.{a.layers - 1}.attention.qkv.weight", family))
+    with torch.device("meta"):  # no memory is taken before all shapes are known to agree
+        model = MaskedLM(a, sentence=set(theirs("sentence.classifier.weight", family)) <= weights.names.keys())
+    model.missing = tuple(_missing(model, weights, family))
+    model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parts = theirs(name, family)
-            absent = [part for part in parts if part not in weights.names]
-            if absent and name.startswith("encoder."):
-                raise UserError(f"no weight named {absent[0]}", where=folder, mend=_DISAGREE)
-            if absent:
-                missing.append(name)
-                continue
-            used.update(parts)
-            weights.fill(parameter, parts)
-    inside = PREFIX.get(family, "")
-    unknown = [
-        name for name in weights.names if name.startswith(inside) and name not in used and not UNREAD.search(name)
-    ]
-    if unknown:
-        raise UserError(f"the configuration has no place for {unknown[0]}", where=folder, mend=_DISAGREE)
-    if missing:
-        initialise(model, a, torch.Generator().manual_seed(0), missing)
-        model.missing = tuple(missing)
-        warnings.warn(f"{folder} has no {', '.join(missing)}; they start from random numbers", stacklevel=2)
+            if name not in model.missing:
+                weights.fill(parameter, theirs(name, family))
+    if model.missing:
+        initialise(model, a, torch.Generator().manual_seed(0), model.missing)
+        warnings.warn(f"{folder} has no {', '.join(model.missing)}; random numbers for now", stacklevel=2)
     return model.to(dtype).eval()
+
+
+def _missing(model: MaskedLM, weights: _Weights, family: str) -> list[str]:
+    """Parameters of the heads that the folder does not have, once everything else is known to be there and to fit."""
+    missing: list[str] = []
+    used: set[str] = set()
+    for name, parameter in model.named_parameters():
+        parts = theirs(name, family)
+        if not name.startswith("encoder.") and any(part not in weights.names for part in parts):
+            missing.append(name)
+            continue
+        weights.require(parts, (parameter.shape[0] // len(parts), *parameter.shape[1:]))
+        used.update(parts)
+    inside = PREFIX.get(family, "")
+    for name in weights.names:
+        if name.startswith(inside) and name not in used and not UNREAD.search(name):
+            raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)
+    return missing
 
 
 _DISAGREE = "see that config.json and the weights are of the same model"
@@ -109,7 +115,7 @@ def save_model(
         if extra is not None:
             _write(folder / "bertkin.json", _json(extra))
         if tokenizer is not None:
-            tokenizer.save(folder)
+            tokenizer.save(folder, a.max_length)
 
 
 def find_folder(path: str | Path) -> Path:
@@ -153,20 +159,28 @@ class _Weights:
         self.names = canonical(list(owners), family)
         self.owners = owners
 
+    def require(self, parts: tuple[str, ...], shape: tuple[int, ...] | None = None) -> None:
+        """See that tensors are here, are real numbers and have this shape.
+
+        Raises:
+            UserError: naming the first that is not.
+        """
+        for part in parts:
+            if part not in self.names:
+                raise UserError(f"no weight named {part}", where=self.folder, mend=_DISAGREE)
+            name = self.names[part]
+            found = self.files[self.owners[name]].get_slice(name)
+            if shape is not None and tuple(found.get_shape()) != shape:
+                problem = f"{name} has shape {list(found.get_shape())}, the configuration says {list(shape)}"
+                raise UserError(problem, where=self.folder, mend=_DISAGREE)
+            if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise UserError(f"{name} holds {found.get_dtype()}, not real numbers", where=self.folder)
+
     def fill(self, parameter: Tensor, parts: tuple[str, ...]) -> None:
         """Copy tensors, one after the other along the first axis, into a parameter."""
-        shape = (parameter.shape[0] // len(parts), *parameter.shape[1:])
         for part, place in zip(parts, parameter.chunk(len(parts)), strict=True):
             name = self.names[part]
-            file = self.owners[name]
-            found = tuple(self.files[file].get_slice(name).get_shape())
-            if found != shape:
-                raise UserError(
-                    f"{name} has shape {list(found)}, the configuration says {list(shape)}",
-                    where=self.folder / file,
-                    mend=_DISAGREE,
-                )
-            place.copy_(self.files[file].get_tensor(name))
+            place.copy_(self.files[self.owners[name]].get_tensor(name))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
         q = linear(x[asked], weight[:width], None if bias is None else bias[:width])
         kv = linear(x, weight[width:], None if bias is None else bias[width:])
         k, v = split_heads(kv, 2, self.heads)
-        return q.view(len(asked), self.heads, -1), k, v
+        return q.view(len(asked), self.heads, width // self.heads), k, v
 
 
 class FeedForward(nn.Module):
@@ -139,9 +139,9 @@ class Encoder(nn.Module):
         """
         stream, update = self.embeddings(ids, layout), None
         for layer in self.blocks[:-1]:
-            stream, update = layer(stream, update, layout, self.rotary(layer, ids.device))
+            stream, update = layer(stream, update, layout, self.rotary(layer, layout))
         last = self.blocks[-1]
-        stream, update = last(stream, update, layout, self.rotary(last, ids.device), asked)
+        stream, update = last(stream, update, layout, self.rotary(last, layout), asked)
         return self._finish(stream, update)
 
     def trace(self, ids: Tensor, layout: Layout) -> Trace:
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         for layer in self.blocks:
             _, x = layer.read(stream, update)
             q, k, _ = layer.attention.project(x)
-            rotary = self.rotary(layer, ids.device)
+            rotary = self.rotary(layer, layout)
             trace.attention.append(attention_weights(q, k, layout, layer.attention.rule, rotary=rotary))
             stream, update = layer(stream, update, layout, rotary)
             trace.hidden.append(stream if update is None else stream + update)
@@ -163,10 +163,13 @@ class Encoder(nn.Module):
         """The layers, in order."""
         return typing.cast(list[Block], list(self.layers))
 
-    def rotary(self, layer: Block, device: torch.device) -> Rotary | None:
-        """The tables that a layer turns its queries and keys with."""
+    def rotary(self, layer: Block, layout: Layout) -> Rotary | None:
+        """The tables that a layer turns its queries and keys with, about as long as the longest sequence."""
         a = self.architecture
-        return rotary_tables(a.max_length, a.head_dim, layer.theta, device) if a.positions == "rotary" else None
+        if a.positions != "rotary":
+            return None
+        length = min(a.max_length, 1 << max(layout.max_length - 1, 0).bit_length())
+        return rotary_tables(length, a.head_dim, layer.theta, layout.starts.device)
 
     def _finish(self, stream: Tensor, update: Tensor | None) -> Tensor:
         if self.norm is None:
