@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,37 @@ def test_our_model_gives_the_same_numbers_in_transformers(family: str, tmp_path:
         expected = reference(**padded_batch(ids, layout, PAD[family])).logits
         assert far(model.logits(ids, layout), layout.flat(expected)) < 1e-5
         assert far(load_model(tmp_path).logits(ids, layout), model.logits(ids, layout)) == 0
+
+
+@dataclass
+class Marks:
+    """What saving a model asks of a tokenizer."""
+
+    pad_id: int
+    cls_id: int = 2
+    sep_id: int = 4
+    length: int = 0
+
+    def save(self, folder: Path, max_length: int) -> None:
+        self.length = max_length
+
+
+@pytest.mark.parametrize("pad_id", [0, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_padding_id_keeps_the_positions(family: str, pad_id: int, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    model, marks = ours(family), Marks(pad_id)
+    save_model(model, tmp_path, tokenizer=marks)
+    assert marks.length == 40
+    with hushed():
+        reference = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert (reference.config.pad_token_id, reference.config.sep_token_id) == (pad_id, 4)
+    ids, layout = flat_batch()
+    with torch.no_grad():
+        expected = layout.flat(reference(**padded_batch(ids, layout, pad_id)).logits)
+        assert far(model.logits(ids, layout), expected) < 1e-5
+        assert far(load_model(tmp_path).logits(ids, layout), expected) < 1e-5
 
 
 def test_a_bert_with_a_sentence_objective_opens_as_the_original_with_both_heads(tmp_path: Path) -> None:

@@ -101,12 +101,18 @@ def save_model(
     folder, a = Path(folder), model.architecture
     if tokenizer is not None:
         a = replace(a, pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
+        if a.position_offset:  # RoBERTa counts positions from its padding id on
+            a = replace(a, position_offset=a.pad_id + 1)
     config = write_config(a, sentence=model.sentence is not None)
     family = OURS if config["model_type"] == OURS else a.family
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parts = theirs(name, family)
-        chunks = parameter.detach().to("cpu", torch.float32).chunk(len(parts))
+        whole = parameter.detach().to("cpu", torch.float32)
+        if name == "encoder.embeddings.positions" and a.position_offset != model.architecture.position_offset:
+            used = whole[model.architecture.position_offset :]
+            whole = torch.cat([used.new_zeros(a.position_offset, a.hidden), used])
+        chunks = whole.chunk(len(parts))
         tensors.update((part, chunk.contiguous()) for part, chunk in zip(parts, chunks, strict=True))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
