@@ -347,6 +347,31 @@ void adamw(float* weight, float* m, float* v, const T* gradient, T* copy, int64_
     }
 }
 
+// Muon's first half: the momentum, and in T what is to be made orthogonal, momentum looked ahead by one gradient.
+template <class T>
+void muon_momentum(float* first, const T* gradient, T* ahead, int64_t n, float momentum, float clip) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += W) {
+        int left = std::min<int64_t>(n - i, W);
+        vf g = load(gradient + i, left, 0) * clip, m = load(first + i, left, 0);
+        m = momentum * m + (1 - momentum) * g;
+        store(first + i, m, left);
+        store(ahead + i, momentum * m + (1 - momentum) * g, left);
+    }
+}
+
+// Muon's second half: the master takes its step, and the model a copy.
+template <class T>
+void muon_apply(float* weight, const T* update, T* copy, int64_t n, float lr, float keep) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += W) {
+        int left = std::min<int64_t>(n - i, W);
+        vf w = load(weight + i, left, 0) * keep - lr * load(update + i, left, 0);
+        store(weight + i, w, left);
+        store(copy + i, w, left);
+    }
+}
+
 // Squares are summed in blocks of fixed size and the blocks in order, whatever the number of threads.
 template <class T>
 double square_sum(const T* x, int64_t n) {
@@ -739,6 +764,12 @@ void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table,
 void bk_adamw(int type, float* weight, float* m, float* v, const void* gradient, void* copy, int64_t n, float lr, float beta1,
               float beta2, float eps, float decay, float correct1, float correct2, float clip) {
     BOTH(adamw(weight, m, v, (const T*)gradient, (T*)copy, n, lr, beta1, beta2, eps, decay, correct1, correct2, clip))
+}
+void bk_muon_momentum(int type, float* first, const void* gradient, void* ahead, int64_t n, float momentum, float clip) {
+    BOTH(muon_momentum(first, (const T*)gradient, (T*)ahead, n, momentum, clip))
+}
+void bk_muon_apply(int type, float* weight, const void* update, void* copy, int64_t n, float lr, float keep) {
+    BOTH(muon_apply(weight, (const T*)update, (T*)copy, n, lr, keep))
 }
 double bk_square_sum(int type, const void* x, int64_t n) {
     if (type == 0) return square_sum((const float*)x, n);

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fno-math-errno", "-std=c++17", "-fPIC"]
-FLAGS += ["-shared", "-fopenmp"]
+# Not -ffast-math: it would switch the whole process to flushing subnormal numbers to zero when the library is loaded.
+FLAGS = ["-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math"]
+FLAGS += ["-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float  # noqa: E741
@@ -36,6 +37,8 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_cross_entropy": ([I, P, P, P, P, P, L, I, F, F, I], None),
     "bk_scatter_add": ([I, P, P, P, L, I], None),
     "bk_adamw": ([I, P, P, P, P, P, L, F, F, F, F, F, F, F, F], None),
+    "bk_muon_momentum": ([I, P, P, P, L, F, F], None),
+    "bk_muon_apply": ([I, P, P, P, L, F, F], None),
     "bk_square_sum": ([I, P, L], ctypes.c_double),
 }
 ATTENTION = [P, P, P, L, L, L, P, P, I, P, P, I, I, F, I, I, P, P, P]

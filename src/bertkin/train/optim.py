@@ -18,9 +18,15 @@ from bertkin.models import kernels
 BETA1 = 0.9
 EPS = {"adamw": 1e-8, "lamb": 1e-6, "muon": 1e-8}
 MOMENTUM = 0.95
-# Coefficients of the quintic whose five-fold use pushes all singular values near 1 (Jordan et al. 2024).
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+# A quintic a step, each the best answer to what the one before leaves (Amsel et al. 2025, "The Polar Express").
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+POLAR_STEPS = int(__import__("os").environ.get("POLAR", "4"))
 
 
 @dataclass
@@ -78,18 +84,21 @@ class Optimizer:
         self.steps += 1
         t = self.train
         clip = t.clip / norm if t.clip and norm > t.clip else 1.0
+        matrices = []
         for slot in self.slots:
             if slot.parameter.grad is None:
                 continue
             if slot.second is None:
-                self._muon(slot, factor * t.matrix_lr, clip)
+                matrices.append(slot)
             elif t.optimizer == "lamb":
                 self._lamb(slot, factor * t.lr, clip)
             else:
                 self._adamw(slot, factor * t.lr, clip)
+        self._muon(matrices, factor * (t.matrix_lr or 0.0), clip)
+        for slot in self.slots:
             slot.parameter.grad = None
             if self.average:
-                self.average[slot.name].lerp_(slot.master, 1 - self.train.ema)
+                self.average[slot.name].lerp_(slot.master, 1 - t.ema)
 
     def _corrections(self) -> tuple[float, float]:
         return 1 / (1 - BETA1**self.steps), 1 / (1 - self.train.beta2**self.steps)
@@ -125,18 +134,44 @@ class Optimizer:
         slot.master.add_(update, alpha=-lr * trust)
         self._publish(slot)
 
-    def _muon(self, slot: Slot, lr: float, clip: float) -> None:
-        assert slot.parameter.grad is not None
-        g = slot.parameter.grad.float()
-        if clip != 1.0:
-            g = g * clip
-        slot.first.lerp_(g, 1 - MOMENTUM)
-        ahead = g.lerp(slot.first, MOMENTUM)
-        rows, cols = slot.master.shape[0] // slot.parts, slot.master.shape[1]
-        slot.master.mul_(1 - lr * self.train.weight_decay)
-        for part, weight in zip(ahead.chunk(slot.parts), slot.master.chunk(slot.parts), strict=True):
-            weight.add_(orthogonalise(part), alpha=-lr * max(1.0, rows / cols) ** 0.5)
-        self._publish(slot)
+    def _muon(self, slots: list[Slot], lr: float, clip: float) -> None:
+        """Matrices of one shape are made orthogonal together: small products in a batch run half as fast again."""
+        shapes: dict[tuple[int, int], list[Slot]] = {}
+        for slot in slots:
+            rows, cols = slot.master.shape
+            shapes.setdefault((rows // slot.parts, cols), []).append(slot)
+        for (rows, cols), group in shapes.items():
+            ahead = torch.cat([self._momentum(slot, clip).view(-1, rows, cols) for slot in group])
+            update = orthogonalise(ahead).to(ahead.dtype).contiguous()
+            scaled = lr * max(1.0, rows / cols) ** 0.5
+            for slot, part in zip(group, update.split([slot.parts for slot in group]), strict=True):
+                self._apply(slot, part.reshape(slot.master.shape), scaled)
+
+    def _momentum(self, slot: Slot, clip: float) -> Tensor:
+        """Take the gradient into the momentum; returns the momentum looked ahead by that gradient (Nesterov)."""
+        g = slot.parameter.grad
+        assert g is not None
+        g = g.contiguous()
+        library = kernels.get() if kernels.usable(g) else None
+        if library is None:
+            slot.first.lerp_(g.float() * clip, 1 - MOMENTUM)
+            return (g.float() * clip).lerp(slot.first, MOMENTUM)
+        ahead = torch.empty_like(g)
+        state = (slot.first.data_ptr(), g.data_ptr(), ahead.data_ptr())
+        library.bk_muon_momentum(kernels.TYPES[g.dtype], *state, g.numel(), MOMENTUM, clip)
+        return ahead
+
+    def _apply(self, slot: Slot, update: Tensor, lr: float) -> None:
+        """Decay the master, step it, and copy it into the model."""
+        keep = 1 - lr * self.train.weight_decay
+        parameter = slot.parameter
+        library = kernels.get() if kernels.usable(update, parameter) else None
+        if library is None:
+            slot.master.mul_(keep).add_(update, alpha=-lr)
+            self._publish(slot)
+            return
+        state = (slot.master.data_ptr(), update.data_ptr(), parameter.data_ptr())
+        library.bk_muon_apply(kernels.TYPES[update.dtype], *state, update.numel(), lr, keep)
 
     def _moments(self, slot: Slot, g: Tensor, clip: float) -> None:
         assert slot.second is not None
@@ -190,17 +225,14 @@ def stacked(name: str, model: nn.Module) -> int:
 
 
 def orthogonalise(g: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix to g [rows, cols], about: singular values come out between 0.7 and 1.2.
+    """About the nearest semi-orthogonal matrices to g [n, rows, cols], in bfloat16: singular values all come near 1.
 
-    Newton-Schulz iteration in bfloat16 (Bernstein & Newhouse 2024), on the narrower side.
+    A polynomial iteration on the narrower side, of products only.
     """
-    a, b, c = NEWTON_SCHULZ
-    x = g / (g.norm() + 1e-7)
-    x = x.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    if tall:
-        x = x.T.contiguous()
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).float()
+    tall = g.shape[1] > g.shape[2]
+    x = g.transpose(1, 2) if tall else g
+    x = (x / (1.01 * x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    for a, b, c in POLAR_EXPRESS[:POLAR_STEPS]:
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
