@@ -1,0 +1,179 @@
+"""report.html: one self-contained page that shows a run, made of its recipe.yaml and log.jsonl and of nothing else."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bertkin.errors import disk_errors
+from bertkin.train.charts import STYLE, Curve, svg
+from bertkin.train.state import read_log, write_text
+
+SHOWN_EVALUATIONS = 5
+"""Moments of the training at which samples are shown."""
+
+Record = dict[str, Any]
+
+
+def write_report(run: str | Path) -> Path:
+    """Write (or write again) the report of a run.
+
+    A log whose last line was cut off, or that has nothing in it yet, will do.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    run = Path(run)
+    path = run / "report.html"
+    records = read_log(run)
+    with disk_errors(path):
+        recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
+        write_text(path, page(run.resolve().name, recipe, records))
+    return path
+
+
+def page(name: str, recipe: str, records: list[Record]) -> str:
+    """The page as HTML."""
+    preset = next((line.split(":", 1)[1].strip() for line in recipe.splitlines() if line.startswith("preset:")), "")
+    body = [
+        f"<h1>{escape(name)}</h1><p class=quiet>{escape(preset)} · grown with bertkin</p>",
+        _tiles(records),
+        f'<div class="charts">{"".join(_figures(records))}</div>',
+        _samples(records),
+        f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
+        f"<p class=quiet>Go on with <code>bertkin resume {escape(name)}</code>, ask it with <code>bertkin fill {escape(name)} "
+        '"…"</code>, in the folder that holds the run.</p>',
+    ]
+    title = escape(f"{name} · bertkin")
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1"><meta name=color-scheme content="light dark">'
+        f"<title>{title}</title><style>{PAGE_STYLE}{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def curve_svg(run: str | Path) -> str:
+    """The loss curve alone, as an SVG file's content."""
+    return _loss(read_log(Path(run)), style=STYLE)
+
+
+def series(records: list[Record], kind: str, field: str) -> list[tuple[float, float]]:
+    """(step, value) of every record of this kind that has a number there."""
+    return [
+        (float(r["step"]), float(r[field]))
+        for r in records
+        if r.get("kind") == kind and _is_number(r.get(field)) and _is_number(r.get("step"))
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _steps(x: float) -> str:
+    return f"{x:,.0f}" if x < 10_000 else f"{x / 1000:,.4g}k"
+
+
+def _loss(records: list[Record], style: str = "") -> str:
+    curves = [
+        Curve("training loss", series(records, "step", "loss")),
+        Curve("held-out loss", series(records, "evaluation", "loss"), accent=True),
+    ]
+    return svg(curves, label="loss by step", x_form=_steps, y_form=lambda y: f"{y:.4g}", style=style)
+
+
+def _figures(records: list[Record]) -> list[str]:
+    accuracy = [
+        Curve("training accuracy", series(records, "step", "accuracy")),
+        Curve("held-out accuracy", series(records, "evaluation", "accuracy"), accent=True),
+    ]
+    baselines = next((r for r in reversed(records) if r.get("kind") == "baselines"), {})
+    named = (("bigram", "bigram"), ("most frequent token", "frequent"))
+    levels = [(words, float(baselines[key])) for words, key in named if _is_number(baselines.get(key))]
+
+    def one(title: str, note: str, chart: str) -> str:
+        return f"<figure><figcaption>{title} <span class=quiet>{note}</span></figcaption>{chart}</figure>"
+
+    def alone(field: str, name: str, form: str) -> str:
+        curve = Curve(name, series(records, "step", field))
+        return svg([curve], label=f"{name} by step", x_form=_steps, y_form=lambda y: format(y, form))
+
+    both = "training; <b class=strong>held-out</b>, 15% masked"
+    return [
+        one("Loss", both, _loss(records)),
+        one(
+            "Masked accuracy",
+            both,
+            svg(accuracy, label="accuracy by step", x_form=_steps, y_form=lambda y: f"{y:.0%}", levels=levels),
+        ),
+        one("Learning rate", "", alone("lr", "learning rate", ".2g")),
+        one("Throughput", "tokens a second", alone("tokens_per_second", "tokens a second", ",.0f")),
+    ]
+
+
+def _tiles(records: list[Record]) -> str:
+    """The figures people ask for first."""
+    evaluations = [r for r in records if r.get("kind") == "evaluation"]
+    last = next((r for r in reversed(records) if r.get("kind") in ("step", "evaluation")), {})
+    speeds = sorted(y for _, y in series(records, "step", "tokens_per_second"))
+    tiles: list[tuple[str, str]] = []
+    if evaluations and _is_number(evaluations[-1].get("loss")):
+        tiles += [("held-out loss", f"{evaluations[-1]['loss']:.3f}")]
+    if evaluations and _is_number(evaluations[-1].get("accuracy")):
+        tiles += [("masked accuracy", f"{evaluations[-1]['accuracy']:.1%}")]
+    for name, field, form in (("steps", "step", ",.0f"), ("tokens", "tokens", ",.0f"), ("minutes", "minutes", ".1f")):
+        if _is_number(last.get(field)):
+            tiles.append((name, format(last[field], form)))
+    if speeds:
+        tiles.append(("tokens a second", f"{speeds[len(speeds) // 2]:,.0f}"))
+    return f'<dl class="tiles">{"".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in tiles)}</dl>'
+
+
+def _samples(records: list[Record]) -> str:
+    """Held-out sentences, and what the model answered as it grew."""
+    moments = [r for r in records if r.get("kind") == "samples" and isinstance(r.get("fills"), list) and r["fills"]]
+    if not moments:
+        return ""
+    count = min(SHOWN_EVALUATIONS, len(moments))
+    picked = sorted({round(i * (len(moments) - 1) / max(count - 1, 1)) for i in range(count)})
+    chosen = [moments[i] for i in picked]
+    blocks = []
+    for number, sample in enumerate(chosen[-1]["fills"]):
+        rows = []
+        for moment in chosen:
+            if number < len(moment["fills"]):
+                rows.append(f"<tr><th>step {moment.get('step', 0):,}</th>{_answers(moment['fills'][number])}</tr>")
+        truth = escape(str(sample.get("truth", "")))
+        text = escape(str(sample.get("text", "")))
+        blocks.append(
+            f"<section><p>{text} <span class=quiet>was: <b>{truth}</b></span></p><table>{''.join(rows)}</table></section>"
+        )
+    return f'<h2>Blanks it filled, in sentences it never saw</h2><div class="samples">{"".join(blocks)}</div>'
+
+
+def _answers(fill: Record) -> str:
+    cells = []
+    for answer in fill.get("answers", []):
+        token, chance = str(answer[0]), float(answer[1])
+        right = " class=right" if token == fill.get("truth") else ""
+        cells.append(f"<td{right}>{escape(token)} <span class=quiet>{chance:.0%}</span></td>")
+    return "".join(cells)
+
+
+PAGE_STYLE = """
+:root{color-scheme:light dark}
+body{margin:0;font:16px/1.5 system-ui,sans-serif;background:Canvas;color:CanvasText}
+main{max-width:1080px;margin:auto;padding:20px 16px 48px}
+h1{margin:.2em 0 0}h2{margin-top:1.6em;font-size:1.15em}.quiet{color:#888}.strong{color:#d9622b}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;margin:18px 0}
+.tiles div{border:1px solid #8884;border-radius:8px;padding:8px 12px}
+.tiles dt{color:#888;font-size:.85em}.tiles dd{margin:0;font-size:1.35em;font-variant-numeric:tabular-nums}
+.charts,.samples{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:18px}
+figure{margin:0}figcaption{font-weight:600}figcaption .quiet{font-weight:400;font-size:.85em}
+svg{width:100%;height:auto;display:block}
+section{border:1px solid #8884;border-radius:8px;padding:4px 12px 10px;overflow-x:auto}
+table{border-collapse:collapse;font-size:.9em}th{text-align:left;font-weight:400;color:#888;white-space:nowrap}
+th,td{padding:2px 10px 2px 0}.right{font-weight:700;color:#2a9d55}
+pre{overflow-x:auto;font-size:.85em}summary{cursor:pointer;margin-top:1.6em;font-weight:600}
+"""
