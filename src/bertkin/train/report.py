@@ -42,8 +42,7 @@ def page(name: str, recipe: str, records: list[Record]) -> str:
         f'<div class="charts">{"".join(_figures(records))}</div>',
         _samples(records),
         f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
-        f"<p class=quiet>Go on with <code>bertkin resume {escape(name)}</code>, ask it with <code>bertkin fill {escape(name)} "
-        '"…"</code>, in the folder that holds the run.</p>',
+        f"<p class=quiet>In the folder that holds it: {_command('resume', name)}, {_command('fill', name, ' …')}.</p>",
     ]
     title = escape(f"{name} · bertkin")
     return (
@@ -51,6 +50,10 @@ def page(name: str, recipe: str, records: list[Record]) -> str:
         '<meta name=viewport content="width=device-width,initial-scale=1"><meta name=color-scheme content="light dark">'
         f"<title>{title}</title><style>{PAGE_STYLE}{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
+
+
+def _command(verb: str, name: str, rest: str = "") -> str:
+    return f"<code>bertkin {verb} {escape(name)}{rest}</code>"
 
 
 def curve_svg(run: str | Path) -> str:
@@ -146,9 +149,8 @@ def _samples(records: list[Record]) -> str:
                 rows.append(f"<tr><th>step {moment.get('step', 0):,}</th>{_answers(moment['fills'][number])}</tr>")
         truth = escape(str(sample.get("truth", "")))
         text = escape(str(sample.get("text", "")))
-        blocks.append(
-            f"<section><p>{text} <span class=quiet>was: <b>{truth}</b></span></p><table>{''.join(rows)}</table></section>"
-        )
+        was = f"<span class=quiet>was: <b>{truth}</b></span>"
+        blocks.append(f"<section><p>{text} {was}</p><table>{''.join(rows)}</table></section>")
     return f'<h2>Blanks it filled, in sentences it never saw</h2><div class="samples">{"".join(blocks)}</div>'
 
 
