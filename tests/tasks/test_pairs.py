@@ -1,0 +1,261 @@
+"""Minimal pairs: the fast score is the slow one, ties are half, and a bad line is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertkin.config import Model
+from bertkin.errors import UserError
+from bertkin.models.heads import MaskedLM
+from bertkin.models.presets import build, resolve_model
+from bertkin.models.pretrained import save_model
+from bertkin.tasks.pairs import Pair, evaluate_pairs, evaluate_scorer, pseudo_log_likelihood, read_blimp, score_pairs
+from bertkin.text.layout import Layout
+from bertkin.text.tokenizer import Tokenizer, train_tokenizer
+
+TEXT = [
+    "The cats sleep on the warm mat, and the dogs are sleeping under the table.",
+    "A grandmother who reads unbelievable stories never sleeps; her grandchildren do.",
+    "Sie schlafen nicht. 我们不睡觉。",
+]
+SENTENCES = ["The cats sleep.", "the dogs", "A grandmother reads unbelievable stories under the table.", "我们 sleep!"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXT * 3, vocab_size=90)
+
+
+def grown(tokenizer: Tokenizer, family: str = "modern") -> MaskedLM:
+    """A model with random weights large enough that its answers differ from word to word."""
+    shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "max_length": 48}
+    model = build(resolve_model(Model(family=family, **shape), tokenizer.vocab_size))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> MaskedLM:
+    return grown(tokenizer)
+
+
+@torch.no_grad()
+def one_at_a_time(model: MaskedLM, tokenizer: Tokenizer, text: str, *, within_word: bool = False) -> float:
+    """The definition, read aloud: hide a token, ask for it, put it back."""
+    ids = [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
+    score = 0.0
+    for place in range(1, len(ids) - 1):
+        seen = list(ids)
+        seen[place] = tokenizer.mask_id
+        after = place + 1
+        while within_word and after < len(ids) - 1 and tokenizer.token(ids[after]).startswith("##"):
+            seen[after] = tokenizer.mask_id
+            after += 1
+        logits = model.logits(torch.tensor(seen), Layout.from_lengths([len(seen)]).to("cpu"))
+        score += float(logits[place].double().log_softmax(-1)[ids[place]])
+    return score
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modern"])
+@pytest.mark.parametrize("within_word", [False, True])
+def test_a_sentence_scores_what_hiding_its_tokens_one_at_a_time_gives(
+    tokenizer: Tokenizer, family: str, within_word: bool
+) -> None:
+    model = grown(tokenizer, family)
+    scores = pseudo_log_likelihood(model, tokenizer, SENTENCES, within_word=within_word, batch_tokens=40)
+    slow = [one_at_a_time(model, tokenizer, text, within_word=within_word) for text in SENTENCES]
+    np.testing.assert_allclose(scores, slow, atol=1e-3)
+
+
+def test_hiding_the_rest_of_the_word_changes_only_sentences_with_words_in_pieces(
+    tokenizer: Tokenizer, model: MaskedLM
+) -> None:
+    texts = ["the the", "unbelievable"]
+    assert len(tokenizer.encode(texts[0])) == 2 and len(tokenizer.encode(texts[1])) > 1
+    plain = pseudo_log_likelihood(model, tokenizer, texts)
+    within = pseudo_log_likelihood(model, tokenizer, texts, within_word=True)
+    assert plain[0] == within[0] and plain[1] != within[1]
+
+
+WORDS = st.lists(
+    st.sampled_from(["the", "cats", "grandmother", "unbelievable", ",", "我们", "zebra", "sleeping"]), max_size=8
+)
+
+
+@settings(max_examples=25)
+@given(texts=st.lists(WORDS.map(" ".join), max_size=6), batch_tokens=st.integers(1, 300), within_word=st.booleans())
+def test_a_score_does_not_depend_on_the_sentences_beside_it(
+    tokenizer: Tokenizer, model: MaskedLM, texts: list[str], batch_tokens: int, within_word: bool
+) -> None:
+    scores = pseudo_log_likelihood(model, tokenizer, texts, batch_tokens=batch_tokens, within_word=within_word)
+    alone = [pseudo_log_likelihood(model, tokenizer, [text], within_word=within_word)[0] for text in texts]
+    np.testing.assert_allclose(scores, np.array(alone).reshape(-1), atol=1e-3)
+
+
+def test_the_same_tokens_get_the_same_score_to_the_bit(tokenizer: Tokenizer, model: MaskedLM) -> None:
+    scores = pseudo_log_likelihood(model, tokenizer, ["The cats sleep.", *SENTENCES, "the  CATS sleep ."])
+    assert scores[0] == scores[1] == scores[-1]
+
+
+def test_scoring_leaves_the_model_as_it_was(tokenizer: Tokenizer, model: MaskedLM) -> None:
+    before = [parameter.clone() for parameter in model.parameters()]
+    model.train()
+    pseudo_log_likelihood(model, tokenizer, SENTENCES)
+    assert model.training
+    model.eval()
+    assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_sentence_too_long_for_the_model_is_refused(tokenizer: Tokenizer, model: MaskedLM) -> None:
+    with pytest.raises(UserError, match="reads at most 46"):
+        pseudo_log_likelihood(model, tokenizer, ["the " * 47])
+    pseudo_log_likelihood(model, tokenizer, ["the " * 46])
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(model: MaskedLM) -> None:
+    other = train_tokenizer([*TEXT, "quite other words: zebra, xylophone, jazz, quick, vow, fjord"] * 3, vocab_size=120)
+    with pytest.raises(UserError, match="the model only"):
+        pseudo_log_likelihood(model, other, SENTENCES)
+
+
+def test_ties_count_half() -> None:
+    assert score_pairs([1.0, 2.0, 3.0, 3.0], [0.0, 2.0, 4.0, 3.0]) == (1 + 0.5 + 0 + 0.5) / 4
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match="not a number"):
+        score_pairs([float("nan")], [0.0])
+
+
+# Files.
+
+
+def write(folder: Path, name: str, pairs: list[tuple[str, str]], field: str) -> None:
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({"sentence_good": good, "sentence_bad": bad, "field": field}) for good, bad in pairs]
+    (folder / name).write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "pairs", "number.jsonl", [("the cats sleep", "the cats sleeps"), ("a", "bb")], "morphology")
+    write(tmp_path / "pairs", "case.jsonl", [("The dogs", "the dogs")] * 3, "morphology")
+    write(tmp_path / "pairs", "order.jsonl", [("the mat", "mat the")], "syntax")
+    return tmp_path / "pairs"
+
+
+def test_pairs_are_read_by_paradigm_up_to_a_limit(folder: Path) -> None:
+    pairs = read_blimp(folder, limit=2)
+    assert {name: len(members) for name, members in pairs.items()} == {"case": 2, "number": 2, "order": 1}
+    assert pairs["order"] == [Pair("the mat", "mat the", "syntax")]
+    assert read_blimp(folder / "case.jsonl").keys() == {"case"}
+
+
+def test_any_function_of_sentences_can_be_scored(folder: Path) -> None:
+    scores = evaluate_scorer(lambda sentences: [-len(text) for text in sentences], folder)
+    assert scores.paradigms == {"case": 0.5, "number": 1.0, "order": 0.5}
+    assert scores.fields == {"morphology": 0.75, "syntax": 0.5}
+    assert scores.mean == pytest.approx(2 / 3)
+
+
+def test_scores_read_well_and_go_into_json(folder: Path) -> None:
+    scores = evaluate_scorer(lambda sentences: [-len(text) for text in sentences], folder, method="brevity")
+    text = str(scores)
+    assert "morphology" in text and " 75.0%" in text and text.splitlines()[-1].endswith("66.7%  mean of 3, by brevity")
+    plain = json.loads(json.dumps(scores.to_mapping()))
+    assert plain["mean"] == pytest.approx(0.66667) and plain["method"] == "brevity" and plain["pairs"] == 6
+
+
+def test_a_model_is_asked_in_any_precision(tokenizer: Tokenizer, model: MaskedLM, folder: Path) -> None:
+    done: list[tuple[int, int]] = []
+    for precision in ("float32", "bfloat16"):
+        scores = evaluate_pairs(
+            model, tokenizer, folder, precision=precision, progress=lambda *numbers: done.append(numbers)
+        )
+        assert scores.paradigms["case"] == 0.5  # a lowercasing tokenizer cannot tell them apart
+        assert scores.method == "pseudo-log-likelihood"
+    assert done[-1] == (6, 6)
+    assert next(model.parameters()).dtype == torch.float32
+    assert "within word" in evaluate_pairs(model, tokenizer, folder, within_word=True).method
+
+
+def test_a_transformers_model_gets_the_same_scores_by_the_same_code(
+    tokenizer: Tokenizer, folder: Path, tmp_path: Path
+) -> None:
+    model = grown(tokenizer, "bert")
+    save_model(model, tmp_path / "model", tokenizer=tokenizer)
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
+    encode = AutoTokenizer.from_pretrained(tmp_path / "model")
+
+    @torch.no_grad()
+    def scorer(sentences: list[str]) -> list[float]:
+        scores = []
+        for text in sentences:
+            ids = encode(text, return_tensors="pt").input_ids
+            places = torch.arange(1, ids.shape[1] - 1)
+            copies = ids.repeat(len(places), 1)
+            copies[torch.arange(len(places)), places] = encode.mask_token_id
+            answers = theirs(copies).logits.log_softmax(-1)[torch.arange(len(places)), places]
+            scores.append(round(float(answers.gather(1, ids[0, places, None]).sum()), 4))
+        return scores
+
+    ours = evaluate_pairs(model, tokenizer, folder, precision="float32")
+    assert evaluate_scorer(scorer, folder).paradigms == ours.paradigms
+
+
+GOOD_LINE = b'{"sentence_good": "a b", "sentence_bad": "b a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"the cats sleep", "not JSON"),
+        (b'["a", "b"]', "expected an object, found list"),
+        (b'{"sentence_good": "a b"}', "no field 'sentence_bad'"),
+        (b'{"sentence_good": "a b", "sentence_bad": 3}', "sentence_bad is not a sentence"),
+        (b'{"sentence_good": " ", "sentence_bad": "b"}', "sentence_good is not a sentence"),
+        (b'{"sentence_good": "\xff", "sentence_bad": "b"}', "not UTF-8"),
+        (b'{"sentence_good": "\\ud800", "sentence_bad": "b"}', "surrogate"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(GOOD_LINE + b"\n" + line + b"\n" + GOOD_LINE)
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_blimp(tmp_path)
+    assert str(caught.value).startswith(f"{file}:3: ")
+    assert len(read_blimp(tmp_path, limit=1)["bad"]) == 1  # what is not read is not checked
+
+
+@given(content=st.binary(max_size=200))
+def test_garbage_is_read_or_refused_never_more(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.mktemp("garbage") / "some.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UserError):
+        read_blimp(file)
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_blimp(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no \.jsonl file"):
+        read_blimp(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no pairs"):
+        read_blimp(tmp_path)
+    with pytest.raises(UserError, match="limit of 0"):
+        read_blimp(tmp_path, limit=0)
