@@ -1,0 +1,188 @@
+"""Fill blanks: what does a masked language model put where a text says [MASK]?
+
+loaded = load("runs/mine")                                       a run folder, a model folder, or a hub id
+print(fill(loaded, "Paris is the [MASK] of France.")[0])
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertkin.errors import UserError
+from bertkin.models.heads import MaskedLM
+from bertkin.models.pretrained import find_folder, load_model
+from bertkin.text.layout import Layout
+from bertkin.text.tokenizer import Tokenizer
+
+BLANK = "[MASK]"
+"""How a blank is written, whatever the tokenizer calls it."""
+BATCH_TOKENS = 8192
+"""Tokens that go through the model at once."""
+BAR = 24
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tokenizer, ready to be asked."""
+
+    folder: Path
+    model: MaskedLM
+    tokenizer: Tokenizer
+
+    def fill(self, texts: str | Sequence[str], *, top_k: int = 5) -> list[Filled]:
+        """See `fill`."""
+        return fill(self, texts, top_k=top_k)
+
+    def __repr__(self) -> str:
+        return f"Loaded({str(self.folder)!r}, {self.model.architecture.family}, {self.tokenizer})"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A text and what its blanks were filled with."""
+
+    text: str
+    blanks: list[list[tuple[str, float]]]
+    """For each blank, in order, the likeliest tokens and their probabilities, the likeliest first."""
+    filled: str
+    """The text with the likeliest token in each blank."""
+
+    def __str__(self) -> str:
+        lines = [self.text]
+        width = max((len(token) for blank in self.blanks for token, _ in blank), default=0)
+        for number, blank in enumerate(self.blanks, start=1):
+            if len(self.blanks) > 1:
+                lines.append(f"  blank {number}")
+            for token, chance in blank:
+                lines.append(f"  {token:<{width}}  {chance:6.1%}  {'▇' * round(BAR * chance)}".rstrip())
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        blanks = [
+            [{"token": token, "probability": round(chance, 6)} for token, chance in blank] for blank in self.blanks
+        ]
+        return {"text": self.text, "filled": self.filled, "blanks": blanks}
+
+
+def load(path: str | Path) -> Loaded:
+    """Open a model that can fill blanks: a run folder, a model folder (ours or transformers'), or a hub id.
+
+    Raises:
+        UserError: there is none, it is damaged, it has no vocabulary head, or no tokenizer that goes with it.
+    """
+    folder = find_folder(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a missing head is said below
+        model = load_model(folder)
+    if any(name.startswith("head.") for name in model.missing):
+        mend = "give a masked language model, or train one: bertkin pretrain"
+        raise UserError("this model has no vocabulary head, so it cannot fill blanks", where=folder, mend=mend)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.architecture.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.architecture.vocab_size:,}",
+            where=folder,
+            mend="put back the tokenizer that the model was trained with",
+        )
+    return Loaded(folder, model, tokenizer)
+
+
+def fill(model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> list[Filled]:
+    """What the model would put in the blanks of each text.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        texts: one or many; each blank is written [MASK], or as the tokenizer writes it.
+        top_k: answers to give for each blank.
+
+    Raises:
+        UserError: a text without a blank, or longer than the model reads.
+    """
+    return list(fill_stream(model, [texts] if isinstance(texts, str) else texts, top_k=top_k))
+
+
+def fill_stream(model: Loaded | str | Path, texts: Sequence[str], *, top_k: int = 5) -> Iterator[Filled]:
+    """`fill`, a batch of texts at a time."""
+    loaded = model if isinstance(model, Loaded) else load(model)
+    if top_k < 1:
+        raise UserError(f"cannot give {top_k} answers", where="top_k", mend="ask for 1 or more")
+    coded = [_encode(loaded, text, number) for number, text in enumerate(texts, start=1)]
+    for first, last in _batches([len(ids) for ids in coded]):
+        yield from _answer(
+            loaded, texts[first:last], coded[first:last], min(top_k, loaded.model.architecture.vocab_size)
+        )
+
+
+def _encode(loaded: Loaded, text: str, number: int) -> np.ndarray:
+    """The text as the model reads it, int64 [tokens]."""
+    tokenizer, longest = loaded.tokenizer, loaded.model.architecture.max_length
+    ids = np.array([tokenizer.cls_id, *tokenizer.encode(_own_marks(tokenizer, text)), tokenizer.sep_id], dtype=np.int64)
+    shown = text if len(text) <= 40 else f"{text[:39]}…"
+    if not (ids == tokenizer.mask_id).any():
+        raise UserError(
+            f"no blank in {shown!r}", where=f"text {number}", mend=f"write {BLANK} where a word is to be found"
+        )
+    if len(ids) > longest:
+        raise UserError(
+            f"{shown!r} has {len(ids):,} tokens, the model reads {longest:,}",
+            where=f"text {number}",
+            mend="give a shorter text around the blank",
+        )
+    return ids
+
+
+def _own_marks(tokenizer: Tokenizer, text: str) -> str:
+    """The text with each blank as the tokenizer writes it.
+
+    White space before a blank is part of the token that is looked for (Ġ, ▁), so it goes.
+    """
+    mark = tokenizer.token(tokenizer.mask_id)
+    return re.sub(rf"\s*(?:{re.escape(BLANK)}|{re.escape(mark)})", lambda _: mark, text)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbouring texts with at most `BATCH_TOKENS` tokens together (or a single text)."""
+    first = tokens = 0
+    for number, length in enumerate(lengths):
+        if number > first and tokens + length > BATCH_TOKENS:
+            yield first, number
+            first, tokens = number, 0
+        tokens += length
+    if first < len(lengths):
+        yield first, len(lengths)
+
+
+@torch.no_grad()
+def _answer(loaded: Loaded, texts: Sequence[str], coded: Sequence[np.ndarray], top_k: int) -> Iterator[Filled]:
+    """One batch: all texts packed, and only the blanks of all of them reach the vocabulary."""
+    tokenizer, device = loaded.tokenizer, next(loaded.model.parameters()).device
+    ids = np.concatenate(coded)
+    layout = Layout.from_lengths([len(part) for part in coded])
+    asked = np.flatnonzero(ids == tokenizer.mask_id)
+    logits = loaded.model.logits(
+        torch.from_numpy(ids).to(device), layout.to(device), torch.from_numpy(asked).to(device)
+    ).float()
+    best = logits.softmax(-1).topk(top_k)
+    rows = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    owner = layout.sequence_ids()[asked]
+    for number, (text, part) in enumerate(zip(texts, coded, strict=True)):
+        mine = [rows[i] for i in np.flatnonzero(owner == number)]
+        blanks = [[(word(tokenizer, t), p) for t, p in zip(*row, strict=True)] for row in mine]
+        whole = part.copy()
+        whole[part == tokenizer.mask_id] = [tokens[0] for tokens, _ in mine]
+        yield Filled(text, blanks, tokenizer.decode(whole[1:-1]).strip())
+
+
+def word(tokenizer: Tokenizer, token: int) -> str:
+    """A token as people read it, without the mark of a word's beginning; as the vocabulary has it if it is no text."""
+    text = tokenizer.decode([token]).strip()
+    return text if text and "\ufffd" not in text else tokenizer.token(token)
