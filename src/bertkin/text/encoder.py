@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
 from bertkin.text.sentences import count_words, sentence_starts
 from bertkin.text.tokenizer import Tokenizer
-
-Cut = Literal["words", "spaced", "whole"]
 
 MOST_WORDS = 400_000
 """Words remembered before the memory is emptied, about 100 MB."""
@@ -28,7 +26,11 @@ MOST_CHARACTERS = 8_000_000
 _ODD = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2581]")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _CHINESE_OR_WORD = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")
+_MARKS = r"!-/:-@\[-`{-~"  # ASCII punctuation and symbols, which BERT's pre-tokenizer makes words of their own
+_MARK_OR_WORD = re.compile(rf"[^\s{_MARKS}]+|[{_MARKS}]")
+_CHINESE_OR_MARK_OR_WORD = re.compile(rf"[{_MARKS}\u4e00-\u9fff]|[^\s{_MARKS}\u4e00-\u9fff]+")
 _SPACED = re.compile(r"\s*\S+|\s+")
+_GPT2_ASCII = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")
 
 
 @dataclass(frozen=True)
@@ -48,36 +50,47 @@ class Encoded:
     words: np.ndarray
 
 
-def how_to_cut(plain: dict[str, Any]) -> tuple[Cut, bool, bool]:
-    """What a tokenizer.json lets us encode apart: words or words with the white space before them.
+@dataclass(frozen=True)
+class Cutting:
+    """What of a text a tokenizer lets us encode apart, with the same ids.
 
-    Returns:
-        the cut; whether Chinese characters are words of their own; whether a sentence may end without white space.
+    Attributes:
+        by: at white space ("words"), before white space ("spaced"), or not at all ("whole").
+        chinese: Chinese characters, too, are words of their own.
+        marks: so are ASCII punctuation marks.
+        anywhere: a sentence may end where no white space follows.
     """
-    no = ("whole", False, False)
-    if any(not token["special"] for token in plain["added_tokens"]):
-        return typing.cast(tuple[Cut, bool, bool], no)
+
+    by: Literal["words", "spaced", "whole"] = "whole"
+    chinese: bool = False
+    marks: bool = False
+    anywhere: bool = False
+
+
+def how_to_cut(plain: dict[str, Any]) -> Cutting:
+    """Read from a tokenizer.json how its tokenizer looks at a text; `Cutting()` when we cannot tell."""
     normalizers = _steps(plain["normalizer"], "normalizers")
     pre_tokenizers = _steps(plain["pre_tokenizer"], "pretokenizers")
-    if not pre_tokenizers:
-        return typing.cast(tuple[Cut, bool, bool], no)
-    local = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
+    if any(not token["special"] for token in plain["added_tokens"]) or not pre_tokenizers:
+        return Cutting()
     first, *others = pre_tokenizers
+    used = {step["type"] for step in normalizers}
     chinese = any(step["type"] == "BertNormalizer" and step["handle_chinese_chars"] for step in normalizers)
+    local = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
     inside = {"BertPreTokenizer", "Punctuation", "Digits", "Split", "Whitespace"}
-    if first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
-        if all(step["type"] in local for step in normalizers) and all(step["type"] in inside for step in others):
-            return "words", chinese, first["type"] == "BertPreTokenizer"
-    if first["type"] == "ByteLevel" and not others and not normalizers:
-        if first["use_regex"] and not first["add_prefix_space"]:
-            return "spaced", False, False
-    if first["type"] == "Metaspace" and not others and first["prepend_scheme"] == "first" and first.get("split", True):
-        ours = [{"Regex": r"\s+\z"}, {"Regex": r"\s+"}]
-        if [step["pattern"] for step in normalizers if step["type"] == "Replace"] == ours and all(
-            step["type"] in local | {"Replace"} for step in normalizers
-        ):
-            return "words", chinese, False
-    return typing.cast(tuple[Cut, bool, bool], no)
+    by_words = first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+    if by_words and used <= local and all(step["type"] in inside for step in others):
+        bert = first["type"] == "BertPreTokenizer"
+        return Cutting("words", chinese, marks=bert and not used & {"NFC", "NFKC"}, anywhere=bert)
+    if others:
+        return Cutting()
+    if first["type"] == "ByteLevel" and not used and first["use_regex"] and not first["add_prefix_space"]:
+        return Cutting("spaced")
+    if first["type"] == "Metaspace" and first["prepend_scheme"] == "first" and first.get("split", True):
+        blanks = [step["pattern"] for step in normalizers if step["type"] == "Replace"]
+        if used <= local | {"Replace"} and blanks == [{"Regex": r"\s+\z"}, {"Regex": r"\s+"}]:  # as we make them
+            return Cutting("words", chinese)
+    return Cutting()
 
 
 def _steps(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
@@ -95,7 +108,7 @@ class Encoder:
         self._backend = Tokenizer.from_str(json.dumps(plain, ensure_ascii=False)).backend
         self._backend.encode_special_tokens = True
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        self.cut, self._chinese, self._tight = how_to_cut(plain)
+        self.cutting = how_to_cut(plain)
         self._forget()
 
     def _forget(self) -> None:
@@ -124,25 +137,27 @@ class Encoder:
 
     def _pieces(self, text: str) -> list[list[str]] | None:
         """The sentences of `text` as lists of what can be encoded apart; None when nothing can."""
-        if self.cut == "whole" or _ODD.search(text):
+        if self.cutting.by == "whole" or _ODD.search(text):
             return None
         starts = sentence_starts(text)
         if not starts:
             starts = [0]
-        if not self._tight and any(not text[start - 1].isspace() for start in starts[1:]):
+        if not self.cutting.anywhere and any(not text[start - 1].isspace() for start in starts[1:]):
             return None
         starts[0] = 0
         sentences = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-        if self.cut == "words":
-            if self._chinese and not text.isascii() and _CHINESE.search(text):
-                return [_CHINESE_OR_WORD.findall(sentence) for sentence in sentences]
-            return [sentence.split() for sentence in sentences]
+        if self.cutting.by == "words":
+            if self.cutting.chinese and not text.isascii() and _CHINESE.search(text):
+                find = (_CHINESE_OR_MARK_OR_WORD if self.cutting.marks else _CHINESE_OR_WORD).findall
+            else:
+                find = _MARK_OR_WORD.findall if self.cutting.marks else str.split
+            return [find(sentence) for sentence in sentences]
         for number in range(len(sentences) - 1):  # white space goes with the word after it
             sentence = sentences[number]
             kept = sentence.rstrip()
             sentences[number + 1] = sentence[len(kept) :] + sentences[number + 1]
             sentences[number] = kept
-        return [_SPACED.findall(sentence) for sentence in sentences]
+        return [(_GPT2_ASCII if sentence.isascii() else _SPACED).findall(sentence) for sentence in sentences]
 
     def _look_up(self, run: list[tuple[list[list[str]], int]]) -> Encoded:
         words = [word for pieces, _ in run for sentence in pieces for word in sentence]
@@ -181,7 +196,7 @@ class Encoder:
         ids = np.array(encoding.ids, dtype=self.dtype)
         ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
         starts = sentence_starts(text)
-        stops = [len(text[before:start].rstrip()) + before for before, start in zip(starts, starts[1:], strict=False)]
+        stops = [len(text[before:start].rstrip()) + before for before, start in pairwise(starts)]
         first = np.searchsorted(ends, np.array([-1, *stops]), side="right")
         first = np.unique(first[first < len(ids)])
         return Encoded(ids, np.array([len(ids)]), first, np.array([count_words(text)]))

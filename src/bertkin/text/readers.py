@@ -14,52 +14,23 @@ Anything longer than 4 MB is cut at the last line end before.
 
 from __future__ import annotations
 
-import bz2
+import codecs
 import csv
-import glob
-import gzip
 import io
 import json
-import lzma
-import os
 import re
-import sys
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, cast
 
 from bertkin.config import Documents
-from bertkin.errors import MissingExtra, UserError, nearest
-
-Kind = Literal["text", "wiki", "json", "csv", "tsv", "parquet"]
+from bertkin.errors import MissingExtra, UserError
+from bertkin.text.sources import Source, list_sources, open_bytes, read_bytes, unreadable
 
 BLOCK = 4 << 20
 """Bytes a block aims at, and the longest a document of plain text can be."""
-CHUNK = 1 << 20
-"""Bytes read from a file at once."""
-
-KINDS: dict[str, Kind] = {
-    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text",
-    ".jsonl": "json", ".json-lines": "json", ".jsonlines": "json", ".ndjson": "json", ".json": "json",
-    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
-}  # fmt: skip
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to read. `label` is its name in messages; `size` is in bytes on disk."""
-
-    path: str
-    label: str
-    size: int
-    kind: Kind
-    compression: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,209 +80,6 @@ def read_source(
         yield from read_block(block, field=field, documents=documents, encoding_errors=encoding_errors)
 
 
-# Which files.
-
-
-def list_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """The files that `paths` name: folders are searched (sorted, hidden and unknown files left out), globs expanded, a
-    file named twice read once, "-" is standard input (kept in a temporary file, so it can be read again).
-
-    Raises:
-        UserError: a path that is not there, an empty file, or nothing to read.
-    """
-    if not paths:
-        raise UserError("no corpus given", mend="name files, folders, globs, or - for standard input")
-    found: dict[str, Source] = {}
-    for given in map(os.fspath, paths):
-        for path, sure in _expand(given):
-            real = os.path.realpath(path)
-            if real in found:
-                continue
-            source = _source(path, "<stdin>" if given == "-" else path, sure)
-            if source is not None:
-                found[real] = source
-    if not found:
-        where = ", ".join(map(str, paths))
-        raise UserError("no text files here", where=where, mend=f"known names end in {' '.join(sorted(KINDS))}")
-    return list(found.values())
-
-
-def _expand(given: str) -> Iterator[tuple[str, bool]]:
-    """Paths of files that `given` stands for, and whether the user named them one by one."""
-    if given == "-":
-        yield _spooled_stdin(), True
-        return
-    path = os.path.expanduser(given)
-    if os.path.isdir(path):
-        for folder, folders, files in os.walk(path, onerror=_refused):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from ((os.path.join(folder, name), False) for name in sorted(files) if not name.startswith("."))
-    elif os.path.lexists(path):
-        yield path, True
-    elif glob.has_magic(path):
-        matches = sorted(glob.glob(path, recursive=True))
-        if not matches:
-            raise UserError("no file matches this pattern", where=given, mend="check it with ls")
-        for match in matches:
-            yield from ((file, False) for file, _ in _expand(glob.escape(match) if os.path.isdir(match) else match))
-    else:
-        raise UserError("no such file or folder", where=given, mend=_nearest_path(path))
-
-
-def _refused(error: OSError) -> None:
-    raise _unreadable(error.filename, error)
-
-
-def _nearest_path(path: str) -> str:
-    """A mend for a path that is not there: what lies nearest to it."""
-    folder, name = os.path.split(path.rstrip("/"))
-    while folder and not os.path.isdir(folder):
-        folder, name = os.path.split(folder)
-    folder = folder or "."
-    try:
-        beside = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    except OSError:
-        beside = []
-    guess = nearest(name, beside) if beside else ""
-    if guess.startswith("did you mean"):
-        close = guess.removeprefix("did you mean ").removesuffix("?")
-        return "did you mean " + " or ".join(os.path.normpath(os.path.join(folder, n)) for n in close.split(" or ")) + "?"
-    return f"the nearest folder is {folder}"
-
-
-@cache
-def _spooled_stdin() -> str:
-    with tempfile.NamedTemporaryFile(prefix="bertkin-stdin-", delete=False) as file:
-        import atexit
-        import shutil
-
-        atexit.register(lambda: os.path.exists(file.name) and os.unlink(file.name))
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    return file.name
-
-
-def _source(path: str, label: str, sure: bool) -> Source | None:
-    """What `path` is; None for a file of a folder that we leave alone."""
-    try:
-        size = os.stat(path).st_size
-        with open(path, "rb") as file:
-            magic = file.read(8)
-    except OSError as error:
-        raise _unreadable(label, error) from None
-    if size == 0:
-        if sure:
-            raise UserError("the file is empty", where=label, mend="give a file with text")
-        return None
-    stem, suffix = os.path.splitext(path.lower())
-    compression = suffix if suffix in COMPRESSED else ""
-    if label == "<stdin>":
-        compression = _compression(magic)
-    suffix = os.path.splitext(stem)[1] if compression and label != "<stdin>" else suffix
-    kind = KINDS.get(suffix)
-    source = Source(path, label, size, kind or "text", compression)
-    if kind in ("json", "csv", "tsv", "parquet"):
-        return source
-    head = b"" if not (sure or kind or not suffix) else _head(source)
-    if re.match(rb"\s*<doc\s[^>]*>", head):
-        return Source(path, label, size, "wiki", compression)
-    if kind is None and not sure:
-        return None
-    if kind is None and re.match(rb'\s*\{\s*"', head):
-        return Source(path, label, size, "json", compression)
-    return source
-
-
-def _compression(magic: bytes) -> str:
-    for name, start in ((".gz", b"\x1f\x8b"), (".bz2", b"BZh"), (".xz", b"\xfd7zXZ"), (".zst", b"\x28\xb5\x2f\xfd")):
-        if magic.startswith(start):
-            return name
-    return ""
-
-
-def _head(source: Source) -> bytes:
-    try:
-        return next(_bytes(source), (b"", 0))[0].removeprefix(b"\xef\xbb\xbf")[:4096]
-    except UserError:
-        return b""  # said again, in its place, when the file is read
-
-
-# Bytes.
-
-
-def _unreadable(label: str, error: Exception) -> UserError:
-    why = (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)).lower()
-    return UserError(f"cannot be read ({why})", where=label, mend="check the path and its permissions")
-
-
-@contextmanager
-def _open(source: Source) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The bytes of `source` as a file, decompressed and as they are; whatever goes wrong ends as a `UserError`."""
-    opened: Any
-    damaged = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-    mend = "download or compress it again"
-    try:
-        with open(source.path, "rb") as raw:
-            if source.compression == ".gz":
-                opened = gzip.GzipFile(fileobj=raw)
-            elif source.compression == ".bz2":
-                opened = bz2.BZ2File(raw)
-            elif source.compression == ".xz":
-                opened = lzma.LZMAFile(raw)
-            elif source.compression == ".zst":
-                opened = _Zstandard(raw)
-            else:
-                opened = raw
-            yield opened, raw
-    except damaged as error:
-        cut = isinstance(error, EOFError)
-        what = "the compressed file is cut short" if cut else f"not a whole {source.compression} file ({error})"
-        raise UserError(what, where=source.label, mend=mend) from None
-    except OSError as error:
-        if error.errno is None and source.compression:
-            raise UserError(f"not a whole {source.compression} file ({error})", where=source.label, mend=mend) from None
-        raise _unreadable(source.label, error) from None
-
-
-class _Zstandard:
-    """A file of zstandard frames; unlike the library's own reader it notices a file that ends inside a frame."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise MissingExtra("zstandard", "data", "reading .zst") from None
-        self._raw, self._error = raw, zstandard.ZstdError
-        self._new: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._frame: Any = None
-        self._rest = b""
-
-    def read(self, size: int = -1) -> bytes:
-        """The next decompressed bytes, not exactly `size`; empty at the end."""
-        try:
-            while True:
-                compressed = self._rest or self._raw.read(1 << 17)
-                self._rest = b""
-                if not compressed:
-                    if self._frame is not None:
-                        raise EOFError
-                    return b""
-                self._frame = self._frame or self._new()
-                data: bytes = self._frame.decompress(compressed)
-                if self._frame.eof:
-                    self._rest, self._frame = self._frame.unused_data, None
-                if data:
-                    return data
-        except self._error as error:
-            raise zlib.error(str(error)) from None
-
-
-def _bytes(source: Source) -> Iterator[tuple[bytes, int]]:
-    """The decompressed bytes in chunks, each with how far the file on disk is read."""
-    with _open(source) as (file, raw):
-        while chunk := file.read(CHUNK):
-            yield chunk, raw.tell()
-
-
 # Cutting.
 
 
@@ -351,7 +119,7 @@ def _cut_bytes(source: Source, documents: Documents, size: int) -> Iterator[Bloc
     def block(data: bytes) -> Block:
         return Block(source, start, start + len(data), len(data), position, line, None if in_file else data)
 
-    for chunk, position in _bytes(source):
+    for chunk, position in read_bytes(source):  # noqa: B007 (block() looks at position)
         held.append(chunk)
         length += len(chunk)
         while length >= size:
@@ -443,7 +211,7 @@ def _raw(block: Block) -> bytes:
             file.seek(block.start)
             data = file.read(block.end - block.start)
     except OSError as error:
-        raise _unreadable(block.source.label, error) from None
+        raise unreadable(block.source.label, error) from None
     if len(data) < block.end - block.start:
         raise UserError("the file shrank while it was read", where=block.source.label, mend="start again")
     return data
@@ -526,7 +294,9 @@ def _field_of(line: str, field: str, where: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise UserError(f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=_choose(field, value))
+        raise UserError(
+            f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=_choose(field, value)
+        )
     return text
 
 
@@ -542,8 +312,8 @@ def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iter
     """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
     csv.field_size_limit(1 << 30)
     rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with _open(source) as (unpacked, raw):
-        file = io.TextIOWrapper(_Counted(unpacked), encoding="utf-8-sig", errors=encoding_errors, newline="")
+    with open_bytes(source) as (unpacked, raw):
+        file = io.TextIOWrapper(cast(Any, _Raw(unpacked)), encoding="utf-8-sig", errors=encoding_errors, newline="")
         rows = csv.reader(file, **rest)
         texts: list[str] = []
         length = 0
@@ -568,7 +338,7 @@ def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iter
         yield Block(source, 0, length, length, source.size, texts=tuple(texts))
 
 
-class _Counted(io.RawIOBase):
+class _Raw(io.RawIOBase):
     """Any of our byte readers as a raw stream that `TextIOWrapper` takes."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -585,11 +355,9 @@ class _Counted(io.RawIOBase):
 
 
 def _first_bad_byte(source: Source) -> UserError:
-    import codecs
-
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0
-    for chunk, _ in _bytes(source):
+    for chunk, _ in read_bytes(source):
         held = len(decoder.getstate()[0])
         try:
             decoder.decode(chunk)

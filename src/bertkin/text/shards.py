@@ -109,7 +109,9 @@ def make_shard(encoder: Encoder, how: How, task: Task, path: Path) -> int:
     with disk_errors(path):
         try:
             with open(aside, "wb") as file:
-                np.savez(file, hashes=np.array(hashes, dtype=np.uint64), bytes=np.array(sizes, dtype=np.int64), **arrays)
+                np.savez(
+                    file, hashes=np.array(hashes, dtype=np.uint64), bytes=np.array(sizes, dtype=np.int64), **arrays
+                )
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -13,15 +13,12 @@ killed preparation goes on from the shards it finished; the store itself appears
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import time
 import typing
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +28,7 @@ import numpy as np
 
 from bertkin.config import Documents
 from bertkin.errors import UserError, disk_errors
+from bertkin.text.cache import cache_folder, hash_sources, key_of, locked
 from bertkin.text.readers import BLOCK, Source, list_sources
 from bertkin.text.shards import How, Pool, read_shard, tasks
 from bertkin.text.tokenizer import Tokenizer
@@ -93,7 +91,9 @@ class Store:
             version = manifest["format"]
             files = {name: (int(file["bytes"]), int(file["crc32"])) for name, file in manifest["files"].items()}
         except FileNotFoundError:
-            raise UserError("not a token store", where=folder, mend="make one: bertkin pretrain prepares its corpus") from None
+            raise UserError(
+                "not a token store", where=folder, mend="make one: bertkin pretrain prepares its corpus"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"damaged ({type(error).__name__})", where=folder / "manifest.json", mend=mend) from None
         if version != FORMAT:
@@ -125,7 +125,9 @@ class Store:
             path = self.folder / f"{name}.{part}"
             return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
 
-        return Split(name, array("tokens", self.manifest["dtype"]), array("documents", "<i8"), array("sentences", "<i8"))
+        return Split(
+            name, array("tokens", self.manifest["dtype"]), array("documents", "<i8"), array("sentences", "<i8")
+        )
 
     @cached_property
     def train(self) -> Split:
@@ -166,11 +168,6 @@ class Store:
         return f"Store({self.words:,} words; {self.train}, {self.heldout})"
 
 
-def default_cache() -> Path:
-    """$BERTKIN_CACHE, or ~/.cache/bertkin."""
-    return Path(os.environ.get("BERTKIN_CACHE") or "~/.cache/bertkin").expanduser()
-
-
 def prepare(
     paths: Sequence[str | Path],
     tokenizer: Tokenizer,
@@ -191,22 +188,24 @@ def prepare(
         heldout: share of the documents held out, chosen by a hash of their text.
         max_words: stop after the document that reaches this many words.
         workers: processes; by default one a core. The store's bytes do not depend on it.
-        cache: where stores are kept; by default `default_cache()`.
+        cache: where stores are kept; by default $BERTKIN_CACHE or ~/.cache/bertkin.
         progress: called with bytes done and bytes in all.
 
     Raises:
         UserError: the corpus cannot be read or is empty, or the disk refuses.
     """
     if not 0 <= heldout < 1:
-        raise UserError(f"a share of {heldout} cannot be held out", where="heldout", mend="give a number from 0 to below 1")
+        raise UserError(
+            f"a share of {heldout} cannot be held out", where="heldout", mend="give a number from 0 to below 1"
+        )
     if max_words is not None and max_words < 1:
         raise UserError(f"a corpus of {max_words} words is none", where="max_words", mend="ask for more")
     sources = list_sources(paths)
-    folder = Path(cache).expanduser() if cache is not None else default_cache()
+    folder = cache_folder(cache)
     with disk_errors(folder):
         for name in ("stores", "preparing"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    inputs = _hashed(sources, folder)
+    inputs = hash_sources(sources, folder)
     how = How(field, documents, encoding_errors)
     made_of = {
         "format": FORMAT,
@@ -217,10 +216,10 @@ def prepare(
         "heldout": heldout,
         "max_words": max_words,
     }
-    key = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
+    key = key_of(made_of)
     final, work = folder / "stores" / key, folder / "preparing" / key
     total = sum(source.size for source in sources)
-    with disk_errors(work), _locked(folder / "preparing" / f"{key}.lock"):
+    with disk_errors(work), locked(folder / "preparing" / f".{key}.lock"):
         if final.exists():
             try:
                 store = Store.open(final)
@@ -242,58 +241,6 @@ def prepare(
     return Store.open(final)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold `path` for this process alone; another one that prepares the same waits, then finds it done."""
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: two at once do the work twice, and one loses the race to rename
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)
-
-
-# What the inputs are.
-
-
-def _hashed(sources: Sequence[Source], cache: Path) -> list[dict[str, Any]]:
-    """Content hash, size and kind of each input; hashes are remembered by path, size and time."""
-    memory = cache / "hashes.json"
-    known: dict[str, Any] = {}
-    try:
-        known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass
-    inputs, fresh = [], False
-    for source in sources:
-        real = os.path.realpath(source.path)
-        try:
-            status = os.stat(real)
-            seen = [status.st_size, status.st_mtime_ns, status.st_ino]
-            entry = known.get(real)
-            if not (isinstance(entry, list) and entry[:3] == seen and len(entry) == 4):
-                with open(real, "rb") as file:
-                    entry = [*seen, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()]
-                if time.time_ns() - status.st_mtime_ns > 2_000_000_000:  # younger ones may yet change within a tick
-                    known[real], fresh = entry, True
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", where=source.label, mend="check it") from None
-        inputs.append({"hash": entry[3], "bytes": source.size, "kind": source.kind, "compression": source.compression})
-    if fresh:
-        newest = dict(list(known.items())[-100_000:])
-        aside = memory.with_name(f".{memory.name}.{os.getpid()}")
-        with disk_errors(memory):
-            try:
-                aside.write_text(json.dumps(newest), encoding="utf-8")
-                aside.replace(memory)
-            finally:
-                aside.unlink(missing_ok=True)
-    return inputs
-
-
 # Shards to store.
 
 
@@ -307,7 +254,7 @@ def _make_shards(
     progress: Progress | None,
 ) -> list[Path]:
     total = sum(source.size for source in sources)
-    cores = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     at_most = sum(-(-source.size // BLOCK) * (4 if source.compression else 1) for source in sources)
     shards: list[Path] = []
     words = 0
@@ -403,7 +350,8 @@ def _sides(shards: Sequence[Path], heldout: float, max_words: int | None, where:
 
     A share that leaves one side empty moves over the document that was nearest to it.
     """
-    low, high = (2.0, ()), (-1.0, ())  # type: tuple[float, typing.Any], tuple[float, typing.Any]
+    low: tuple[float, Any] = (2.0, ())
+    high: tuple[float, Any] = (-1.0, ())
     taken: list[int] = []
     words = n_documents = n_held = 0
     for number, path in enumerate(shards):

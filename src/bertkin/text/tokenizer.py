@@ -83,7 +83,9 @@ class Tokenizer:
         found = self._specials.get(role)
         if found is None:
             usual = " or ".join(USUAL_NAMES[role])
-            raise UserError(f"the tokenizer has no {role} token ({usual})", mend="choose a tokenizer made for masked models")
+            raise UserError(
+                f"the tokenizer has no {role} token ({usual})", mend="choose a tokenizer made for masked models"
+            )
         return found
 
     @cached_property
@@ -350,7 +352,13 @@ def train_tokenizer(
     elif kind == "unigram":
         _dress_as_sentencepiece(backend, lowercase, strip_accents, normal_form, split_chinese)
     else:
-        _dress_as_bert(backend, lowercase and not cased, bool(strip_accents) if cased else strip_accents, normal_form, split_chinese)
+        _dress_as_bert(
+            backend,
+            lowercase and not cased,
+            bool(strip_accents) if cased else strip_accents,
+            normal_form,
+            split_chinese,
+        )
         if kind == "character":
             _cut_into_characters(backend)
     feed = _Feed(texts, held=kind == "unigram")
@@ -358,6 +366,7 @@ def train_tokenizer(
         kept = list(feed)
         backend.train_from_iterator(kept, trainer_of(vocab_size or default_vocab_size(feed.words)))
         del kept
+        backend = _with_round_scores(backend)
     else:
         backend.train_from_iterator(iter(feed), trainer_of(vocab_size or default_vocab_size(1 << 60)))
     if feed.words == 0:
@@ -403,7 +412,9 @@ def _blank(kind: str) -> tuple[tokenizers.Tokenizer, Any]:
     marks = list(BERT_MARKS)
     if kind == "wordpiece":
         model = models.WordPiece(vocab={}, unk_token="[UNK]", max_input_chars_per_word=100)
-        return Backend(model), lambda size: trainers.WordPieceTrainer(vocab_size=size, special_tokens=marks, show_progress=False)
+        return Backend(model), lambda size: trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=marks, show_progress=False
+        )
     if kind == "bpe":
         model = models.BPE(unk_token="[UNK]", continuing_subword_prefix="##")
         return Backend(model), lambda size: trainers.BpeTrainer(
@@ -421,7 +432,9 @@ def _blank(kind: str) -> tuple[tokenizers.Tokenizer, Any]:
             vocab_size=size, special_tokens=marks, unk_token="[UNK]", show_progress=False
         )
     model = models.WordLevel(vocab={}, unk_token="[UNK]")
-    return Backend(model), lambda size: trainers.WordLevelTrainer(vocab_size=size, special_tokens=marks, show_progress=False)
+    return Backend(model), lambda size: trainers.WordLevelTrainer(
+        vocab_size=size, special_tokens=marks, show_progress=False
+    )
 
 
 def _normal_form(name: NormalForm | None) -> list[Any]:
@@ -482,7 +495,9 @@ def _dress_as_sentencepiece(
     strip = lowercase if strip_accents is None else strip_accents
     steps: list[Any] = _normal_form(normal_form or "NFKC")
     steps.append(
-        normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip, lowercase=lowercase)
+        normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip, lowercase=lowercase
+        )
     )
     steps += [normalizers.Replace(Regex(r"\s+\z"), ""), normalizers.Replace(Regex(r"\s+"), " ")]
     backend.normalizer = normalizers.Sequence(steps)
@@ -518,6 +533,16 @@ def _cut_vocabulary(backend: tokenizers.Tokenizer, size: int) -> tokenizers.Toke
         prefix = model.get("continuing_subword_prefix") or ""
         whole = [left + right.removeprefix(prefix) for left, right in model["merges"]]
         model["merges"] = [pair for pair, token in zip(model["merges"], whole, strict=True) if token in model["vocab"]]
+    return Backend.from_str(json.dumps(plain, ensure_ascii=False))
+
+
+def _with_round_scores(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Unigram's scores as multiples of 1/4096, which survive being written and read; others come back a last digit off,
+    and ties between segmentations fall the other way."""
+    from tokenizers import Tokenizer as Backend
+
+    plain = json.loads(backend.to_str())
+    plain["model"]["vocab"] = [[token, round(score * 4096) / 4096] for token, score in plain["model"]["vocab"]]
     return Backend.from_str(json.dumps(plain, ensure_ascii=False))
 
 

@@ -1,0 +1,248 @@
+"""Which files a corpus is, and their bytes: folders, globs, standard input, compressed or not."""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import glob
+import gzip
+import lzma
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from bertkin.errors import MissingExtra, UserError, nearest
+
+Kind = Literal["text", "wiki", "json", "csv", "tsv", "parquet"]
+
+CHUNK = 1 << 20
+"""Bytes read from a file at once."""
+
+KINDS: dict[str, Kind] = {
+    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text",
+    ".jsonl": "json", ".json-lines": "json", ".jsonlines": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to read. `label` is its name in messages; `size` is in bytes on disk."""
+
+    path: str
+    label: str
+    size: int
+    kind: Kind
+    compression: str = ""
+
+
+# Which files.
+
+
+def list_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """The files that `paths` name: folders are searched (sorted, hidden and unknown files left out), globs expanded, a
+    file named twice read once, "-" is standard input (kept in a temporary file, so it can be read again).
+
+    Raises:
+        UserError: a path that is not there, an empty file, or nothing to read.
+    """
+    if not paths:
+        raise UserError("no corpus given", mend="name files, folders, globs, or - for standard input")
+    found: dict[str, Source] = {}
+    for given in [os.fspath(path) for path in paths]:
+        for path, sure in _expand(given):
+            real = os.path.realpath(path)
+            if real in found:
+                continue
+            source = _source(path, "<stdin>" if given == "-" else path, sure)
+            if source is not None:
+                found[real] = source
+    if not found:
+        where = ", ".join(map(str, paths))
+        raise UserError("no text files here", where=where, mend=f"known names end in {' '.join(sorted(KINDS))}")
+    return list(found.values())
+
+
+def _expand(given: str) -> Iterator[tuple[str, bool]]:
+    """Paths of files that `given` stands for, and whether the user named them one by one."""
+    if given == "-":
+        yield _spooled_stdin(), True
+        return
+    path = os.path.expanduser(given)
+    if os.path.isdir(path):
+        for folder, folders, files in os.walk(path, onerror=_refused):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from ((os.path.join(folder, name), False) for name in sorted(files) if not name.startswith("."))
+    elif os.path.lexists(path):
+        yield path, True
+    elif glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise UserError("no file matches this pattern", where=given, mend="check it with ls")
+        for match in matches:
+            yield from ((file, False) for file, _ in _expand(glob.escape(match) if os.path.isdir(match) else match))
+    else:
+        raise UserError("no such file or folder", where=given, mend=_nearest_path(path))
+
+
+def _refused(error: OSError) -> None:
+    raise unreadable(error.filename, error)
+
+
+def _nearest_path(path: str) -> str:
+    """A mend for a path that is not there: what lies nearest to it."""
+    folder, name = os.path.split(path.rstrip("/"))
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    folder = folder or "."
+    try:
+        beside = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError:
+        beside = []
+    guess = nearest(name, beside) if beside else ""
+    if guess.startswith("did you mean"):
+        close = guess.removeprefix("did you mean ").removesuffix("?")
+        return (
+            "did you mean " + " or ".join(os.path.normpath(os.path.join(folder, n)) for n in close.split(" or ")) + "?"
+        )
+    return f"the nearest folder is {folder}"
+
+
+@cache
+def _spooled_stdin() -> str:
+    with tempfile.NamedTemporaryFile(prefix="bertkin-stdin-", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return file.name
+
+
+def _source(path: str, label: str, sure: bool) -> Source | None:
+    """What `path` is; None for a file of a folder that we leave alone."""
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise unreadable(label, error) from None
+    if size == 0:
+        if sure:
+            raise UserError("the file is empty", where=label, mend="give a file with text")
+        return None
+    stem, suffix = os.path.splitext(path.lower())
+    compression = suffix if suffix in COMPRESSED else ""
+    if label == "<stdin>":
+        compression = _compression(magic)
+    suffix = os.path.splitext(stem)[1] if compression and label != "<stdin>" else suffix
+    kind = KINDS.get(suffix)
+    source = Source(path, label, size, kind or "text", compression)
+    if kind in ("json", "csv", "tsv", "parquet"):
+        return source
+    head = b"" if not (sure or kind or not suffix) else _head(source)
+    if re.match(rb"\s*<doc\s[^>]*>", head):
+        return Source(path, label, size, "wiki", compression)
+    if kind is None and not sure:
+        return None
+    if kind is None and re.match(rb'\s*\{\s*"', head):
+        return Source(path, label, size, "json", compression)
+    return source
+
+
+def _compression(magic: bytes) -> str:
+    for name, start in ((".gz", b"\x1f\x8b"), (".bz2", b"BZh"), (".xz", b"\xfd7zXZ"), (".zst", b"\x28\xb5\x2f\xfd")):
+        if magic.startswith(start):
+            return name
+    return ""
+
+
+def _head(source: Source) -> bytes:
+    try:
+        return next(read_bytes(source), (b"", 0))[0].removeprefix(b"\xef\xbb\xbf")[:4096]
+    except UserError:
+        return b""  # said again, in its place, when the file is read
+
+
+# Bytes.
+
+
+def unreadable(label: str, error: Exception) -> UserError:
+    why = (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)).lower()
+    return UserError(f"cannot be read ({why})", where=label, mend="check the path and its permissions")
+
+
+@contextmanager
+def open_bytes(source: Source) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The bytes of `source` as a file, decompressed and as they are; whatever goes wrong ends as a `UserError`."""
+    opened: Any
+    damaged = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+    mend = "download or compress it again"
+    try:
+        with open(source.path, "rb") as raw:
+            if source.compression == ".gz":
+                opened = gzip.GzipFile(fileobj=raw)
+            elif source.compression == ".bz2":
+                opened = bz2.BZ2File(raw)
+            elif source.compression == ".xz":
+                opened = lzma.LZMAFile(raw)  # noqa: SIM115 (it holds nothing but raw)
+            elif source.compression == ".zst":
+                opened = _Zstandard(raw)
+            else:
+                opened = raw
+            yield opened, raw
+    except damaged as error:
+        cut = isinstance(error, EOFError)
+        what = "the compressed file is cut short" if cut else f"not a whole {source.compression} file ({error})"
+        raise UserError(what, where=source.label, mend=mend) from None
+    except OSError as error:
+        if error.errno is None and source.compression:
+            raise UserError(f"not a whole {source.compression} file ({error})", where=source.label, mend=mend) from None
+        raise unreadable(source.label, error) from None
+
+
+class _Zstandard:
+    """A file of zstandard frames; unlike the library's own reader it notices a file that ends inside a frame."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtra("zstandard", "data", "reading .zst") from None
+        self._raw, self._error = raw, zstandard.ZstdError
+        self._new: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next decompressed bytes, not exactly `size`; empty at the end."""
+        try:
+            while True:
+                compressed = self._rest or self._raw.read(1 << 17)
+                self._rest = b""
+                if not compressed:
+                    if self._frame is not None:
+                        raise EOFError
+                    return b""
+                self._frame = self._frame or self._new()
+                data: bytes = self._frame.decompress(compressed)
+                if self._frame.eof:
+                    self._rest, self._frame = self._frame.unused_data, None
+                if data:
+                    return data
+        except self._error as error:
+            raise zlib.error(str(error)) from None
+
+
+def read_bytes(source: Source) -> Iterator[tuple[bytes, int]]:
+    """The decompressed bytes in chunks, each with how far the file on disk is read."""
+    with open_bytes(source) as (file, raw):
+        while chunk := file.read(CHUNK):
+            yield chunk, raw.tell()
