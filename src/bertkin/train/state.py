@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -45,6 +46,8 @@ class Position:
     """Rows taken so far, for each row length."""
     loss: float | None = None
     """Held-out loss at this step, if it was evaluated here."""
+    accuracy: float | None = None
+    """Held-out accuracy, likewise."""
 
     def row(self, length: int) -> int:
         """The next row of this length."""
@@ -72,13 +75,13 @@ def save_checkpoint(run: Path, position: Position, tensors: dict[str, Tensor], k
             body["check"] = _check(body)
             _write(aside / STATE, json.dumps(body, indent=1).encode())
             if final.exists():
-                shutil.rmtree(final)
+                _drop(final)
             aside.rename(final)
             _flush(folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _prune(folder, keep)
+        _prune(final, keep)
     return final
 
 
@@ -124,24 +127,41 @@ def read_checkpoint(folder: Path) -> tuple[Position, dict[str, Tensor]]:
         raise UserError(f"damaged ({type(error).__name__})", where=folder) from None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints and the one with the lowest held-out loss."""
-    found = sorted(folder.glob("step-*"))
+def _prune(written: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints and the one with the lowest held-out loss.
+
+    Those of later steps than the one just written go too: the run came back from them because they were damaged.
+    """
+    found = sorted(written.parent.glob("step-*"))
     losses = {}
     for checkpoint in found:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             loss = json.loads((checkpoint / STATE).read_bytes())["position"]["loss"]
-            if loss is not None:
+            if loss is not None and math.isfinite(loss) and checkpoint <= written:
                 losses[checkpoint] = loss
-    kept = set(found[-max(keep, 1) :])
+    kept = set([checkpoint for checkpoint in found if checkpoint <= written][-max(keep, 1) :])
     if losses:
         kept.add(min(losses, key=lambda checkpoint: losses[checkpoint]))
     for checkpoint in found:
         if checkpoint not in kept:
-            # Renamed first: a crash half-way through deleting must not leave something that looks like a checkpoint.
-            doomed = folder / f".old-{checkpoint.name}"
-            checkpoint.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _drop(checkpoint)
+
+
+def _drop(checkpoint: Path) -> None:
+    """Remove a checkpoint. Renamed first: a crash half-way must not leave something that looks like a checkpoint."""
+    doomed = checkpoint.with_name(f".old-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed run left half-written: files set aside in its folders, as .NAME.PROCESS."""
+    _sweep(run / "checkpoints")
+    for folder in (run, run / "model", run / "tokenizer"):
+        for leftover in folder.glob(".*"):
+            if leftover.suffix[1:].isdigit() and leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
 
 def _sweep(folder: Path) -> None:
@@ -191,14 +211,15 @@ class Log:
         if until is not None:
             kept = [json.dumps(record) + "\n" for record in read_log(run) if record.get("step", 0) <= until]
             write_text(self.path, "".join(kept))
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 — open as long as the run
+        with disk_errors(self.path):
+            # Without a buffer: what a full disk refuses is not tried again on closing.
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 — open as long as the run
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite is written as null."""
         clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
         with disk_errors(self.path):
-            self.file.write(json.dumps(clean, ensure_ascii=False) + "\n")
-            self.file.flush()
+            self.file.write((json.dumps(clean, ensure_ascii=False) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -222,4 +243,4 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def generator(seed: int, step: int, rank: int) -> None:
     """Seed torch's own randomness (dropout) for one step, so that no random state need be remembered."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) % 2**64)

@@ -1,0 +1,61 @@
+"""A corpus of a few thousand words, a tokenizer for it, and recipes that train on it within a second."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bertkin.config import Data, Model, Objective, Recipe, Train
+from bertkin.text.tokenizer import train_tokenizer
+
+SUBJECTS = ["the cat", "a dog", "the old king", "my sister", "their teacher", "a small bird", "the river", "one ship"]
+VERBS = ["sees", "follows", "remembers", "finds", "leaves", "crosses", "carries", "forgets"]
+OBJECTS = ["the garden", "a stone", "the green hill", "an open door", "his letter", "the last train", "some bread"]
+PLACES = ["in the morning", "near the sea", "at night", "under the bridge", "before the war", "after dinner"]
+
+
+def text(documents: int = 120, *, seed: int = 0) -> str:
+    """Documents of 3 to 9 short sentences, with a blank line between them: easy to learn something from."""
+    draw = random.Random(seed)
+    blocks = []
+    for _ in range(documents):
+        lines = [
+            f"{draw.choice(SUBJECTS).capitalize()} {draw.choice(VERBS)} {draw.choice(OBJECTS)} {draw.choice(PLACES)}."
+            for _ in range(draw.randint(3, 9))
+        ]
+        blocks.append(" ".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def corpus(folder: Path, *, documents: int = 120, seed: int = 0) -> tuple[Path, Path]:
+    """A corpus, and a tokenizer trained on it: (text file, tokenizer folder)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "corpus.txt"
+    path.write_text(text(documents, seed=seed))
+    train_tokenizer(path.read_text().splitlines(), vocab_size=160).save(folder / "tokenizer")
+    return path, folder / "tokenizer"
+
+
+def recipe(
+    corpus_and_tokenizer: tuple[Path, Path],
+    cache: Path,
+    *,
+    preset: str = "modern-tiny",
+    model: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    **train: Any,
+) -> Recipe:
+    """One layer of width 64, eight rows of 32 tokens a step, float32, six steps unless another budget is given."""
+    path, tokenizer = corpus_and_tokenizer
+    if not {"steps", "tokens", "epochs", "minutes"} & train.keys():
+        train["steps"] = 6
+    plain = Train(batch_tokens=256, length=32, precision="float32", eval_rows=8, threads=1, checkpoint_every=2)
+    return Recipe(
+        preset=preset,
+        data=Data(corpus=(str(path),), tokenizer=str(tokenizer), heldout=0.1, workers=1, cache=str(cache)),
+        model=Model(layers=1, hidden=64, heads=2, **(model or {})),
+        objective=Objective(**(objective or {})),
+        train=replace(plain, **train),
+    )
