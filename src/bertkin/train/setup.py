@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertkin.config import AUTO, Data, Recipe, Train, fill_auto, merge
 from bertkin.errors import UserError
 from bertkin.models.presets import preset, resolve_model
 from bertkin.text.batches import check_enough
-from bertkin.text.readers import read_documents
+from bertkin.text.cache import tokenizer_for
 from bertkin.text.store import Store, prepare
-from bertkin.text.tokenizer import Tokenizer, train_tokenizer
+from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.schedule import parse_lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 
@@ -83,11 +83,15 @@ def _budget(train: Train) -> Train:
             f"two budgets at once: {' and '.join(f'--train.{name}' for name in given)}", mend="give one of them"
         )
     if not getattr(train, given[0]) > 0:
-        raise UserError(f"a budget of {getattr(train, given[0])}", where=f"--train.{given[0]}", mend="choose more than 0")
+        raise UserError(
+            f"a budget of {getattr(train, given[0])}", where=f"--train.{given[0]}", mend="choose more than 0"
+        )
     return train
 
 
-def gather(recipe: Recipe, progress: Callable[[int, int, str], None], *, tokenizer: Tokenizer | None = None) -> Materials:
+def gather(
+    recipe: Recipe, progress: Callable[[int, int, str], None], *, tokenizer: Tokenizer | None = None
+) -> Materials:
     """Train or load the tokenizer, prepare the corpus (or find it prepared), and fill in the rest of the recipe.
 
     Args:
@@ -98,53 +102,58 @@ def gather(recipe: Recipe, progress: Callable[[int, int, str], None], *, tokeniz
     Raises:
         UserError: anything about the corpus, or a corpus smaller than one batch.
     """
-    data = recipe.data
-    if not data.corpus:
-        raise UserError("no corpus", mend="name files or folders of text, or - for standard input")
-    if tokenizer is None:
-        tokenizer = Tokenizer.load(data.tokenizer) if data.tokenizer else _train_tokenizer(data, progress)
-    store = prepare(
-        data.corpus,
-        tokenizer,
-        field=data.field,
-        documents=data.documents,
-        encoding_errors=data.encoding_errors,
-        max_words=data.max_words,
-        heldout=data.heldout,
-        workers=data.workers,
-        cache=data.cache,
-        progress=lambda done, total: progress(done, total, "preparing the corpus"),
-    )
-    store.check_tokenizer(tokenizer)
+    tokenizer, store = read_corpus(recipe.data, progress, tokenizer)
     train = recipe.train
     for length, _ in parse_lengths(train):
         check_enough(store.train, length, max(1, train.batch_tokens // length))
     recipe = replace(
         recipe,
-        data=fill_auto(data, vocab_size=tokenizer.vocab_size),
+        data=fill_auto(recipe.data, vocab_size=tokenizer.vocab_size),
         model=resolve_model(recipe.model, tokenizer.vocab_size),
     )
     return Materials(recipe, tokenizer, store)
 
 
-def _train_tokenizer(data: Data, progress: Callable[[int, int, str], None]) -> Tokenizer:
-    """A tokenizer of the corpus's own, as the preset likes it."""
-    progress(0, 0, "training a tokenizer")
-    return train_tokenizer(
-        documents_of(data), kind=data.tokenizer_kind or "wordpiece", vocab_size=data.vocab_size, lowercase=data.lowercase
+def read_corpus(
+    data: Data, progress: Callable[[int, int, str], None], tokenizer: Tokenizer | None = None
+) -> tuple[Tokenizer, Store]:
+    """The tokenizer and the token store of a corpus, made, or found where they were made before.
+
+    Args:
+        data: with the preset's kind of tokenizer filled in.
+        progress: as for `gather`.
+        tokenizer: by default the one that `data` names, or one trained on the corpus.
+
+    Raises:
+        UserError: anything about the corpus.
+    """
+    if not data.corpus:
+        raise UserError("no corpus", mend="name files or folders of text, or - for standard input")
+    reading: dict[str, Any] = {
+        "field": data.field,
+        "documents": data.documents,
+        "encoding_errors": data.encoding_errors,
+        "max_words": data.max_words,
+        "cache": data.cache,
+    }
+    if tokenizer is None and data.tokenizer:
+        tokenizer = Tokenizer.load(data.tokenizer)
+    if tokenizer is None:
+        progress(0, 0, "training a tokenizer")
+        kind = data.tokenizer_kind or "wordpiece"
+        tokenizer = tokenizer_for(
+            data.corpus, kind=kind, vocab_size=data.vocab_size, lowercase=data.lowercase, **reading
+        )
+    store = prepare(
+        data.corpus,
+        tokenizer,
+        heldout=data.heldout,
+        workers=data.workers,
+        progress=lambda done, total: progress(done, total, "preparing the corpus"),
+        **reading,
     )
-
-
-def documents_of(data: Data) -> Iterator[str]:
-    """The documents a recipe reads, up to its `max_words`."""
-    words = 0
-    for text in read_documents(
-        data.corpus, field=data.field, documents=data.documents, encoding_errors=data.encoding_errors
-    ):
-        yield text
-        words += len(text.split())
-        if data.max_words and words >= data.max_words:
-            return
+    store.check_tokenizer(tokenizer)
+    return tokenizer, store
 
 
 def refuse_existing(out: Path) -> None:
@@ -156,6 +165,4 @@ def refuse_existing(out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         resumable = (out / "recipe.yaml").exists()
         mend = f"go on with `bertkin resume {out}`, or" if resumable else ""
-        raise UserError(
-            "already exists", where=out, mend=f"{mend} choose another --out or give --overwrite".strip()
-        )
+        raise UserError("already exists", where=out, mend=f"{mend} choose another --out or give --overwrite".strip())

@@ -1,0 +1,417 @@
+"""The command line: one verb, one function. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from bertkin import __version__
+from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Train, dump_recipe
+from bertkin.errors import UserError, disk_errors
+from bertkin.options import STDIN, given, said, typed
+
+if TYPE_CHECKING:
+    from bertkin.text.tokenizer import Tokenizer
+    from bertkin.train.loop import Result
+    from bertkin.train.progress import Listener
+
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""What a shell expects of a program stopped by Ctrl-C, and of one whose reader has gone."""
+
+app = App(
+    name="bertkin",
+    help="Grow a BERT from raw text, on the machine you have. Start with: bertkin demo",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+tokenizers = App(name="tokenizer", sort_key=2, help="Train a tokenizer on a corpus, or look at one.")
+app.command(tokenizers)
+
+CORPUS_HELP = "Files, folders or globs of text (.txt .jsonl .csv .tsv .parquet, .gz .zst …), or - for standard input."
+Corpus = Annotated[str, Parameter(help=CORPUS_HELP)]
+Flag = Parameter(negative="", show_default=False)
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False, help="Show no progress.")]
+
+DataOptions = given(Data, leave_out=["corpus"], short=["encoding_errors"])
+ReadingOptions = given(Data, leave_out=["corpus"], short=[f for f in Data.__dataclass_fields__ if f != "corpus"])
+ModelOptions, ObjectiveOptions, TrainOptions = given(Model), given(Objective), given(Train)
+
+
+@tokenizers.command(name="train")
+def tokenizer_train(
+    *corpus: Corpus,
+    out: Path = Path("tokenizer"),
+    kind: TokenizerKind = "wordpiece",
+    vocab_size: int | None = None,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    normal_form: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
+    split_chinese: bool = True,
+    field: str = "text",
+    documents: Documents = "auto",
+    encoding_errors: Literal["strict", "replace"] = "strict",
+    max_words: int | None = None,
+    overwrite: Annotated[bool, Flag] = False,
+) -> None:
+    """Train a tokenizer on a corpus, save it, and report how well it fits.
+
+    Parameters
+    ----------
+    out
+        Folder to save it in; transformers opens it too.
+    kind
+        wordpiece (BERT), bpe, byte-bpe (RoBERTa, GPT-2), unigram (SentencePiece), character (Chinese), or word.
+    vocab_size
+        Tokens; by default 8,192 near 10M words, 16,384 near 100M, 32,768 above.
+    lowercase
+        Lowercase the text (not bpe and byte-bpe).
+    strip_accents
+        Take accents off; by default when lowercasing.
+    normal_form
+        Unicode normal form applied first.
+    split_chinese
+        Make every Chinese character a word of its own.
+    field
+        Column or JSON field that holds the text.
+    documents
+        What a document is in a .txt file: the file, a block between blank lines, or a line.
+    encoding_errors
+        Stop at bytes that are not UTF-8, or replace them.
+    max_words
+        Read no more than about this many words.
+    overwrite
+        Replace a tokenizer that is there.
+    """
+    if (out / "tokenizer.json").exists() and not overwrite:
+        raise UserError("holds a tokenizer already", where=out, mend="choose another --out or give --overwrite")
+    from bertkin.api import train_tokenizer
+
+    reading: dict[str, Any] = {"field": field, "documents": documents, "encoding_errors": encoding_errors}
+    corpus = _named(corpus)
+    tokenizer = train_tokenizer(
+        corpus,
+        out=out,
+        kind=kind,
+        vocab_size=vocab_size,
+        lowercase=lowercase,
+        strip_accents=strip_accents,
+        normal_form=normal_form,
+        split_chinese=split_chinese,
+        max_words=max_words,
+        **reading,
+    )
+    print(f"saved in {out}: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens")
+    _report(tokenizer, corpus, reading)
+
+
+@tokenizers.command(name="show")
+def tokenizer_show(
+    path: Path,
+    *corpus: Corpus,
+    text: Annotated[list[str] | None, Parameter(negative="")] = None,
+    field: str = "text",
+    documents: Documents = "auto",
+    encoding_errors: Literal["strict", "replace"] = "strict",
+) -> None:
+    """Show what a tokenizer is, how well it fits a corpus, and what it makes of a text.
+
+    Parameters
+    ----------
+    path
+        A tokenizer.json, or a folder that holds one (a run or a model will do).
+    text
+        A text to cut into tokens; may be given several times.
+    field
+        Column or JSON field that holds the text.
+    documents
+        What a document is in a .txt file: the file, a block between blank lines, or a line.
+    encoding_errors
+        Stop at bytes that are not UTF-8, or replace them.
+    """
+    from bertkin.text.tokenizer import Tokenizer
+
+    inner = path / "tokenizer"
+    tokenizer = Tokenizer.load(inner if (inner / "tokenizer.json").exists() else path)
+    specials = " ".join(f"{tokenizer.token(i)}={i}" for i in tokenizer.special_ids[:12])
+    print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens; special: {specials or 'none'}")
+    for one in text or ():
+        ids = tokenizer.encode(_whole_text(one))
+        print(f"  {one}\n    → {' '.join(tokenizer.token(i) for i in ids)}\n      {' '.join(map(str, ids))}")
+    if corpus:
+        _report(tokenizer, _named(corpus), {"field": field, "documents": documents, "encoding_errors": encoding_errors})
+
+
+def _report(tokenizer: Tokenizer, corpus: Sequence[str], reading: dict[str, Any]) -> None:
+    from bertkin.text.readers import read_documents
+    from bertkin.text.tokenizer import report
+
+    print("\n".join(report(tokenizer, read_documents(corpus, **reading)).lines()))
+
+
+@app.command(sort_key=3)
+def prepare(
+    *corpus: Corpus,
+    preset: str = "modern-mini",
+    data: Annotated[ReadingOptions, Parameter(name="*")] = ReadingOptions(),  # type: ignore[valid-type]  # noqa: B008
+    quiet: Quiet = False,
+) -> None:
+    """Turn a corpus into a token store now, so that a later pretrain with the same options starts at once.
+
+    Parameters
+    ----------
+    preset
+        Decides the kind of tokenizer to train, where none is given.
+    """
+    from bertkin import api
+
+    store = api.prepare(_named(corpus), preset=preset, listener=_listener(quiet), **typed(data))
+    print(f"store    {store.folder}")
+    for split, name in ((store.train, "train   "), (store.heldout, "held out")):
+        print(f"{name} {split.n_documents:,} documents, {split.n_tokens:,} tokens")
+
+
+@app.command(sort_key=4)
+def pretrain(
+    *corpus: Corpus,
+    preset: str | None = None,
+    out: Path | None = None,
+    config: Path | None = None,
+    overwrite: Annotated[bool, Flag] = False,
+    print_config: Annotated[bool, Flag] = False,
+    quiet: Quiet = False,
+    data: Annotated[DataOptions, Parameter(group=Group("Data", sort_key=1))] = DataOptions(),  # type: ignore[valid-type]  # noqa: B008
+    model: Annotated[ModelOptions, Parameter(group=Group("Model", sort_key=2))] = ModelOptions(),  # type: ignore[valid-type]  # noqa: B008
+    objective: Annotated[ObjectiveOptions, Parameter(group=Group("Objective", sort_key=3))] = ObjectiveOptions(),  # type: ignore[valid-type]  # noqa: B008
+    train: Annotated[TrainOptions, Parameter(group=Group("Train", sort_key=4))] = TrainOptions(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Grow a masked language model from raw text. What it costs is said first; Ctrl-C saves.
+
+    A preset counts for less than a recipe file, and a recipe file for less than an option.
+
+    Parameters
+    ----------
+    preset
+        FAMILY-SIZE: bert, roberta or modern; tiny, mini, small, medium, base or large. [default: modern-mini]
+    out
+        Run folder to make. [default: runs/PRESET]
+    config
+        Recipe in YAML; see recipes/, or the recipe.yaml of any run.
+    overwrite
+        Empty the run folder first if it exists.
+    print_config
+        Print the whole recipe that would be used, and stop.
+    """
+    from bertkin.api import make_recipe
+
+    options = {"data": typed(data), "model": typed(model), "objective": typed(objective), "train": typed(train)}
+    recipe = make_recipe(_named(corpus), preset=preset, config=config, options=options)
+    if print_config:
+        from bertkin.train.setup import complete
+
+        print(dump_recipe(complete(recipe)), end="")
+        return
+    from bertkin.train import loop
+
+    out = out or Path("runs") / recipe.preset
+    _show(loop.pretrain(recipe, out, listener=_listener(quiet), overwrite=overwrite))
+
+
+@app.command(sort_key=5)
+def resume(run: Path, *, quiet: Quiet = False) -> None:
+    """Go on with a run that was stopped; it ends with the same weights as one that never was.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    """
+    from bertkin.train import loop
+
+    _show(loop.resume(run, listener=_listener(quiet)))
+
+
+@app.command(sort_key=6)
+def fill(
+    model: str,
+    *texts: str,
+    file: Path | None = None,
+    top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 5,
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Fill the blanks of texts: bertkin fill runs/mine "Paris is the [MASK] of France."
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    texts
+        Texts with [MASK] where a word is to be found; without any (or with -) lines are read from standard input.
+    file
+        A file with a text on each line.
+    top_k
+        Answers for each blank.
+    json
+        Write a JSON object a line.
+    """
+    from bertkin.tasks.fill import fill_stream, load
+
+    wanted = [text for given in texts for text in (_lines_of(None) if given == STDIN else [_whole_text(given)])]
+    if file is not None:
+        wanted += _lines_of(file)
+    if not texts and file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError("no text to fill", mend='give one, such as "Paris is the [MASK] of France.", or --file')
+        wanted = _lines_of(None)
+    if not wanted:
+        raise UserError("no text to fill", where=file or "<stdin>", mend="write a text on each line")
+    for number, filled in enumerate(fill_stream(load(model), wanted, top_k=top_k)):
+        print(_json(filled.as_dict()) if json else f"{chr(10) if number else ''}{filled}")
+
+
+@app.command(sort_key=1)
+def demo(
+    *,
+    minutes: float = 4.0,
+    out: Path | None = None,
+    preset: str = "modern-mini",
+    words: int = 3_000_000,
+) -> None:
+    """Grow a small BERT from the documentation in your own Python, and see what it has learnt.
+
+    Parameters
+    ----------
+    minutes
+        Time to train.
+    out
+        Run folder to make. [default: runs/demo, or the next that is free]
+    preset
+        FAMILY-SIZE of the model.
+    words
+        Words of documentation to read at most.
+    """
+    from bertkin.tasks.demo import run
+
+    run(minutes=minutes, out=out, preset=preset, words=words)
+
+
+def _show(result: Result) -> None:
+    """How a run ended, where it is, and what to do with it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    learnt = [f"held-out loss {result.loss:.3f}"] if math.isfinite(result.loss) else []
+    learnt += [f"masked accuracy {result.accuracy:.1%}"] if math.isfinite(result.accuracy) else []
+    spent = [f"{result.step:,} steps", f"{result.tokens:,} tokens", f"{result.minutes:.1f} minutes"]
+    print(" · ".join(learnt + spent))
+    print(f"run      {result.run} (report.html shows how it went)")
+    print(f'next     bertkin fill {result.run} "Text with a [MASK] in it."')
+
+
+def _listener(quiet: bool) -> Listener:
+    from bertkin.train.progress import QuietListener, RichListener
+
+    return QuietListener() if quiet or os.environ.get("RANK", "0") != "0" else RichListener()
+
+
+def _named(corpus: Sequence[str]) -> tuple[str, ...]:
+    return tuple("-" if path == STDIN else path for path in corpus)
+
+
+def _lines_of(path: Path | None) -> list[str]:
+    """The lines of a file, or of standard input, that hold something."""
+    try:
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the path") from None
+    except UnicodeDecodeError as error:
+        where = f"{path or '<stdin>'}@{error.start}"
+        raise UserError("bytes that are not UTF-8", where=where, mend="convert it (iconv -t utf-8)") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _whole_text(text: str) -> str:
+    """An argument that is a text; bytes that are not UTF-8 are refused."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("bytes that are not UTF-8", where=f"text@{error.start}", mend="convert the text") from None
+    return text
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; what a person did wrong is one line on standard error.
+
+    Returns:
+        The exit code: 0; 2 for a mistake; 130 after Ctrl-C; 141 when nobody reads what we print.
+    """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end a run
+            stream.reconfigure(errors="replace")
+    try:
+        with _one_line_warnings(), disk_errors("."):
+            app(_arguments(tokens), exit_on_error=False, print_error=False)
+            sys.stdout.flush()
+    except CycloptsError as error:
+        return _complain(said(error, _verbs(tokens)))
+    except UserError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        print(
+            "\nbertkin: interrupted; what was prepared is kept, so the same command goes on from there", file=sys.stderr
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not complain again
+        return PIPE_CLOSED
+    except Exception as error:
+        if type(error).__name__ != "Stopped":  # raised by bertkin.train.loop, which is not imported for this alone
+            raise
+        print(f"bertkin: {error}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _complain(error: UserError) -> int:
+    print(f"bertkin: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code
+
+
+def _arguments(tokens: Sequence[str]) -> list[str]:
+    """The arguments with a lone - before any -- made safe from the parser."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    return [STDIN if token == "-" and i < end else token for i, token in enumerate(tokens)]
+
+
+def _verbs(tokens: Sequence[str]) -> list[str]:
+    """The names that were possible for the first word that is no verb."""
+    inside = tokenizers if tokens[:1] == ["tokenizer"] else app
+    return [name for name in inside if not name.startswith("-")]
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Libraries' warnings are for programmers; people see their text alone."""
+    import warnings
+
+    old = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_more: f"bertkin: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = old
