@@ -8,14 +8,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bertkin.config import Documents, TokenizerKind
 from bertkin.errors import UserError, disk_errors
-from bertkin.text.readers import Source, list_sources, read_source
+from bertkin.text.readers import read_source
 from bertkin.text.sentences import count_words
+from bertkin.text.sources import Source, list_sources
 from bertkin.text.tokenizer import NormalForm, Tokenizer, train_tokenizer
 
 TRAINING = 1
@@ -49,10 +50,8 @@ def hash_sources(sources: Sequence[Source], cache: Path) -> list[dict[str, Any]]
     """Content hash, size and kind of each source; hashes are remembered by path, size and time of change."""
     memory = cache / "hashes.json"
     known: dict[str, Any] = {}
-    try:
+    with suppress(OSError, ValueError, TypeError):  # none yet, or damaged: it only saves time
         known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # none yet, or damaged: it only saves time
     inputs, fresh = [], False
     for source in sources:
         real = os.path.realpath(source.path)

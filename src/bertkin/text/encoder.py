@@ -1,36 +1,25 @@
 """Many texts to one flat array of ids, several times faster than the tokenizer itself, with the same ids.
 
-Real text repeats its words, and most tokenizers look at nothing but the word: what stands between white space. So each
-word is encoded once by the library and looked up ever after; the loops that remain run in C. Tokenizers that look
-further (or texts with the odd control characters on whose meaning Python and the library differ) are encoded whole.
+Real text repeats its words, and most tokenizers look at nothing but the word (`bertkin.text.cutting`). So each word is
+encoded once by the library and looked up ever after, in loops that run in C. What cannot be cut is encoded whole.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
 
 import numpy as np
 
+from bertkin.text.cutting import how_to_cut
 from bertkin.text.sentences import count_words, sentence_starts
 from bertkin.text.tokenizer import Tokenizer
 
 MOST_WORDS = 400_000
 """Words remembered before the memory is emptied, about 100 MB."""
 MOST_CHARACTERS = 8_000_000
-
-_ODD = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2581]")
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-_CHINESE_OR_WORD = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")
-_MARKS = r"!-/:-@\[-`{-~"  # ASCII punctuation and symbols, which BERT's pre-tokenizer makes words of their own
-_MARK_OR_WORD = re.compile(rf"[^\s{_MARKS}]+|[{_MARKS}]")
-_CHINESE_OR_MARK_OR_WORD = re.compile(rf"[{_MARKS}\u4e00-\u9fff]|[^\s{_MARKS}\u4e00-\u9fff]+")
-_SPACED = re.compile(r"\s*\S+|\s+")
-_GPT2_ASCII = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")
 
 
 @dataclass(frozen=True)
@@ -48,55 +37,6 @@ class Encoded:
     lengths: np.ndarray
     sentences: np.ndarray
     words: np.ndarray
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """What of a text a tokenizer lets us encode apart, with the same ids.
-
-    Attributes:
-        by: at white space ("words"), before white space ("spaced"), or not at all ("whole").
-        chinese: Chinese characters, too, are words of their own.
-        marks: so are ASCII punctuation marks.
-        anywhere: a sentence may end where no white space follows.
-    """
-
-    by: Literal["words", "spaced", "whole"] = "whole"
-    chinese: bool = False
-    marks: bool = False
-    anywhere: bool = False
-
-
-def how_to_cut(plain: dict[str, Any]) -> Cutting:
-    """Read from a tokenizer.json how its tokenizer looks at a text; `Cutting()` when we cannot tell."""
-    normalizers = _steps(plain["normalizer"], "normalizers")
-    pre_tokenizers = _steps(plain["pre_tokenizer"], "pretokenizers")
-    if any(not token["special"] for token in plain["added_tokens"]) or not pre_tokenizers:
-        return Cutting()
-    first, *others = pre_tokenizers
-    used = {step["type"] for step in normalizers}
-    chinese = any(step["type"] == "BertNormalizer" and step["handle_chinese_chars"] for step in normalizers)
-    local = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
-    inside = {"BertPreTokenizer", "Punctuation", "Digits", "Split", "Whitespace"}
-    by_words = first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
-    if by_words and used <= local and all(step["type"] in inside for step in others):
-        bert = first["type"] == "BertPreTokenizer"
-        return Cutting("words", chinese, marks=bert and not used & {"NFC", "NFKC"}, anywhere=bert)
-    if others:
-        return Cutting()
-    if first["type"] == "ByteLevel" and not used and first["use_regex"] and not first["add_prefix_space"]:
-        return Cutting("spaced")
-    if first["type"] == "Metaspace" and first["prepend_scheme"] == "first" and first.get("split", True):
-        blanks = [step["pattern"] for step in normalizers if step["type"] == "Replace"]
-        if used <= local | {"Replace"} and blanks == [{"Regex": r"\s+\z"}, {"Regex": r"\s+"}]:  # as we make them
-            return Cutting("words", chinese)
-    return Cutting()
-
-
-def _steps(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    if step is None:
-        return []
-    return [inner for s in step[name] for inner in _steps(s, name)] if step["type"] == "Sequence" else [step]
 
 
 class Encoder:
@@ -123,7 +63,7 @@ class Encoder:
         parts: list[Encoded] = []
         run: list[tuple[list[list[str]], int]] = []
         for document in documents:
-            pieces = self._pieces(document)
+            pieces = self.cutting.sentences(document)
             if pieces is not None:
                 run.append((pieces, count_words(document)))
                 continue
@@ -134,30 +74,6 @@ class Encoder:
         if run or not parts:
             parts.append(self._look_up(run))
         return parts[0] if len(parts) == 1 else _joined(parts)
-
-    def _pieces(self, text: str) -> list[list[str]] | None:
-        """The sentences of `text` as lists of what can be encoded apart; None when nothing can."""
-        if self.cutting.by == "whole" or _ODD.search(text):
-            return None
-        starts = sentence_starts(text)
-        if not starts:
-            starts = [0]
-        if not self.cutting.anywhere and any(not text[start - 1].isspace() for start in starts[1:]):
-            return None
-        starts[0] = 0
-        sentences = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-        if self.cutting.by == "words":
-            if self.cutting.chinese and not text.isascii() and _CHINESE.search(text):
-                find = (_CHINESE_OR_MARK_OR_WORD if self.cutting.marks else _CHINESE_OR_WORD).findall
-            else:
-                find = _MARK_OR_WORD.findall if self.cutting.marks else str.split
-            return [find(sentence) for sentence in sentences]
-        for number in range(len(sentences) - 1):  # white space goes with the word after it
-            sentence = sentences[number]
-            kept = sentence.rstrip()
-            sentences[number + 1] = sentence[len(kept) :] + sentences[number + 1]
-            sentences[number] = kept
-        return [(_GPT2_ASCII if sentence.isascii() else _SPACED).findall(sentence) for sentence in sentences]
 
     def _look_up(self, run: list[tuple[list[list[str]], int]]) -> Encoded:
         words = [word for pieces, _ in run for sentence in pieces for word in sentence]

@@ -29,6 +29,8 @@ from bertkin.config import Documents
 from bertkin.errors import MissingExtra, UserError
 from bertkin.text.sources import Source, list_sources, open_bytes, read_bytes, unreadable
 
+__all__ = ["BLOCK", "Block", "Source", "cut_blocks", "list_sources", "read_block", "read_documents", "read_source"]
+
 BLOCK = 4 << 20
 """Bytes a block aims at, and the longest a document of plain text can be."""
 

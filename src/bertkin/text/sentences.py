@@ -15,20 +15,25 @@ _CJK = "。！？｡．‼⁇⁈⁉"
 _CLOSERS = "\"')\\]}’”»›」』】）》〉］｝"
 _LOWER = "a-zß-öø-ÿα-ωа-џ"
 
-ABBREVIATIONS = ["mr", "mrs", "ms", "dr", "prof", "rev", "fr", "hon", "st", "sr", "jr", "gen", "col", "maj", "capt", "lt", "sgt", "cpl", "adm", "cmdr", "gov", "sen", "rep", "pres", "supt", "insp", "vs", "etc", "eg", "ie", "cf", "al", "ca", "approx", "dept", "univ", "assn", "bros", "inc", "ltd", "co", "corp", "est", "nos", "vol", "vols", "fig", "figs", "eq", "eqs", "ch", "chap", "sec", "pp", "ed", "eds", "trans", "ibid", "op", "cit", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "mon", "tue", "tues", "wed", "thu", "thur", "thurs", "fri", "sat", "ave", "blvd", "rd", "mt", "ft", "hrs", "min", "oz", "lb", "lbs", "bzw", "usw", "nr", "str", "mme", "mlle"]
+_ABBREVIATIONS = """
+    mr mrs ms dr prof rev fr hon st sr jr gen col maj capt lt sgt cpl adm cmdr gov sen rep pres supt insp vs etc eg ie
+    cf al ca approx dept univ assn bros inc ltd co corp est nos vol vols fig figs eq eqs ch chap sec pp ed eds trans
+    ibid op cit jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat ave blvd rd mt
+    ft hrs min oz lb lbs bzw usw nr str mme mlle
+"""
 
 
 def _not_after_abbreviations() -> str:
     """Look-behinds at a full stop, one for each length of abbreviation, as they must have a fixed width."""
     by_length: dict[int, list[str]] = {}
-    for word in ABBREVIATIONS:
+    for word in _ABBREVIATIONS.split():
         by_length.setdefault(len(word), []).append(word)
     return "".join(rf"(?<!\b(?i:{'|'.join(words)})\.)" for words in by_length.values())
 
 
 # One regular expression decides everything, for speed; it begins with a character class, so that the search is fast.
-# After a Latin ender: more enders (or, alone, no initial, no abbreviation before it), what closes on it, white space, and
-# no lower-case letter. After a CJK ender: what closes on it. After a line end: a blank line.
+# After a Latin ender: more enders (or, alone, no initial, no abbreviation before it), what closes on it, white space,
+# and no lower-case letter. After a CJK ender: what closes on it. After a line end: a blank line.
 _END = re.compile(
     rf"[{_LATIN}{_CJK}\n](?:"
     rf"(?<=[{_LATIN}])(?:[{_LATIN}]+|(?<=[^.])|(?<!\b[A-Z]\.)(?<!\.[A-Za-z]\.){_not_after_abbreviations()})"

@@ -19,9 +19,10 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ import bertkin
 from bertkin.config import Documents
 from bertkin.errors import UserError, disk_errors
 from bertkin.text.encoder import Encoder
-from bertkin.text.readers import BLOCK, Block, Source, cut_blocks, read_block
+from bertkin.text.readers import BLOCK, Block, cut_blocks, read_block
+from bertkin.text.sources import Source
 from bertkin.text.tokenizer import Tokenizer
 
 LOT = 1 << 20
@@ -101,7 +103,7 @@ def make_shard(encoder: Encoder, how: How, task: Task, path: Path) -> int:
             data = document.encode("utf-8", "surrogatepass")
             hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
             sizes.append(len(data))
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate(arrays) if arrays else np.empty(0, dtype=encoder.dtype if name == "ids" else np.int64)
         for name, arrays in parts.items()
     }
@@ -244,20 +246,18 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         for pipe in (self._to, self._from):
-            try:
+            with suppress(OSError):
                 pipe.close()
-            except OSError:
-                pass
 
 
-def _send(pipe: BinaryIO, message: Any) -> None:
+def _send(pipe: IO[bytes], message: Any) -> None:
     data = pickle.dumps(message, protocol=5)
     pipe.write(struct.pack("<Q", len(data)))
     pipe.write(data)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> Any:
+def _receive(pipe: IO[bytes]) -> Any:
     head = pipe.read(8)
     if len(head) < 8:
         raise EOFError

@@ -29,8 +29,9 @@ import numpy as np
 from bertkin.config import Documents
 from bertkin.errors import UserError, disk_errors
 from bertkin.text.cache import cache_folder, hash_sources, key_of, locked
-from bertkin.text.readers import BLOCK, Source, list_sources
+from bertkin.text.readers import BLOCK
 from bertkin.text.shards import How, Pool, read_shard, tasks
+from bertkin.text.sources import Source, list_sources
 from bertkin.text.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -275,7 +276,7 @@ class _Writer:
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
         self.name, self.dtype = name, dtype
         self.counts = {"documents": 0, "tokens": 0, "sentences": 0, "words": 0, "bytes": 0, "unknown": 0}
-        self._files = {part: open(folder / f"{name}.{part}", "wb") for part in PARTS}
+        self._files = {part: (folder / f"{name}.{part}").open("wb") for part in PARTS}
         self.sums = {part: [0, 0] for part in PARTS}
         self._write("documents", np.zeros(1, dtype="<i8"))
 

@@ -17,25 +17,31 @@ import hashlib
 import json
 import os
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from bertkin.config import TokenizerKind
-from bertkin.errors import UserError, disk_errors, nearest
+from bertkin.errors import UserError, disk_errors
 from bertkin.text.sentences import count_words, sentences
+from bertkin.text.training import (
+    BERT_MARKS,
+    NormalForm,
+    add_cls_and_sep,
+    default_vocab_size,
+    dress_as_bert,
+    train_backend,
+)
 
 if typing.TYPE_CHECKING:
     import tokenizers
 
-NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+__all__ = ["NormalForm", "Report", "Tokenizer", "default_vocab_size", "report", "train_tokenizer"]
 
-BERT_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROBERTA_MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -44,13 +50,6 @@ USUAL_NAMES = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-
-ALL_OF_IT = 256_000_000
-"""Bytes of text that training reads whole; beyond, it reads half as densely each time the text doubles."""
-UNIGRAM_CAP = 64_000_000
-"""Bytes of text that Unigram training, which holds its text in memory, reads at most."""
-LONGEST_LINE = 1 << 20
-"""Characters handed to the trainer at once, so that a long document costs no memory."""
 
 
 class Tokenizer:
@@ -130,7 +129,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without [CLS] and [SEP]; the name of a special token, such as [MASK], becomes that token."""
-        return typing.cast(list[int], self.backend.encode(text, add_special_tokens=False).ids)
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
@@ -138,12 +137,12 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`, special tokens included."""
-        return typing.cast(str, self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token(self, number: int) -> str:
         """How token `number` is written in the vocabulary."""
         token = self.backend.id_to_token(int(number))
-        return f"<{number}>" if token is None else typing.cast(str, token)
+        return f"<{number}>" if token is None else token
 
     @cached_property
     def word_starts(self) -> np.ndarray:
@@ -176,7 +175,9 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """blake2b of the canonical tokenizer.json."""
-        parts = {name: self._json.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        parts: dict[str, Any] = {
+            name: self._json.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")
+        }
         if self.kind == "Unigram":  # its scores move in their last digit each time they are written and read
             scores = [[token, round(score, 6)] for token, score in parts["model"]["vocab"]]
             parts["model"] = {**parts["model"], "vocab": scores}
@@ -298,7 +299,7 @@ def _from_vocab(file: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers.models import WordPiece
 
     backend = Backend(WordPiece(vocab=vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    _dress_as_bert(
+    dress_as_bert(
         backend,
         lowercase=bool(settings.get("do_lower_case", True)),
         strip_accents=settings.get("strip_accents"),
@@ -306,13 +307,8 @@ def _from_vocab(file: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         split_chinese=bool(settings.get("tokenize_chinese_chars", True)),
     )
     backend.add_special_tokens([mark for mark in BERT_MARKS if mark in vocabulary])
-    _add_cls_and_sep(backend)
+    add_cls_and_sep(backend)
     return backend
-
-
-def default_vocab_size(words: int) -> int:
-    """8,192 near 10M words, 16,384 near 100M, 32,768 above."""
-    return 8_192 if words < 30_000_000 else 16_384 if words < 200_000_000 else 32_768
 
 
 def train_tokenizer(
@@ -340,210 +336,7 @@ def train_tokenizer(
     Raises:
         UserError: no text, or a vocabulary larger than the text can fill.
     """
-    kinds = typing.get_args(TokenizerKind)
-    if kind not in kinds:
-        raise UserError(f"{kind!r} is not a kind of tokenizer", mend=nearest(kind, kinds))
-    if vocab_size is not None and vocab_size < 6:
-        raise UserError(f"a vocabulary of {vocab_size} has no room for text", mend="ask for thousands")
-    cased = kind in ("bpe", "byte-bpe")
-    backend, trainer_of = _blank(kind)
-    if kind == "byte-bpe":
-        _dress_as_roberta(backend, normal_form)
-    elif kind == "unigram":
-        _dress_as_sentencepiece(backend, lowercase, strip_accents, normal_form, split_chinese)
-    else:
-        _dress_as_bert(
-            backend,
-            lowercase and not cased,
-            bool(strip_accents) if cased else strip_accents,
-            normal_form,
-            split_chinese,
-        )
-        if kind == "character":
-            _cut_into_characters(backend)
-    feed = _Feed(texts, held=kind == "unigram")
-    if kind == "unigram":  # it keeps its text, so we may as well, and know the words before choosing the size
-        kept = list(feed)
-        backend.train_from_iterator(kept, trainer_of(vocab_size or default_vocab_size(feed.words)))
-        del kept
-        backend = _with_round_scores(backend)
-    else:
-        backend.train_from_iterator(iter(feed), trainer_of(vocab_size or default_vocab_size(1 << 60)))
-    if feed.words == 0:
-        raise UserError("the corpus has no text to train a tokenizer on", mend="give more text")
-    if vocab_size is None:
-        backend = _cut_vocabulary(backend, default_vocab_size(feed.words))
-    filled = backend.get_vocab_size(with_added_tokens=True)
-    if vocab_size is not None and filled < vocab_size:
-        raise UserError(
-            f"a vocabulary of {vocab_size:,} is more than the corpus can fill ({filled:,})",
-            where="vocab_size",
-            mend=f"ask for {filled} or fewer, or give more text",
-        )
-    _add_cls_and_sep(backend)
-    return Tokenizer(backend)
-
-
-class _Feed:
-    """Pieces of `texts` for a trainer, thinned out when there is much; counts the words of all it passed over."""
-
-    def __init__(self, texts: Iterable[str], held: bool) -> None:
-        self.texts, self.held, self.words = texts, held, 0
-
-    def __iter__(self) -> Iterator[str]:
-        read = given = 0
-        cap = UNIGRAM_CAP if self.held else ALL_OF_IT
-        for number, text in enumerate(self.texts):
-            self.words += count_words(text)
-            every = 1 << max(0, (read // cap).bit_length())  # 1 for the first `cap`, then 2, 4, 4, 8, ...
-            read += len(text)
-            if number % every or (self.held and given >= cap):
-                continue
-            given += len(text)
-            for start in range(0, len(text), LONGEST_LINE):
-                yield text[start : start + LONGEST_LINE]
-
-
-def _blank(kind: str) -> tuple[tokenizers.Tokenizer, Any]:
-    """An untrained backend of `kind`, and its trainer as a function of the vocabulary size."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers, trainers
-
-    marks = list(BERT_MARKS)
-    if kind == "wordpiece":
-        model = models.WordPiece(vocab={}, unk_token="[UNK]", max_input_chars_per_word=100)
-        return Backend(model), lambda size: trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=marks, show_progress=False
-        )
-    if kind == "bpe":
-        model = models.BPE(unk_token="[UNK]", continuing_subword_prefix="##")
-        return Backend(model), lambda size: trainers.BpeTrainer(
-            vocab_size=size, special_tokens=marks, show_progress=False, continuing_subword_prefix="##"
-        )
-    if kind == "byte-bpe":
-        return Backend(models.BPE()), lambda size: trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=list(ROBERTA_MARKS),
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-    if kind == "unigram":
-        return Backend(models.Unigram()), lambda size: trainers.UnigramTrainer(
-            vocab_size=size, special_tokens=marks, unk_token="[UNK]", show_progress=False
-        )
-    model = models.WordLevel(vocab={}, unk_token="[UNK]")
-    return Backend(model), lambda size: trainers.WordLevelTrainer(
-        vocab_size=size, special_tokens=marks, show_progress=False
-    )
-
-
-def _normal_form(name: NormalForm | None) -> list[Any]:
-    from tokenizers import normalizers
-
-    if name is None:
-        return []
-    if name not in typing.get_args(NormalForm):
-        raise UserError(f"{name!r} is not a Unicode normal form", mend=nearest(name, typing.get_args(NormalForm)))
-    return [getattr(normalizers, name)()]
-
-
-def _dress_as_bert(
-    backend: tokenizers.Tokenizer,
-    lowercase: bool,
-    strip_accents: bool | None,
-    normal_form: NormalForm | None,
-    split_chinese: bool,
-) -> None:
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
-    bert = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lowercase
-    )
-    first = _normal_form(normal_form)
-    backend.normalizer = normalizers.Sequence([*first, bert]) if first else bert
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-
-
-def _cut_into_characters(backend: tokenizers.Tokenizer) -> None:
-    from tokenizers import Regex, decoders, pre_tokenizers
-
-    one = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), one])
-    backend.decoder = decoders.Fuse()
-
-
-def _dress_as_roberta(backend: tokenizers.Tokenizer, normal_form: NormalForm | None) -> None:
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
-    first = _normal_form(normal_form)
-    if first:
-        backend.normalizer = normalizers.Sequence(first)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-
-
-def _dress_as_sentencepiece(
-    backend: tokenizers.Tokenizer,
-    lowercase: bool,
-    strip_accents: bool | None,
-    normal_form: NormalForm | None,
-    split_chinese: bool,
-) -> None:
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-
-    strip = lowercase if strip_accents is None else strip_accents
-    steps: list[Any] = _normal_form(normal_form or "NFKC")
-    steps.append(
-        normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip, lowercase=lowercase
-        )
-    )
-    steps += [normalizers.Replace(Regex(r"\s+\z"), ""), normalizers.Replace(Regex(r"\s+"), " ")]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True)
-    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first", split=True)
-
-
-def _add_cls_and_sep(backend: tokenizers.Tokenizer) -> None:
-    """Make the backend put [CLS] A [SEP] (B [SEP]) around what it encodes, where its vocabulary has those."""
-    from tokenizers.processors import TemplateProcessing
-
-    for cls, sep, pair in (("[CLS]", "[SEP]", "{c} $A {s} $B:1 {s}:1"), ("<s>", "</s>", "{c} $A {s} {s} $B {s}")):
-        numbers = [backend.token_to_id(cls), backend.token_to_id(sep)]
-        if None not in numbers:
-            backend.post_processor = TemplateProcessing(
-                single=f"{cls} $A {sep}",
-                pair=pair.format(c=cls, s=sep),
-                special_tokens=list(zip((cls, sep), numbers, strict=True)),
-            )
-            return
-
-
-def _cut_vocabulary(backend: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:
-    """The tokenizer that training for `size` tokens would have made: pieces are learnt in the order of their ids."""
-    from tokenizers import Tokenizer as Backend
-
-    plain = json.loads(backend.to_str())
-    model = plain["model"]
-    if model["type"] == "Unigram" or len(model["vocab"]) <= size:
-        return backend
-    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
-    if "merges" in model:
-        prefix = model.get("continuing_subword_prefix") or ""
-        whole = [left + right.removeprefix(prefix) for left, right in model["merges"]]
-        model["merges"] = [pair for pair, token in zip(model["merges"], whole, strict=True) if token in model["vocab"]]
-    return Backend.from_str(json.dumps(plain, ensure_ascii=False))
-
-
-def _with_round_scores(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Unigram's scores as multiples of 1/4096, which survive being written and read; others come back a last digit off,
-    and ties between segmentations fall the other way."""
-    from tokenizers import Tokenizer as Backend
-
-    plain = json.loads(backend.to_str())
-    plain["model"]["vocab"] = [[token, round(score * 4096) / 4096] for token, score in plain["model"]["vocab"]]
-    return Backend.from_str(json.dumps(plain, ensure_ascii=False))
+    return Tokenizer(train_backend(texts, kind, vocab_size, lowercase, strip_accents, normal_form, split_chinese))
 
 
 @dataclass(frozen=True)
