@@ -216,9 +216,8 @@ def test_a_kill_at_any_file_operation_leaves_whole_checkpoints_only(tmp_path: Pa
         run = tmp_path / str(boundary)
         for step, loss in ((1, 1.0), (2, 3.0), (3, 2.0)):
             save_checkpoint(run, position(step, loss), tensors(step), keep=3)
-        killed = in_a_child_killed_at(
-            boundary, lambda run=run: save_checkpoint(run, position(new), tensors(new), keep=1)
-        )
+        work = functools.partial(save_checkpoint, run, position(new), tensors(new), keep=1)
+        killed = in_a_child_killed_at(boundary, work)
         said: list[str] = []
         found = load_checkpoint(run, said.append)
         assert found is not None and not said, f"a half checkpoint after a kill at operation {boundary}: {said}"

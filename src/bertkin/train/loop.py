@@ -8,9 +8,7 @@ A budget in steps, tokens or epochs makes a run repeatable to the bit; a budget 
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import signal
 import sys
 import threading
@@ -23,8 +21,8 @@ from typing import Any
 
 import torch
 
-from bertkin.config import Recipe, dump_recipe, load_recipe
-from bertkin.errors import NonFiniteLoss, UserError, disk_errors
+from bertkin.config import Recipe, load_recipe
+from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.heads import MaskedLM
 from bertkin.models.kernels import status
 from bertkin.models.presets import build
@@ -32,7 +30,7 @@ from bertkin.models.pretrained import save_model
 from bertkin.objectives.masked import evaluation_batches, make_batch
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
-from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
 from bertkin.train.machine import keep_memory, pick_device, pick_precision, settle_threads
 from bertkin.train.optim import Optimizer
 from bertkin.train.parallel import World, join, leave
@@ -41,8 +39,8 @@ from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
 from bertkin.train.samples import Sample, answer, pick
 from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
-from bertkin.train.setup import Materials, complete, gather, refuse_existing
-from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, write_text
+from bertkin.train.setup import Materials, complete, gather
+from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
 
 CHECKPOINT_SECONDS = 120
 LOG_SECONDS = 0.5
@@ -87,22 +85,20 @@ def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, ove
         Stopped: interrupted from the keyboard, and saved.
     """
     out, listener = Path(out), listener or QuietListener()
-    if not overwrite:
-        refuse_existing(out)
+    refuse_existing(out, overwrite=overwrite)
     recipe = complete(recipe)
     device = pick_device(recipe.train.device)
     world = join(device)
+    listener = listener if world.first else QuietListener()
+
+    def prepare() -> Materials:
+        materials = gather(recipe, listener.preparing)
+        used = settled(materials.recipe, precision=str(pick_precision(recipe.train.precision, device)).split(".")[1])
+        begin(out, used, materials.tokenizer, materials.store)
+        return replace(materials, recipe=used)
+
     try:
-        materials = _together(world, recipe, listener)
-        if world.first:
-            with disk_errors(out):
-                if overwrite and out.is_dir():
-                    shutil.rmtree(out)
-                out.mkdir(parents=True, exist_ok=True)
-                materials.tokenizer.save(out / "tokenizer")
-                write_text(out / "corpus.json", json.dumps({"store": materials.store.fingerprint}, indent=1) + "\n")
-                write_text(out / "recipe.yaml", dump_recipe(materials.recipe))
-        world.barrier()
+        materials = world.lead(prepare) or shared(out)
         return Training(materials, out, listener, world, device).run()
     finally:
         leave(world)
@@ -118,33 +114,15 @@ def resume(out: Path, *, listener: Listener | None = None) -> Result:
     out, listener = Path(out), listener or QuietListener()
     if not (out / "recipe.yaml").exists():
         raise UserError("not a run folder (no recipe.yaml)", where=out, mend="give the --out of a `bertkin pretrain`")
-    recipe = load_recipe(out / "recipe.yaml")
-    device = pick_device(recipe.train.device)
+    device = pick_device(load_recipe(out / "recipe.yaml").train.device)
     world = join(device)
+    listener = listener if world.first else QuietListener()
     try:
-        materials = _together(world, recipe, listener, Tokenizer.load(out / "tokenizer"))
-        wanted = _store_of(out)
-        if materials.store.fingerprint != wanted:
-            raise UserError("the corpus has changed since this run began", where=out, mend="start a new run")
+        materials = world.lead(lambda: reopen(out, listener.preparing)) or shared(out)
         return Training(materials, out, listener, world, device, resumed=True).run()
     finally:
         leave(world)
         listener.close()
-
-
-def _store_of(out: Path) -> str:
-    try:
-        return str(json.loads((out / "corpus.json").read_text())["store"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("damaged or missing", where=out / "corpus.json", mend="start a new run") from None
-
-
-def _together(world: World, recipe: Recipe, listener: Listener, tokenizer: Tokenizer | None = None) -> Materials:
-    """Gather once: the first process prepares, the others then find it prepared."""
-    if world.first:
-        materials = gather(recipe, listener.preparing, tokenizer=tokenizer)
-    world.barrier()
-    return materials if world.first else gather(recipe, lambda *_: None, tokenizer=tokenizer)
 
 
 class Training:
@@ -174,6 +152,8 @@ class Training:
         self.stop = False
         self.samples: list[Sample] = pick(self.store.heldout, self.tokenizer) if world.first else []
         if resumed:
+            if world.first:
+                sweep(out)
             self._take_up()
         self.log = Log(out, until=self.position.step if resumed else None) if world.first else None
         if resumed and self.log:
@@ -182,33 +162,44 @@ class Training:
     def run(self) -> Result:
         """Train until the budget is spent, then write the model and the report."""
         self._announce()
-        with self._interruptible():
-            begun, before = time.perf_counter(), self.position.seconds
-            saved = evaluated = time.perf_counter()
-            window = _Window()
-            while (progress := self.progress()) < 1.0:
-                window.add(self.step(progress))
-                self.position.seconds = self.world.agree(before + time.perf_counter() - begun)
-                due = self._evaluation_due(progress)
-                if window.age() > LOG_SECONDS or due:
-                    self._tell(window, progress)
-                    window = _Window()
-                if due:
-                    self.evaluate()
-                    evaluated = time.perf_counter()
-                if due or self._checkpoint_due(saved):
-                    self.checkpoint(self.loss if due else None)
-                    saved = time.perf_counter()
-                if self._stopping():
-                    if saved != evaluated:
-                        self.checkpoint(None)
-                    raise Stopped(self.out)
-            if self.position.loss is None or not math.isfinite(self.loss):
-                self.evaluate()
-                self.checkpoint(self.loss)
-        self.finish()
+        try:
+            with self._interruptible():
+                self._train()
+        except (Stopped, NonFiniteLoss):
+            self._close()
+            if self.world.first:
+                raise
+            raise SystemExit(NonFiniteLoss.exit_code) from None  # the first process says why
+        self._close()
+        self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
         p = self.position
         return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy)
+
+    def _train(self) -> None:
+        begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step
+        saved, window = begun, _Window()
+        while (progress := self.progress()) < 1.0:
+            window.add(self.step(progress))
+            now = time.perf_counter()
+            self.position.seconds, age, stop = self._agree(before + now - begun, now - saved)
+            due = self._evaluation_due(progress)
+            if due or window.age() > LOG_SECONDS:
+                self._tell(window, progress)
+                window = _Window()
+            if due:
+                self.evaluate()
+            if due or stop or self._checkpoint_due(age):
+                self.checkpoint()
+                saved = time.perf_counter()
+            if due:
+                window = _Window()  # evaluating is no training
+            if stop and self.progress() < 1.0:
+                raise Stopped(self.out)
+        if self.position.loss is None:
+            self.evaluate()
+            self.checkpoint()
+        elif self.position.step == first_step:  # killed between the last checkpoint and its model
+            self.world.lead(self._export)
 
     def progress(self) -> float:
         """How much of the budget is spent, from 0 to 1."""
@@ -240,20 +231,22 @@ class Training:
             generator(self.train.seed, self.position.step, self.world.rank)
         sums = [0.0, 0.0, 0.0, 0.0]
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
-            if part.n_rows:
+            if len(part.asked) or len(part.pairs):
                 self._learn(part, len(batch.asked), len(batch.pairs), sums)
         self.world.sum_gradients(self.model)
         loss, correct, pair_loss, pair_correct = self.world.sum(sums)
         norm = self.optimizer.gradient_norm()
         p = self.position
-        if not math.isfinite(loss + pair_loss + norm):
-            self._refuse(loss + pair_loss, norm)
+        if not math.isfinite(loss + pair_loss):
+            self._refuse(f"the loss is {loss + pair_loss}", p.step + 1)
+        if not math.isfinite(norm):
+            self._refuse(f"the gradient's norm is {norm}", p.step + 1)
         factor = rate_factor(self.train, progress)
         self.optimizer.step(factor, norm)
         p.step += 1
         p.tokens += batch.n_tokens
         p.rows[str(length)] = p.row(length) + n_rows
-        p.loss = None
+        p.loss = p.accuracy = None
         return {
             "loss": loss,
             "correct": correct,
@@ -267,7 +260,7 @@ class Training:
         }
 
     def _learn(self, part: Batch, asked: int, pairs: int, sums: list[float]) -> None:
-        """Add one share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same."""
+        """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same."""
         ids, layout, where, targets, at, labels = tensors(part, self.device)
         losses = self.model(ids, layout, where, targets, at, labels, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
         total = losses.loss_sum
@@ -280,12 +273,11 @@ class Training:
             sums[2] += float(losses.pair_loss_sum.detach())
             sums[3] += float(losses.pair_correct)
 
-    def _refuse(self, loss: float, norm: float) -> None:
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        kept = sorted((self.out / "checkpoints").glob("step-*")) if self.out.exists() else []
+    def _refuse(self, what: str, step: int) -> None:
+        kept = sorted((self.out / "checkpoints").glob("step-*"))
         last = f"the checkpoint of step {int(kept[-1].name[5:]):,} is kept" if kept else "there is no checkpoint yet"
         raise NonFiniteLoss(
-            f"{what} at step {self.position.step + 1:,}; {last}",
+            f"{what} at step {step:,}; {last}",
             where=self.out,
             mend="start again with a lower --train.lr or --train.clip, or --train.precision float32",
         )
@@ -298,8 +290,10 @@ class Training:
             model = self.finished
         self.loss, self.accuracy = evaluate(model, self.store.heldout, self.ids, self.recipe, self.world, self.device)
         self.model.train(was)
-        self.position.loss = self.loss
         p = self.position
+        if not math.isfinite(self.loss):
+            self._refuse(f"the held-out loss is {self.loss}", p.step)
+        p.loss, p.accuracy = self.loss, self.accuracy
         record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 4)}
         record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
         if self.log:
@@ -308,26 +302,26 @@ class Training:
             self.log.write({"kind": "samples", "step": p.step, "fills": fills})
             self.listener.evaluation(record)
 
-    def checkpoint(self, loss: float | None) -> None:
+    def checkpoint(self) -> None:
         """Write down everything, and the model as it is now."""
-        if self.world.first:
-            position = replace(self.position, loss=loss)
-            save_checkpoint(self.out, position, self.optimizer.state(), self.train.keep)
-            self._export()
-        self.world.barrier()
 
-    def finish(self) -> None:
-        """The last words of a run."""
+        def write() -> None:
+            save_checkpoint(self.out, self.position, self.optimizer.state(), self.train.keep)
+            self._export()
+
+        self.world.lead(write)
+
+    def _close(self) -> None:
+        """The last words of a run, however it ended."""
         if self.log:
             self.log.close()
             write_report(self.out)
-            self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
 
     def _export(self) -> None:
         p = self.position
         extra: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 3)}
-        if math.isfinite(self.loss):
-            extra |= {"heldout_loss": self.loss, "heldout_accuracy": self.accuracy}
+        if p.loss is not None:
+            extra |= {"heldout_loss": p.loss, "heldout_accuracy": p.accuracy}
         extra |= {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
         save_model(self.finished, self.out / "model", tokenizer=self.tokenizer, extra=extra)
 
@@ -342,7 +336,8 @@ class Training:
             self.optimizer.load(table, self.position.step)
         except (KeyError, RuntimeError):
             raise UserError("the checkpoint is of another model", where=self.out, mend="start a new run") from None
-        self.loss = self.position.loss if self.position.loss is not None else math.nan
+        if self.position.loss is not None and self.position.accuracy is not None:
+            self.loss, self.accuracy = self.position.loss, self.position.accuracy
         self.listener.message(f"going on from step {self.position.step:,}")
 
     def _announce(self) -> None:
@@ -383,18 +378,20 @@ class Training:
             return self.position.step % int(every) == 0
         return math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
 
-    def _checkpoint_due(self, saved: float) -> bool:
-        if self.train.checkpoint_every:
-            return self.position.step % self.train.checkpoint_every == 0
-        return bool(self.world.agree(float(time.perf_counter() - saved > CHECKPOINT_SECONDS)))
+    def _checkpoint_due(self, age: float) -> bool:
+        every = self.train.checkpoint_every
+        return self.position.step % every == 0 if every else age > CHECKPOINT_SECONDS
 
-    def _stopping(self) -> bool:
-        return self.world.size == 1 and self.stop
+    def _agree(self, *numbers: float) -> tuple[float, float, bool]:
+        """The first process's numbers, and whether any process was asked to stop; in one message."""
+        mine = numbers if self.world.first else (0.0,) * len(numbers)
+        seconds, age, stops = self.world.sum([*mine, float(self.stop)])
+        return seconds, age, stops > 0
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end the run after the step they fall in, with everything saved."""
-        if threading.current_thread() is not threading.main_thread() or self.world.size > 1:
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
 
@@ -402,7 +399,8 @@ class Training:
             if self.stop:  # a second time: at once
                 raise KeyboardInterrupt
             self.stop = True
-            print("\nstopping after this step …", file=sys.stderr)
+            if self.world.first:
+                print("\nstopping after this step …", file=sys.stderr)
 
         old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -460,7 +458,7 @@ def evaluate(
     rows = max(1, min(32, 8192 // t.length))
     for batch in evaluation_batches(split, ids, length=t.length, n_rows=t.eval_rows, batch_rows=rows):
         part = batch.slice(world.rank, world.size)
-        if part.n_rows == 0:
+        if not len(part.asked):
             continue
         flat, layout, asked, targets, _, _ = tensors(part, device)
         losses = model(flat, layout, asked, targets)

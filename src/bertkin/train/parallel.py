@@ -7,11 +7,16 @@ four processes sees what a run on one would.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,26 @@ class World:
         """The first process's number, for all: clocks differ, and a decision must not."""
         return self.sum([number if self.first else 0.0])[0]
 
+    def lead(self, work: Callable[[], T]) -> T | None:
+        """Let the first process do something while the others wait, and get None. If it fails there, all stop.
+
+        Raises:
+            SystemExit: in the others, silently: the first one says what is wrong.
+        """
+        if self.size == 1:
+            return work()
+        if not self.first:
+            if code := int(self.sum([0.0])[0]):
+                raise SystemExit(code)
+            return None
+        try:
+            done = work()
+        except BaseException as error:
+            self.sum([float(getattr(error, "exit_code", 1))])
+            raise
+        self.sum([0.0])
+        return done
+
 
 def join(device: str) -> World:
     """The world as torchrun set it up, or a world of one."""
@@ -66,7 +91,8 @@ def join(device: str) -> World:
     if device == "cuda":
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # The others wait while the first prepares the corpus; torchrun ends them if it dies.
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
     return World(dist.get_rank(), size, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(size))))
 
 

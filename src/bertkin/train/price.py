@@ -63,7 +63,14 @@ def flops_per_token(a: Architecture, length: int, rate: float) -> float:
 
 
 def estimate(
-    recipe: Recipe, a: Architecture, parameters: int, corpus_tokens: int, *, device: str, dtype: torch.dtype, threads: int
+    recipe: Recipe,
+    a: Architecture,
+    parameters: int,
+    corpus_tokens: int,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    threads: int,
 ) -> Price:
     """The price of a recipe whose budget and model are resolved."""
     t = recipe.train

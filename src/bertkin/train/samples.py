@@ -28,7 +28,7 @@ class Sample:
 
 
 def pick(split: Any, tokenizer: Tokenizer, count: int = 6) -> list[Sample]:
-    """Up to `count` sentences of 8 to 32 tokens, spread over the split, each with one whole word hidden, always the same."""
+    """Up to `count` sentences of 8 to 32 tokens, spread over the split, each with one word hidden, always the same."""
     starts = np.asarray(split.sentences)
     if len(starts) < 2:
         return []
@@ -59,7 +59,7 @@ def _hide_one(tokens: np.ndarray, tokenizer: Tokenizer) -> Sample | None:
 
 @torch.no_grad()
 def answer(model: MaskedLM, samples: list[Sample], tokenizer: Tokenizer, top: int = 3) -> list[dict[str, Any]]:
-    """What the model would fill in: for each sample its text, the truth, and the likeliest tokens with probabilities."""
+    """What the model would fill in: for each sample its text, the truth, and the likeliest tokens with their share."""
     if not samples:
         return []
     layout = Layout.from_lengths([len(s.ids) for s in samples])
@@ -72,6 +72,8 @@ def answer(model: MaskedLM, samples: list[Sample], tokenizer: Tokenizer, top: in
     for sample, chances, tokens in zip(samples, best.values.tolist(), best.indices.tolist(), strict=True):
         before, after = sample.ids[1 : sample.hidden], sample.ids[sample.hidden + 1 : -1]
         text = f"{tokenizer.decode(before)} {tokenizer.token(tokenizer.mask_id)} {tokenizer.decode(after)}"
-        answers = [[tokenizer.decode([t]) or tokenizer.token(t), round(p, 4)] for t, p in zip(tokens, chances, strict=True)]
+        answers = [
+            [tokenizer.decode([t]) or tokenizer.token(t), round(p, 4)] for t, p in zip(tokens, chances, strict=True)
+        ]
         fills.append({"text": text.strip(), "answers": answers, "truth": tokenizer.decode([sample.truth])})
     return fills

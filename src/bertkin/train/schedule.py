@@ -11,8 +11,8 @@ from bertkin.errors import UserError
 def rate_factor(train: Train, progress: float) -> float:
     """The learning rate at this point, as a share of its peak.
 
-    Warm-up rises from nothing to the peak over `train.warmup`; then the schedule falls to nothing at the end: in a line,
-    as half a cosine, or (wsd: warm-up, stable, decay; Hu et al. 2024) only over the last `train.decay`.
+    Warm-up rises from nothing to the peak over `train.warmup`; then the schedule falls to nothing at the end: in a
+    line, as half a cosine, or (wsd: warm-up, stable, decay; Hu et al. 2024) only over the last `train.decay`.
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < train.warmup:
@@ -42,9 +42,10 @@ def parse_lengths(train: Train) -> list[tuple[int, float]]:
             f"{train.lengths!r} is not length:share pairs", where="--train.lengths", mend="write it as 128:0.7,256:0.3"
         ) from None
     total = sum(share for _, share in stages)
-    if abs(total - 1.0) > 1e-6 or any(share <= 0 or length < 8 for length, share in stages):
+    if not abs(total - 1.0) <= 1e-6 or not all(share > 0 and length >= 8 for length, share in stages):  # nor nan
         raise UserError(
-            f"lengths must be 8 or more, and their shares above 0 with a sum of 1, not {total:g}", where="--train.lengths"
+            f"{train.lengths!r} will not do: lengths must be 8 or more, and their shares above 0 with a sum of 1",
+            where="--train.lengths",
         )
     return stages
 

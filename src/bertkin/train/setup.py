@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertkin.config import AUTO, Data, Recipe, Train, fill_auto, merge
 from bertkin.errors import UserError
 from bertkin.models.presets import preset, resolve_model
+from bertkin.objectives.sentence import check_sentences
 from bertkin.text.batches import check_enough
 from bertkin.text.cache import tokenizer_for
+from bertkin.text.readers import list_sources
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.schedule import parse_lengths
@@ -41,7 +42,7 @@ def complete(recipe: Recipe) -> Recipe:
     model = resolve_model(full.model, full.model.vocab_size or 1024)
     model = replace(model, vocab_size=full.model.vocab_size)
     train = _budget(full.train)
-    train = fill_auto(train, eval_every=0.1)
+    train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
     objective = fill_auto(full.objective, rate_end=full.objective.rate)
     for length, _ in parse_lengths(train):
         if length > model.max_length:
@@ -50,20 +51,35 @@ def complete(recipe: Recipe) -> Recipe:
                 where="--train.length",
                 mend=f"choose at most {model.max_length}, or raise --model.max-length",
             )
+    zero = -1e-9  # a bound itself is out of range, and zero is not
     for name, value, low, high in [
         ("objective.rate", objective.rate, 0.0, 1.0),
         ("objective.rate-end", objective.rate_end, 0.0, 1.0),
-        ("objective.mask-share", objective.mask_share, -1e-9, 1.0 + 1e-9),
-        ("objective.random-share", objective.random_share, -1e-9, 1.0 - objective.mask_share + 1e-9),
+        ("objective.mask-share", objective.mask_share, zero, 1.0 + 1e-9),
+        ("objective.random-share", objective.random_share, zero, 1.0 - objective.mask_share + 1e-9),
+        ("objective.span-mean", objective.span_mean, 1.0 - 1e-9, 1e3),
+        ("objective.sentence-weight", objective.sentence_weight, zero, 1e6),
         ("data.heldout", full.data.heldout, 0.0, 1.0),
-        ("train.ema", train.ema, -1e-9, 1.0),
-        ("train.warmup", train.warmup, -1e-9, 1.0),
-        ("train.batch-ramp", train.batch_ramp, -1e-9, 1.0),
-        ("train.lr", train.lr, 0.0, 1e3),
+        ("model.dropout", model.dropout, zero, 1.0),
+        ("model.attention-dropout", model.attention_dropout, zero, 1.0),
+        ("train.ema", train.ema, zero, 1.0),
+        ("train.warmup", train.warmup, zero, 1.0),
+        ("train.decay", train.decay, zero, 1.0 + 1e-9),
+        ("train.batch-ramp", train.batch_ramp, zero, 1.0),
+        ("train.lr", train.lr, 0.0, 1e9),
+        ("train.matrix-lr", train.matrix_lr or 0.0, zero, 1e9),
+        ("train.weight-decay", train.weight_decay, zero, 1e3),
+        ("train.beta2", train.beta2, zero, 1.0),
+        ("train.clip", train.clip, zero, 1e9),
+        ("train.z-loss", train.z_loss, zero, 1e3),
         ("train.accumulate", train.accumulate, 0, 1 << 20),
         ("train.batch-tokens", train.batch_tokens, 0, 1 << 40),
         ("train.eval-every", train.eval_every, 0.0, 1 << 60),
-        ("train.clip", train.clip, -1e-9, 1e9),
+        ("train.eval-rows", train.eval_rows, 0, 1 << 30),
+        ("train.checkpoint-every", train.checkpoint_every or 1, 0, 1 << 60),
+        ("train.keep", train.keep, 0, 1 << 30),
+        ("train.threads", train.threads or 1, 0, 1 << 16),
+        ("train.seed", train.seed, -(1 << 63), 1 << 63),
     ]:
         if not low < value < high:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=_between(low, high))
@@ -71,7 +87,8 @@ def complete(recipe: Recipe) -> Recipe:
 
 
 def _between(low: float, high: float) -> str:
-    return f"choose something {'above' if low >= 0 else 'from'} {max(low, 0):g} {'and below' if high < 2 else 'up to'} {high:g}"
+    below = "and below" if high <= 1 else "up to"
+    return f"choose something {'above' if low >= 0 else 'from'} {max(low, 0):g} {below} {high:g}"
 
 
 def _budget(train: Train) -> Train:
@@ -106,6 +123,7 @@ def gather(
     train = recipe.train
     for length, _ in parse_lengths(train):
         check_enough(store.train, length, max(1, train.batch_tokens // length))
+    check_sentences(store.train, recipe.objective.sentence)
     recipe = replace(
         recipe,
         data=fill_auto(recipe.data, vocab_size=tokenizer.vocab_size),
@@ -129,6 +147,7 @@ def read_corpus(
     """
     if not data.corpus:
         raise UserError("no corpus", mend="name files or folders of text, or - for standard input")
+    list_sources(data.corpus)  # what is not there is said before anything is begun
     reading: dict[str, Any] = {
         "field": data.field,
         "documents": data.documents,
@@ -154,15 +173,3 @@ def read_corpus(
     )
     store.check_tokenizer(tokenizer)
     return tokenizer, store
-
-
-def refuse_existing(out: Path) -> None:
-    """Stop before a run folder that holds something.
-
-    Raises:
-        UserError: offering to resume it.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        resumable = (out / "recipe.yaml").exists()
-        mend = f"go on with `bertkin resume {out}`, or" if resumable else ""
-        raise UserError("already exists", where=out, mend=f"{mend} choose another --out or give --overwrite".strip())

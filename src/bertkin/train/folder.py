@@ -1,0 +1,144 @@
+"""The run folder as a whole: when one may be begun, what it holds at first, and which corpus it belongs to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertkin.config import Recipe, dump_recipe, load_recipe
+from bertkin.errors import UserError, disk_errors
+from bertkin.text.readers import list_sources
+from bertkin.text.store import Store
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.setup import Materials, gather
+from bertkin.train.state import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RECIPE, CORPUS = "recipe.yaml", "corpus.json"
+OURS = ("checkpoints", "model", "tokenizer", "tensorboard", "log.jsonl", "report.html", RECIPE, CORPUS)
+"""What a run writes at the top of its folder; the marks of a run folder go last when it is cleared."""
+
+
+def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
+    """Stop before a folder that holds something, or, to overwrite it, something other than a run.
+
+    Raises:
+        UserError: offering to resume it, if it is a run.
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not (out.exists() or out.is_symlink()):
+        return
+    is_run = (out / CORPUS).is_file()
+    if overwrite and not is_run:
+        what = "holds something, but no run" if out.is_dir() else "is a file"
+        raise UserError(f"{what}; only a run is ever overwritten", where=out, mend="choose another --out")
+    if not overwrite:
+        more = f"go on with `bertkin resume {out}`, or " if (out / RECIPE).exists() else ""
+        last = "choose another --out or give --overwrite" if is_run else "choose another --out"
+        raise UserError("already exists", where=out, mend=more + last)
+
+
+def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store) -> None:
+    """Clear away the run that is there, if any, and write what says what this one is. The recipe comes last.
+
+    Files that no run wrote are left where they are. If the disk refuses, nothing of ours is left.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with disk_errors(out):
+        for name in OURS:
+            _remove(out / name)
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            made_of = {"store": store.fingerprint, "folder": str(store.folder.resolve())}
+            write_text(out / CORPUS, json.dumps(made_of, indent=1) + "\n")
+            tokenizer.save(out / "tokenizer")
+            write_text(out / RECIPE, dump_recipe(recipe))
+        except BaseException:
+            for name in OURS:
+                _remove(out / name)
+            for folder in made:
+                if folder.is_dir():
+                    folder.rmdir()
+            raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def reopen(out: Path, progress: Callable[[int, int, str], None]) -> Materials:
+    """What a run that is resumed is cooked from. Its corpus is checked; where that cannot be read again (it is gone, or
+    was standard input), the store that was made of it will do.
+
+    Raises:
+        UserError: not a run folder; the corpus has changed; or both it and its store are gone.
+    """
+    if not (out / RECIPE).exists():
+        raise UserError("not a run folder (no recipe.yaml)", where=out, mend="give the --out of a `bertkin pretrain`")
+    recipe, tokenizer = load_recipe(out / RECIPE), Tokenizer.load(out / "tokenizer")
+    fingerprint, folder = _corpus_of(out)
+    if _readable(recipe.data.corpus) or not folder.is_dir():
+        if "-" in recipe.data.corpus:
+            what = "its corpus came from standard input, and the store that was made of it is gone"
+            raise UserError(what, where=out, mend="start a new run")
+        materials = gather(recipe, progress, tokenizer=tokenizer)
+    else:
+        materials = Materials(recipe, tokenizer, Store.open(folder))
+        materials.store.check_tokenizer(tokenizer)
+    if materials.store.fingerprint != fingerprint:
+        raise UserError("the corpus has changed since this run began", where=out, mend="start a new run")
+    return materials
+
+
+def shared(out: Path) -> Materials:
+    """For the other processes of a training: what the first one has prepared and written down."""
+    fingerprint, folder = _corpus_of(out)
+    recipe, tokenizer = load_recipe(out / RECIPE), Tokenizer.load(out / "tokenizer")
+    if folder.is_dir():
+        return Materials(recipe, tokenizer, Store.open(folder))
+    materials = gather(recipe, lambda *_: None, tokenizer=tokenizer)  # on another machine
+    if materials.store.fingerprint != fingerprint:
+        raise UserError("the corpus is another one than that of the first process", where=out)
+    return materials
+
+
+def _corpus_of(out: Path) -> tuple[str, Path]:
+    """The fingerprint of the store that a run is trained on, and where that store was."""
+    try:
+        made_of: Any = json.loads((out / CORPUS).read_text(encoding="utf-8"))
+        return str(made_of["store"]), Path(made_of.get("folder", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("damaged or missing", where=out / CORPUS, mend="start a new run") from None
+
+
+def _readable(corpus: tuple[str, ...]) -> bool:
+    """Whether a corpus can be read again."""
+    if "-" in corpus:
+        return False
+    try:
+        return bool(list_sources(corpus))
+    except UserError:
+        return False
+
+
+def settled(recipe: Recipe, *, precision: Any) -> Recipe:
+    """The recipe with what was measured or depends on where it was typed written down, so that resuming it anywhere on
+    this machine gives the same run."""
+    data = recipe.data
+    corpus = tuple(path if path == "-" else str(Path(path).absolute()) for path in data.corpus)
+    cache = data.cache and str(Path(data.cache).expanduser().absolute())
+    tokenizer = data.tokenizer and str(Path(data.tokenizer).absolute())
+    data = replace(data, corpus=corpus, cache=cache, tokenizer=tokenizer)
+    return replace(recipe, data=data, train=replace(recipe.train, precision=precision))
