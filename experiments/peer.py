@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from heldout import BATCH_ROWS, IGNORED, Rows, tally
 from numpy.typing import NDArray
 from transformers import (
@@ -254,6 +255,7 @@ def _trainer(
         callbacks=[clock],
     )
     trainer.remove_callback(PrinterCallback)
+    transformers.utils.logging.disable_progress_bar()
     return trainer
 
 
