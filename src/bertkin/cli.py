@@ -118,6 +118,7 @@ def tokenizer_train(
 @tokenizers.command(name="show")
 def tokenizer_show(
     path: Path,
+    /,
     *corpus: Corpus,
     text: Annotated[list[str] | None, Parameter(negative="")] = None,
     field: str = "text",
@@ -228,7 +229,7 @@ def pretrain(
 
 
 @app.command(sort_key=5)
-def resume(run: Path, *, quiet: Quiet = False) -> None:
+def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     """Go on with a run that was stopped; it ends with the same weights as one that never was.
 
     Parameters
@@ -244,6 +245,7 @@ def resume(run: Path, *, quiet: Quiet = False) -> None:
 @app.command(sort_key=6)
 def fill(
     model: str,
+    /,
     *texts: str,
     file: Path | None = None,
     top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 5,
@@ -379,6 +381,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it does not complain again
         return PIPE_CLOSED
+    except OSError as error:  # what no room foresaw, such as a folder that went away
+        if error.filename is None:
+            raise
+        return _complain(UserError((error.strerror or str(error)).lower(), where=error.filename, mend="check the path"))
     except Exception as error:
         if type(error).__name__ != "Stopped":  # raised by bertkin.train.loop, which is not imported for this alone
             raise

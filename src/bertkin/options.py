@@ -92,7 +92,13 @@ def said(error: CycloptsError, verbs: Iterable[str]) -> UserError:
     Args:
         verbs: the names of the commands that were possible where the mistake is.
     """
-    from cyclopts.exceptions import CoercionError, MissingArgumentError, UnknownCommandError, UnknownOptionError
+    from cyclopts.exceptions import (
+        CoercionError,
+        MissingArgumentError,
+        UnknownCommandError,
+        UnknownOptionError,
+        UnusedCliTokensError,
+    )
 
     chain = " ".join(error.command_chain or ())
     help_line = f"see bertkin {chain} --help" if chain else "see bertkin --help"
@@ -114,6 +120,8 @@ def said(error: CycloptsError, verbs: Iterable[str]) -> UserError:
         if choices and all(isinstance(choice, str) for choice in choices):
             return UserError(f"{value!r} is not a choice", where=name, mend=_close(value, choices) or _any_of(choices))
         return UserError(f"expected {_kind(error.argument.hint)}, found {value!r}", where=name, mend=help_line)
+    if isinstance(error, UnusedCliTokensError):
+        return UserError(f"nothing to do with {' '.join(map(repr, error.unused_tokens or []))}", mend=help_line)
     text = " ".join(str(error).split()).rstrip(".")
     return UserError(text[:1].lower() + text[1:], mend=help_line)
 
@@ -121,11 +129,15 @@ def said(error: CycloptsError, verbs: Iterable[str]) -> UserError:
 def _close(word: str, known: Iterable[str]) -> str:
     """The mend that names what is nearest to a misspelt word, or nothing."""
     known = sorted(known)
-    word = word.replace("_", "-") if word.startswith("--") else word
-    last = {name.rsplit(".", 1)[-1].lstrip("-"): name for name in known}
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not close:  # the room forgotten: --minutes for --train.minutes
-        close = [last[name] for name in difflib.get_close_matches(word.lstrip("-"), last, n=3, cutoff=0.7)]
+    if word.startswith("--"):
+        word = word.replace("_", "-")
+        bare = word.lstrip("-")
+        found = [name for name in known if name.rsplit(".", 1)[-1] == bare]  # the room forgotten: --train.minutes
+        if found:
+            return f"did you mean {' or '.join(found)}?"
+    alike = [(difflib.SequenceMatcher(None, word, name).ratio(), name) for name in known]
+    best = max(alike, default=(0.0, ""))[0]
+    close = [name for ratio, name in sorted(alike, reverse=True) if ratio >= max(0.6, best - 0.05)][:3]
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 

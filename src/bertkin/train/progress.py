@@ -104,7 +104,7 @@ class RichListener:
         if self._begun is None:
             self._begun = (now, done)
         since, before = self._begun
-        left = (now - since) * (1 - done) / (done - before) if done > before else None
+        left = (now - since) * max(1 - done, 0.0) / (done - before) if done > before else None
         parts = [
             f"step {record['step']:,}",
             f"loss {_number(record['loss'], '.3f')}",
