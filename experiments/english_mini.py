@@ -34,7 +34,7 @@ from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
 from bertkin.tasks.pairs import evaluate_pairs
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.loop import pretrain, resume
+from bertkin.train.loop import Stopped, pretrain, resume
 from bertkin.train.machine import settle_threads
 from bertkin.train.progress import RichListener
 from bertkin.train.setup import Materials, complete, gather, read_corpus
@@ -326,3 +326,5 @@ if __name__ == "__main__":
         app()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Stopped:
+        sys.exit("stopped and saved; the same command goes on")
