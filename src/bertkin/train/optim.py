@@ -28,7 +28,7 @@ POLAR_EXPRESS = (
 )
 # Rounding in bfloat16 lifts singular values over the bound a step was made for, where it drives them off; so aim below.
 POLAR_SAFETY = 1.01
-POLAR_STEPS = int(__import__("os").environ.get("POLAR", "4"))
+POLAR_STEPS = 4
 
 
 @dataclass
@@ -233,7 +233,7 @@ def orthogonalise(g: Tensor) -> Tensor:
     """
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
-    x = (x / (1.01 * x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (POLAR_SAFETY * x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
     for a, b, c in POLAR_EXPRESS[:POLAR_STEPS]:
         a, b, c = a / POLAR_SAFETY, b / POLAR_SAFETY**3, c / POLAR_SAFETY**5
         gram = torch.bmm(x, x.transpose(1, 2))
