@@ -7,8 +7,6 @@ import functools
 import json
 import math
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +28,7 @@ from bertkin.train.state import (
     write_text,
 )
 
-KILLED = 9
+from .support import in_a_child_killed_at
 
 
 def position(step: int, loss: float | None = None) -> Position:
@@ -169,42 +167,6 @@ def test_when_all_are_damaged_that_is_an_error_with_a_mend(tmp_path: Path) -> No
 
 
 # Killed while writing
-
-
-def in_a_child_killed_at(boundary: int, work: Callable[[], object]) -> bool:
-    """Do `work` in a child that dies, as by kill -9, just before its `boundary`-th file operation; whether it died.
-
-    What was written but not yet flushed is lost by half, as a power cut would.
-    """
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
-    left = boundary
-    flush = os.fsync
-
-    def count(event: str, _arguments: object) -> None:
-        nonlocal left
-        if event == "open" or event.startswith(("os.", "shutil.")):
-            left -= 1
-            if left < 0:
-                os._exit(KILLED)
-
-    def count_flush(handle: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            if os.fstat(handle).st_mode & 0o100000:  # a file, not a folder
-                os.ftruncate(handle, os.fstat(handle).st_size // 2)
-            os._exit(KILLED)
-        flush(handle)
-
-    try:
-        os.fsync = count_flush
-        sys.addaudithook(count)
-        work()
-        os._exit(0)
-    except BaseException:
-        os._exit(1)
 
 
 @pytest.mark.parametrize("replacing", [False, True], ids=["a new step", "the same step again"])

@@ -294,7 +294,7 @@ class Training:
         if not math.isfinite(self.loss):
             self._refuse(f"the held-out loss is {self.loss}", p.step)
         p.loss, p.accuracy = self.loss, self.accuracy
-        record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 4)}
+        record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 5)}
         record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
         if self.log:
             self.log.write(record)
