@@ -27,12 +27,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Baselines:
-    """Accuracies, 0 to 1. Of the asked tokens some are shown, as they are or replaced: like a model, both repeat those."""
+    """Accuracies, 0 to 1. Asked tokens that are shown, as they are or replaced, both repeat, as a model may."""
 
     frequent: float
     """For what is hidden, the most frequent token of the training text."""
     bigram: float
-    """For what is hidden, the most frequent successor of the token before; the most frequent token if that is hidden."""
+    """For what is hidden, the most frequent successor of the token before, or of all if that is hidden too."""
 
 
 def count(split: Any, ids: Specials) -> Counts:
