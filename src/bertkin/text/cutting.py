@@ -8,6 +8,7 @@ on whose meaning Python and the library differ, nothing is cut.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,22 +34,24 @@ class Cutting:
         chinese: Chinese characters, too, are words of their own.
         marks: so are ASCII punctuation marks.
         anywhere: a sentence may end where no white space follows.
+        lead: what to put before a word, so that it looks as it does inside a text.
     """
 
     by: Literal["words", "spaced", "whole"] = "whole"
     chinese: bool = False
     marks: bool = False
     anywhere: bool = False
+    lead: str = ""
 
     def words(self, text: str) -> list[str] | None:
         """What of `text` can be encoded apart, in order; None when it has to be encoded whole."""
-        if self.by != "words" or _ODD.search(text):
+        if self.by != "words" or self._is_odd(text):
             return None
         return self._find(text)(text)
 
     def sentences(self, text: str) -> list[list[str]] | None:
         """The same, sentence by sentence (`bertkin.text.sentences`)."""
-        if self.by == "whole" or _ODD.search(text):
+        if self.by == "whole" or self._is_odd(text):
             return None
         starts = sentence_starts(text) or [0]
         if not self.anywhere and any(not text[start - 1].isspace() for start in starts[1:]):
@@ -64,6 +67,13 @@ class Cutting:
             parts[number + 1] = part[len(kept) :] + parts[number + 1]
             parts[number] = kept
         return [(_GPT2_ASCII if part.isascii() else _SPACED).findall(part) for part in parts]
+
+    def _is_odd(self, text: str) -> bool:
+        if self.lead and text and not text[0].isspace():  # normalizers drop such a letter, and then nothing leads
+            first = text[0]
+            if not first.isprintable() or first == "\ufffd" or unicodedata.category(first).startswith("M"):
+                return True
+        return _ODD.search(text) is not None
 
     def _find(self, text: str) -> Callable[[str], list[str]]:
         if self.chinese and not text.isascii() and _CHINESE.search(text):
@@ -93,7 +103,7 @@ def how_to_cut(plain: dict[str, Any]) -> Cutting:
     if first["type"] == "Metaspace" and first["prepend_scheme"] == "first" and first.get("split", True):
         blanks = [step["pattern"] for step in normalizers if step["type"] == "Replace"]
         if used <= local | {"Replace"} and blanks == [{"Regex": r"\s+\z"}, {"Regex": r"\s+"}]:  # as we make them
-            return Cutting("words", chinese)
+            return Cutting("words", chinese, lead=" ")
     return Cutting()
 
 

@@ -98,7 +98,8 @@ class Encoder:
         new = list(set(words).difference(self._index))
         if not new:
             return
-        encoded = [encoding.ids for encoding in self._backend.encode_batch_fast(new, add_special_tokens=False)]
+        led = [self.cutting.lead + word for word in new] if self.cutting.lead else new
+        encoded = [encoding.ids for encoding in self._backend.encode_batch_fast(led, add_special_tokens=False)]
         counts = np.array([len(ids) for ids in encoded], dtype=np.int64)
         flat = np.array([number for ids in encoded for number in ids], dtype=self.dtype)
         self._index.update(zip(new, range(len(self._index), len(self._index) + len(new)), strict=True))

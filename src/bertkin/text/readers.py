@@ -34,6 +34,11 @@ __all__ = ["BLOCK", "Block", "Source", "cut_blocks", "list_sources", "read_block
 BLOCK = 4 << 20
 """Bytes a block aims at, and the longest a document of plain text can be."""
 
+LONGEST_FIELD = 16 << 20
+"""Characters of the longest field of a table; an open quotation mark would swallow the whole file."""
+LONGEST_JSON = 64 << 20
+"""Bytes of the longest JSON line."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -102,9 +107,6 @@ def cut_blocks(
         yield from _cut_bytes(source, documents, size)
 
 
-_BLANK = re.compile(rb"\n[ \t\r]*\n")
-
-
 def _cut_bytes(source: Source, documents: Documents, size: int) -> Iterator[Block]:
     end_of_document = _last_line_end
     if source.kind == "wiki":
@@ -129,8 +131,11 @@ def _cut_bytes(source: Source, documents: Documents, size: int) -> Iterator[Bloc
             cut = end_of_document(data)
             if cut <= 0 and length < max(size, BLOCK):
                 break
-            if cut <= 0 and source.kind == "json":  # a line is one value: it cannot be cut, however long
-                break
+            if cut <= 0 and source.kind == "json":  # a line is one value and cannot be cut
+                if length < LONGEST_JSON:
+                    break
+                what = f"a line of more than {LONGEST_JSON >> 20} MB"
+                raise UserError(what, where=f"{source.label}:{line}", mend="give one JSON object a line")
             cut = cut if cut > 0 else _cut_long(data)
             piece, rest = data[:cut], data[cut:]
             yield block(piece)
@@ -239,7 +244,7 @@ def _not_utf8(source: Source, offset: int, byte: int) -> UserError:
     )
 
 
-_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)*\n|\A[ \t]*\n")
+_BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 
 def _plain(text: str, documents: Documents) -> Iterator[str]:
@@ -248,7 +253,7 @@ def _plain(text: str, documents: Documents) -> Iterator[str]:
     elif documents == "line":
         yield from text.split("\n")
     else:
-        yield from (part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", "\n" + text))
+        yield from (part.strip("\n") for part in _BLANK_LINES.split("\n" + text))
 
 
 _DOC = re.compile(r"<doc\s[^>]*>[ \t]*\n?(.*?)\n?[ \t]*</doc>", re.DOTALL)
@@ -284,12 +289,12 @@ def _field_of(line: str, field: str, where: str) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        why = getattr(error, "msg", None) or "nested too deeply"
-        raise UserError(f"not JSON ({why})", where=where, mend="give one JSON object a line") from None
+        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        raise UserError(f"not JSON ({why})", where=where, mend=_one_a_line(line)) from None
     if isinstance(value, str):
-        return value
+        return _paired(value)
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend="give one a line")
+        raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend=_one_a_line(line))
     if field not in value:
         raise UserError(f"no field {field!r}", where=where, mend=_choose(field, value))
     text = value[field]
@@ -299,7 +304,17 @@ def _field_of(line: str, field: str, where: str) -> str:
         raise UserError(
             f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=_choose(field, value)
         )
-    return text
+    return _paired(text) if "\\u" in line else text
+
+
+def _paired(text: str) -> str:
+    """`text` with halves of surrogate pairs, which JSON can smuggle in, replaced."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _one_a_line(line: str) -> str:
+    array = line.lstrip().startswith("[")
+    return "give one JSON object a line" + (" (jq -c '.[]' turns an array into that)" if array else "")
 
 
 def _choose(field: str, known: Any) -> str:
@@ -312,7 +327,7 @@ def _choose(field: str, known: Any) -> str:
 
 def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iterator[Block]:
     """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LONGEST_FIELD)
     rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with open_bytes(source) as (unpacked, raw):
         file = io.TextIOWrapper(cast(Any, _Raw(unpacked)), encoding="utf-8-sig", errors=encoding_errors, newline="")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 _LATIN = ".!?…"
 _CJK = "。！？｡．‼⁇⁈⁉"
@@ -18,7 +19,7 @@ _LOWER = "a-zß-öø-ÿα-ωа-џ"
 _ABBREVIATIONS = """
     mr mrs ms dr prof rev fr hon st sr jr gen col maj capt lt sgt cpl adm cmdr gov sen rep pres supt insp vs etc eg ie
     cf al ca approx dept univ assn bros inc ltd co corp est nos vol vols fig figs eq eqs ch chap sec pp ed eds trans
-    ibid op cit jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat ave blvd rd mt
+    ibid op cit jan feb mar apr jun jul aug sep sept oct nov dec ave blvd rd mt
     ft hrs min oz lb lbs bzw usw nr str mme mlle
 """
 
@@ -36,10 +37,11 @@ def _not_after_abbreviations() -> str:
 # and no lower-case letter. After a CJK ender: what closes on it. After a line end: a blank line.
 _END = re.compile(
     rf"[{_LATIN}{_CJK}\n](?:"
-    rf"(?<=[{_LATIN}])(?:[{_LATIN}]+|(?<=[^.])|(?<!\b[A-Z]\.)(?<!\.[A-Za-z]\.){_not_after_abbreviations()})"
-    rf"[{_CLOSERS}]*\s+(?![{_LOWER}])"
-    rf"|(?<=[{_CJK}])[{_CJK}{_LATIN}]*[{_CLOSERS}]*\s*"
-    rf"|(?<=\n)[^\S\n]*\n\s*)"
+    rf"(?<=[{_LATIN}])(?<![{_LATIN}].)(?:[{_LATIN}]++|(?<=[^.])"
+    rf"|(?<!\b[A-Z]\.)(?<!\.[A-Za-z]\.){_not_after_abbreviations()})"
+    rf"[{_CLOSERS}]*+\s++(?![{_LOWER}])"
+    rf"|(?<=[{_CJK}])[{_CJK}{_LATIN}]*+[{_CLOSERS}]*+\s*+"
+    rf"|(?<=\n)[^\S\n]*+\n\s*+)"
 )
 _SPACE = re.compile(r"\s*")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -62,7 +64,7 @@ def sentence_starts(text: str) -> list[int]:
 def sentences(text: str) -> Iterator[str]:
     """The sentences of `text`, without the white space between them."""
     starts = sentence_starts(text)
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in pairwise([*starts, len(text)]):
         yield text[start:end].rstrip()
 
 

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from bertkin.errors import MissingExtra, UserError, nearest
+from bertkin.errors import MissingExtra, UserError, disk_errors, nearest
 
 Kind = Literal["text", "wiki", "json", "csv", "tsv", "parquet"]
 
@@ -60,11 +60,14 @@ def list_sources(paths: Sequence[str | Path]) -> list[Source]:
         raise UserError("no corpus given", mend="name files, folders, globs, or - for standard input")
     found: dict[str, Source] = {}
     for given in [os.fspath(path) for path in paths]:
-        for path, sure in _expand(given):
+        for path, how in _expand(given):
             real = os.path.realpath(path)
             if real in found:
                 continue
-            source = _source(path, "<stdin>" if given == "-" else path, sure)
+            if how == "named" and not os.path.isfile(path):  # a pipe: read it once, keep it, read that
+                source = _source(_spooled(path), "<stdin>" if path == "-" else path, how)
+            else:
+                source = _source(path, path, how)
             if source is not None:
                 found[real] = source
     if not found:
@@ -73,24 +76,30 @@ def list_sources(paths: Sequence[str | Path]) -> list[Source]:
     return list(found.values())
 
 
-def _expand(given: str) -> Iterator[tuple[str, bool]]:
-    """Paths of files that `given` stands for, and whether the user named them one by one."""
-    if given == "-":
-        yield _spooled_stdin(), True
-        return
+How = Literal["named", "matched", "found"]
+
+
+def _expand(given: str) -> Iterator[tuple[str, How]]:
+    """Paths of files that `given` stands for, and how they came: named, matched by a glob, or found in a folder."""
     path = os.path.expanduser(given)
     if os.path.isdir(path):
         for folder, folders, files in os.walk(path, onerror=_refused):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from ((os.path.join(folder, name), False) for name in sorted(files) if not name.startswith("."))
-    elif os.path.lexists(path):
-        yield path, True
+            for name in sorted(files):
+                file = os.path.join(folder, name)
+                if not name.startswith(".") and os.path.isfile(file):
+                    yield file, "found"
+    elif path == "-" or os.path.lexists(path):
+        yield path, "named"
     elif glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
             raise UserError("no file matches this pattern", where=given, mend="check it with ls")
         for match in matches:
-            yield from ((file, False) for file, _ in _expand(glob.escape(match) if os.path.isdir(match) else match))
+            if os.path.isdir(match):
+                yield from _expand(match)
+            elif os.path.isfile(match):
+                yield match, "matched"
     else:
         raise UserError("no such file or folder", where=given, mend=_nearest_path(path))
 
@@ -119,38 +128,44 @@ def _nearest_path(path: str) -> str:
 
 
 @cache
-def _spooled_stdin() -> str:
-    with tempfile.NamedTemporaryFile(prefix="bertkin-stdin-", delete=False) as file:
+def _spooled(path: str) -> str:
+    """A temporary file, there until we end, of what comes through a pipe (or, for "-", standard input)."""
+    with tempfile.NamedTemporaryFile(prefix="bertkin-", delete=False) as file, disk_errors(file.name):
         atexit.register(Path(file.name).unlink, missing_ok=True)
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        if path == "-":
+            shutil.copyfileobj(sys.stdin.buffer, file)
+            return file.name
+        try:
+            with open(path, "rb") as pipe:
+                shutil.copyfileobj(pipe, file)
+        except OSError as error:
+            raise unreadable(path, error) from None
     return file.name
 
 
-def _source(path: str, label: str, sure: bool) -> Source | None:
+def _source(path: str, label: str, how: How) -> Source | None:
     """What `path` is; None for a file of a folder that we leave alone."""
     try:
         size = os.stat(path).st_size
         with open(path, "rb") as file:
-            magic = file.read(8)
+            magic = file.read(16)
     except OSError as error:
         raise unreadable(label, error) from None
     if size == 0:
-        if sure:
+        if how == "named":
             raise UserError("the file is empty", where=label, mend="give a file with text")
         return None
-    stem, suffix = os.path.splitext(path.lower())
-    compression = suffix if suffix in COMPRESSED else ""
-    if label == "<stdin>":
-        compression = _compression(magic)
-    suffix = os.path.splitext(stem)[1] if compression and label != "<stdin>" else suffix
+    stem, suffix = os.path.splitext(label.lower())
+    compression = suffix if suffix in COMPRESSED else _compression(magic)
+    suffix = os.path.splitext(stem)[1] if suffix in COMPRESSED else suffix
     kind = KINDS.get(suffix)
     source = Source(path, label, size, kind or "text", compression)
     if kind in ("json", "csv", "tsv", "parquet"):
         return source
-    head = b"" if not (sure or kind or not suffix) else _head(source)
+    head = _head(source) if how != "found" or kind or not suffix else b""
     if re.match(rb"\s*<doc\s[^>]*>", head):
         return Source(path, label, size, "wiki", compression)
-    if kind is None and not sure:
+    if kind is None and how == "found":
         return None
     if kind is None and re.match(rb'\s*\{\s*"', head):
         return Source(path, label, size, "json", compression)
@@ -158,7 +173,13 @@ def _source(path: str, label: str, sure: bool) -> Source | None:
 
 
 def _compression(magic: bytes) -> str:
-    for name, start in ((".gz", b"\x1f\x8b"), (".bz2", b"BZh"), (".xz", b"\xfd7zXZ"), (".zst", b"\x28\xb5\x2f\xfd")):
+    """Compression that the first bytes betray; none of them can begin a text."""
+    for name, start in (
+        (".gz", b"\x1f\x8b"),
+        (".bz2", b"BZh91AY&SY"),
+        (".xz", b"\xfd7zXZ"),
+        (".zst", b"\x28\xb5\x2f\xfd"),
+    ):
         if magic.startswith(start):
             return name
     return ""

@@ -201,6 +201,8 @@ def prepare(
         )
     if max_words is not None and max_words < 1:
         raise UserError(f"a corpus of {max_words} words is none", where="max_words", mend="ask for more")
+    if workers is not None and workers < 1:
+        raise UserError(f"{workers} processes can do nothing", where="workers", mend="give 1 or more")
     sources = list_sources(paths)
     folder = cache_folder(cache)
     with disk_errors(folder):
