@@ -33,7 +33,7 @@ from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
 from bertkin.train.machine import keep_memory, pick_device, pick_precision, settle_threads
 from bertkin.train.optim import Optimizer
-from bertkin.train.parallel import World, join, leave
+from bertkin.train.parallel import World, join
 from bertkin.train.price import estimate
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
@@ -101,7 +101,6 @@ def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, ove
         materials = world.lead(prepare) or shared(out)
         return Training(materials, out, listener, world, device).run()
     finally:
-        leave(world)
         listener.close()
 
 
@@ -121,7 +120,6 @@ def resume(out: Path, *, listener: Listener | None = None) -> Result:
         materials = world.lead(lambda: reopen(out, listener.preparing)) or shared(out)
         return Training(materials, out, listener, world, device, resumed=True).run()
     finally:
-        leave(world)
         listener.close()
 
 

@@ -6,6 +6,7 @@ four processes sees what a run on one would.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,10 +94,6 @@ def join(device: str) -> World:
     if not dist.is_initialized():
         # The others wait while the first prepares the corpus; torchrun ends them if it dies.
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
+        # Not after each training: processes that part and meet again find each other's old addresses.
+        atexit.register(dist.destroy_process_group)
     return World(dist.get_rank(), size, local, int(os.environ.get("LOCAL_WORLD_SIZE", str(size))))
-
-
-def leave(world: World) -> None:
-    """End the processes' conversation."""
-    if world.size > 1 and dist.is_initialized():
-        dist.destroy_process_group()
