@@ -102,7 +102,7 @@ def _figures(records: list[Record]) -> list[str]:
         curve = Curve(name, series(records, "step", field))
         return svg([curve], label=f"{name} by step", x_form=_steps, y_form=lambda y: format(y, form))
 
-    both = "training; <b class=strong>held-out</b>, 15% masked"
+    both = "<span class=faint>training</span>; <b class=strong>held-out</b>, 15% masked"
     return [
         one("Loss", both, _loss(records)),
         one(
@@ -167,7 +167,7 @@ PAGE_STYLE = """
 :root{color-scheme:light dark}
 body{margin:0;font:16px/1.5 system-ui,sans-serif;background:Canvas;color:CanvasText}
 main{max-width:1080px;margin:auto;padding:20px 16px 48px}
-h1{margin:.2em 0 0}h2{margin-top:1.6em;font-size:1.15em}.quiet{color:#888}.strong{color:#d9622b}
+h1{margin:.2em 0 0}h2{margin-top:1.6em;font-size:1.15em}.quiet{color:#888}.strong{color:#d9622b}.faint{color:#7aa7d9}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;margin:18px 0}
 .tiles div{border:1px solid #8884;border-radius:8px;padding:8px 12px}
 .tiles dt{color:#888;font-size:.85em}.tiles dd{margin:0;font-size:1.35em;font-variant-numeric:tabular-nums}
