@@ -31,7 +31,7 @@ from cyclopts import App, Parameter
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 
-from bertkin.config import Data, Model, Objective, Recipe, Train  # noqa: E402
+from bertkin.config import AUTO, Data, Model, Objective, Recipe, Train  # noqa: E402
 from bertkin.errors import UserError  # noqa: E402
 from bertkin.models.presets import architecture  # noqa: E402
 from bertkin.train.machine import pick_precision, product_rate, settle_threads  # noqa: E402
@@ -165,7 +165,7 @@ def loss(
     vocab_size: int = 8_192,
     peer_minutes: float = 30.0,
     equal_minutes: float = 10.0,
-    tokenizer: str | None = None,
+    tokenizer: str = AUTO,
     work: Path = Path("runs/time-to-loss"),
     record: Path = RECORD,
 ) -> None:
@@ -278,7 +278,7 @@ def _materials(run: Path) -> tuple[Any, Any]:
     return gather(load_recipe(run / "recipe.yaml"), lambda *_: None, tokenizer=tokenizer).store, tokenizer
 
 
-def _data(corpus: tuple[str, ...], vocab_size: int, words: int | None = None) -> Data:
+def _data(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Data:
     if not corpus:
         folder = os.environ.get("BERTKIN_DATA")
         if not folder:

@@ -53,7 +53,7 @@ def test_a_modern_model_is_about_as_large_as_the_bert_of_its_name(size: str) -> 
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown preset 'modern-mimi'.*modern-mini"):
+    with pytest.raises(UserError, match=r"unknown preset 'modern-mimi'.*modern-mini"):
         preset("modern-mimi")
     with pytest.raises(UserError, match="bert-tiny"):
         preset("gpt")
@@ -91,5 +91,5 @@ def test_what_follows_from_other_fields_follows_what_the_user_set() -> None:
 
 
 def test_a_model_without_a_vocabulary_says_so() -> None:
-    with pytest.raises(UserError, match="model.vocab_size: is not set"):
+    with pytest.raises(UserError, match=r"model.vocab_size: is not set"):
         resolve_model(preset("bert-tiny").model)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_split import distinct, long_lengths, realistic, seeds, specials_of, split_of
 
 from bertkin.config import Objective
 from bertkin.objectives.masked import evaluation_batches, make_batch
 from bertkin.objectives.masking import quota
 from bertkin.text.batches import IGNORED, Batch, cut, lay, plan, rows_per_epoch
+from memory_split import distinct, long_lengths, realistic, seeds, specials_of, split_of
 
 MASKED = Objective(unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
 objectives = st.builds(

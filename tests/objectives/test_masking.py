@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_split import seeds, specials_of
 
 from bertkin.objectives.masking import (
     LONGEST_SPAN,
@@ -22,6 +21,7 @@ from bertkin.objectives.masking import (
 )
 from bertkin.text.batches import Bools, Ints, Specials, rows_of
 from bertkin.text.shuffle import mix, noise
+from memory_split import seeds, specials_of
 
 VOCAB = 300
 kinds: st.SearchStrategy[Unit] = st.sampled_from(["token", "word", "span"])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_split import MemorySplit, distinct, document_lengths, long_lengths, realistic, seeds, specials_of, split_of
 
 from bertkin.errors import UserError
 from bertkin.objectives.sentence import check_sentences, pair_up
 from bertkin.text.batches import Ints, Specials, cut, lay, plan
 from bertkin.text.layout import Layout
+from memory_split import MemorySplit, distinct, document_lengths, long_lengths, realistic, seeds, specials_of, split_of
 
 Kind = Literal["next", "order"]
 kinds: st.SearchStrategy[Kind] = st.sampled_from(["next", "order"])

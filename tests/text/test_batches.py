@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_split import MemorySplit, distinct, document_lengths, realistic, seeds, specials_of, split_of
 
 from bertkin.errors import UserError
 from bertkin.text.batches import (
@@ -23,6 +22,7 @@ from bertkin.text.batches import (
     stream_length,
 )
 from bertkin.text.layout import Layout
+from memory_split import MemorySplit, distinct, document_lengths, realistic, seeds, specials_of, split_of
 
 lengths_of_rows = st.integers(3, 40)
 

@@ -57,7 +57,9 @@ class AddNorm(Function):
         d_bias = torch.empty(cols, dtype=torch.float32) if ctx.has_bias else None
         d_out = d_out.contiguous()
         d_total = None if d_total is None else d_total.contiguous()
-        _call("add_norm_backward", total, d_out, d_total, total, weight, mean, scale, d_in, d_weight, d_bias, rows, cols)
+        _call(
+            "add_norm_backward", total, d_out, d_total, total, weight, mean, scale, d_in, d_weight, d_bias, rows, cols
+        )
         d_bias = None if d_bias is None else d_bias.to(weight.dtype)
         return d_in, d_in if ctx.has_x else None, d_weight.to(weight.dtype), d_bias, None
 

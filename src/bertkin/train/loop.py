@@ -359,7 +359,12 @@ class Training:
         if not self.log:
             return
         p = self.position
-        record = {"kind": "step", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 5)}
+        record: dict[str, Any] = {
+            "kind": "step",
+            "step": p.step,
+            "tokens": p.tokens,
+            "minutes": round(p.seconds / 60, 5),
+        }
         record |= window.record()
         record["lr"] = record.pop("factor") * self.train.lr
         record["rate"] = round(rate_at(progress, self.objective.rate, self.objective.rate_end), 4)

@@ -40,8 +40,9 @@ def pick(split: Any, tokenizer: Tokenizer, count: int = 6) -> list[Sample]:
         sample = _hide_one(tokens, tokenizer)
         if sample is not None:
             samples.append(sample)
-    keep = np.linspace(0, len(samples) - 1, min(len(samples), count)).astype(int) if samples else []
-    return [samples[i] for i in keep]
+    if not samples:
+        return []
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(len(samples), count)).astype(int)]
 
 
 def _hide_one(tokens: np.ndarray, tokenizer: Tokenizer) -> Sample | None:
