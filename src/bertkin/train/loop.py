@@ -153,7 +153,8 @@ class Training:
             if world.first:
                 sweep(out)
             self._take_up()
-        self.log = Log(out, until=self.position.step if resumed else None) if world.first else None
+        until = self.position.step if resumed else None
+        self.log = Log(out, until=until, board=self.train.tensorboard) if world.first else None
         if resumed and self.log:
             self.log.write({"kind": "resumed", "step": self.position.step})
 

@@ -14,6 +14,7 @@ from bertkin.text.cache import tokenizer_for
 from bertkin.text.readers import list_sources
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.board import check_board
 from bertkin.train.schedule import parse_lengths
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def complete(recipe: Recipe) -> Recipe:
     model = resolve_model(full.model, full.model.vocab_size or 1024)
     model = replace(model, vocab_size=full.model.vocab_size)
     train = _budget(full.train)
+    if train.tensorboard:
+        check_board()
     train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
     objective = fill_auto(full.objective, rate_end=full.objective.rate)
     for length, _ in parse_lengths(train):

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bertkin.errors import UserError, disk_errors
+from bertkin.train.board import Board
 
 FORMAT = 1
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -204,10 +205,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Log:
-    """log.jsonl: records appended as they happen; on resuming, what came after the checkpoint is dropped."""
+    """log.jsonl: records appended as they happen; on resuming, what came after the checkpoint is dropped.
 
-    def __init__(self, run: Path, *, until: int | None = None) -> None:
+    Args:
+        until: the step a resumed run goes on from.
+        board: with TensorBoard files beside it.
+    """
+
+    def __init__(self, run: Path, *, until: int | None = None, board: bool = False) -> None:
         self.path = run / "log.jsonl"
+        self.board = Board(run, until or 0) if board else None
         if until is not None:
             kept = [json.dumps(record) + "\n" for record in read_log(run) if record.get("step", 0) <= until]
             write_text(self.path, "".join(kept))
@@ -220,10 +227,14 @@ class Log:
         clean = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in record.items()}
         with disk_errors(self.path):
             self.file.write((json.dumps(clean, ensure_ascii=False) + "\n").encode())
+        if self.board:
+            self.board.write(clean)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self.file.close()
+        if self.board:
+            self.board.close()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
