@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -293,3 +294,43 @@ def test_garbage_gives_documents_or_one_line(
             document.encode()
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def packed_examples() -> dict[str, bytes]:
+    wiki = "".join(f"<doc id=1>\n{text}\n</doc>\n" for text in TEXTS).encode()
+    examples = {
+        "a.txt": wiki,
+        "a.jsonl.gz": gzip.compress(as_json(TEXTS).encode()),
+        "a.csv.bz2": bz2.compress(as_csv(TEXTS).encode()),
+        "a.txt.xz": lzma.compress(wiki),
+    }
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file = io.BytesIO()
+        pq.write_table(pa.table({"text": TEXTS}), file)
+        examples["a.parquet"] = file.getvalue()
+    if importlib.util.find_spec("zstandard"):
+        import zstandard
+
+        examples["a.jsonl.zst"] = zstandard.ZstdCompressor().compress(as_json(TEXTS).encode())
+    return examples
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_damaged_files_give_documents_or_one_line(tmp_path_factory, data: st.DataObject) -> None:
+    name, content = data.draw(st.sampled_from(sorted(EXAMPLES.items())))
+    damaged = bytearray(content)
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+        damaged[at] = byte
+    path = tmp_path_factory.mktemp("damaged") / name
+    path.write_bytes(damaged[: data.draw(st.integers(1, len(damaged)) | st.just(len(damaged)))])
+    try:
+        read(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+EXAMPLES = packed_examples()

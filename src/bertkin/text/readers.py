@@ -14,53 +14,23 @@ Anything longer than 4 MB is cut at the last line end before.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
 from bertkin.config import Documents
-from bertkin.errors import MissingExtra, UserError
-from bertkin.text.sources import Source, list_sources, open_bytes, read_bytes, unreadable
+from bertkin.errors import UserError
+from bertkin.text.sources import Block, Source, choose, list_sources, not_utf8, read_bytes, unreadable
+from bertkin.text.tables import cut_parquet, cut_table, read_rows
 
 __all__ = ["BLOCK", "Block", "Source", "cut_blocks", "list_sources", "read_block", "read_documents", "read_source"]
 
 BLOCK = 4 << 20
 """Bytes a block aims at, and the longest a document of plain text can be."""
 
-LONGEST_FIELD = 16 << 20
-"""Characters of the longest field of a table; an open quotation mark would swallow the whole file."""
 LONGEST_JSON = 64 << 20
 """Bytes of the longest JSON line."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A piece of a source that starts and ends with a document.
-
-    Attributes:
-        start, end: offsets in the decompressed file (of a parquet file: number of the row group, and one more).
-        weight: about how many bytes of text it holds.
-        position: how many bytes of the file on disk have been read after it.
-        line: number of its first line.
-        data: its bytes, or None where they are to be fetched from the file.
-        texts: its documents, where cutting had to find them anyway (tables).
-    """
-
-    source: Source
-    start: int
-    end: int
-    weight: int
-    position: int
-    line: int = 1
-    data: bytes | None = None
-    texts: tuple[str, ...] | None = None
 
 
 def read_documents(
@@ -100,9 +70,9 @@ def cut_blocks(
 ) -> Iterator[Block]:
     """Cut `source` into blocks of about `size` bytes, each of whole documents."""
     if source.kind == "parquet":
-        yield from _row_groups(source, field)
+        yield from cut_parquet(source, field)
     elif source.kind in ("csv", "tsv"):
-        yield from _tables(source, field, encoding_errors, size)
+        yield from cut_table(source, field, encoding_errors, size)
     else:
         yield from _cut_bytes(source, documents, size)
 
@@ -198,7 +168,7 @@ def read_block(
     if block.texts is not None:
         found: Iterator[str] = iter(block.texts)
     elif kind == "parquet":
-        found = _rows(block, field)
+        found = read_rows(block, field, encoding_errors)
     elif kind == "json":
         found = _json_lines(block, field, encoding_errors)
     elif kind == "wiki":
@@ -229,19 +199,10 @@ def _decoded(block: Block, encoding_errors: str) -> str:
     try:
         text = data.decode("utf-8", encoding_errors)
     except UnicodeDecodeError as error:
-        raise _not_utf8(block.source, block.start + error.start, data[error.start]) from None
+        raise not_utf8(block.source, block.start + error.start, data[error.start]) from None
     if block.start == 0:
         text = text.removeprefix("\ufeff")
     return text.replace("\r\n", "\n") if "\r" in text else text
-
-
-def _not_utf8(source: Source, offset: int, byte: int) -> UserError:
-    unpacked = " of its decompressed bytes" if source.compression else ""
-    return UserError(
-        f"not UTF-8 (byte 0x{byte:02x}{unpacked})",
-        where=f"{source.label}@{offset}",
-        mend="convert it (iconv -t utf-8), or go on with --encoding-errors replace",
-    )
 
 
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
@@ -280,7 +241,7 @@ def _json_lines(block: Block, field: str, encoding_errors: str) -> Iterator[str]
             try:
                 text = line.decode("utf-8", encoding_errors)
             except UnicodeDecodeError as error:
-                raise _not_utf8(block.source, offset + error.start, line[error.start]) from None
+                raise not_utf8(block.source, offset + error.start, line[error.start]) from None
             yield _field_of(text, field, where)
         offset += length
 
@@ -296,14 +257,12 @@ def _field_of(line: str, field: str, where: str) -> str:
     if not isinstance(value, dict):
         raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend=_one_a_line(line))
     if field not in value:
-        raise UserError(f"no field {field!r}", where=where, mend=_choose(field, value))
+        raise UserError(f"no field {field!r}", where=where, mend=choose(value))
     text = value[field]
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise UserError(
-            f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=_choose(field, value)
-        )
+        raise UserError(f"field {field!r} holds a {type(text).__name__}, not text", where=where, mend=choose(value))
     return _paired(text) if "\\u" in line else text
 
 
@@ -315,110 +274,3 @@ def _paired(text: str) -> str:
 def _one_a_line(line: str) -> str:
     array = line.lstrip().startswith("[")
     return "give one JSON object a line" + (" (jq -c '.[]' turns an array into that)" if array else "")
-
-
-def _choose(field: str, known: Any) -> str:
-    names = [str(name) for name in known if name]
-    return f"choose with --data.field among: {', '.join(names)}" if names else "give a file with named fields"
-
-
-# Tables.
-
-
-def _tables(source: Source, field: str, encoding_errors: str, size: int) -> Iterator[Block]:
-    """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
-    csv.field_size_limit(LONGEST_FIELD)
-    rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with open_bytes(source) as (unpacked, raw):
-        file = io.TextIOWrapper(cast(Any, _Raw(unpacked)), encoding="utf-8-sig", errors=encoding_errors, newline="")
-        rows = csv.reader(file, **rest)
-        texts: list[str] = []
-        length = 0
-        try:
-            header = next(rows, [])
-            if field not in header:
-                raise UserError(f"no column {field!r}", where=f"{source.label}:1", mend=_choose(field, header))
-            column = header.index(field)
-            for row in rows:
-                if len(row) > column:
-                    texts.append(row[column])
-                    length += len(row[column])
-                if length >= size:
-                    yield Block(source, 0, length, length, raw.tell(), texts=tuple(texts))
-                    texts, length = [], 0
-        except csv.Error as error:
-            where = f"{source.label}:{rows.line_num}"
-            raise UserError(f"not a table ({error})", where=where, mend="save it again as CSV") from None
-        except UnicodeDecodeError:
-            raise _first_bad_byte(source) from None
-    if texts:
-        yield Block(source, 0, length, length, source.size, texts=tuple(texts))
-
-
-class _Raw(io.RawIOBase):
-    """Any of our byte readers as a raw stream that `TextIOWrapper` takes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._rest = file, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._rest or self._file.read(len(buffer))
-        taken, self._rest = data[: len(buffer)], data[len(buffer) :]
-        buffer[: len(taken)] = taken
-        return len(taken)
-
-
-def _first_bad_byte(source: Source) -> UserError:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
-    for chunk, _ in read_bytes(source):
-        held = len(decoder.getstate()[0])
-        try:
-            decoder.decode(chunk)
-        except UnicodeDecodeError as error:
-            return _not_utf8(source, done - held + error.start, error.object[error.start])
-        done += len(chunk)
-    return _not_utf8(source, done - len(decoder.getstate()[0]), (decoder.getstate()[0] or b"\0")[0])
-
-
-# Columns.
-
-
-@contextmanager
-def _parquet(source: Source) -> Iterator[Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "reading .parquet") from None
-    try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            yield file
-    except (pyarrow.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"not a whole parquet file ({why})", where=source.label, mend="download it again") from None
-
-
-def _row_groups(source: Source, field: str) -> Iterator[Block]:
-    with _parquet(source) as file:
-        names = file.schema_arrow.names
-        if field not in names:
-            raise UserError(f"no column {field!r}", where=source.label, mend=_choose(field, names))
-        import pyarrow.types as types
-
-        kind = file.schema_arrow.field(field).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_string(kind) or types.is_large_string(kind)):
-            raise UserError(f"column {field!r} holds {kind}, not text", where=source.label, mend=_choose(field, names))
-        weights = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
-    for group, weight in enumerate(weights):
-        yield Block(source, group, group + 1, weight, source.size * (group + 1) // len(weights))
-
-
-def _rows(block: Block, field: str) -> Iterator[str]:
-    with _parquet(block.source) as file:
-        for batch in file.iter_batches(batch_size=256, row_groups=[block.start], columns=[field]):
-            yield from (text for text in batch.column(0).to_pylist() if text)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +44,29 @@ class Source:
     size: int
     kind: Kind
     compression: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a source that starts and ends with a document.
+
+    Attributes:
+        start, end: offsets in the decompressed file (of a parquet file: number of the row group, and one more).
+        weight: about how many bytes of text it holds.
+        position: how many bytes of the file on disk have been read after it.
+        line: number of its first line.
+        data: its bytes, or None where they are to be fetched from the file.
+        texts: its documents, where cutting had to find them anyway (tables).
+    """
+
+    source: Source
+    start: int
+    end: int
+    weight: int
+    position: int
+    line: int = 1
+    data: bytes | None = None
+    texts: tuple[str, ...] | None = None
 
 
 # Which files.
@@ -196,6 +219,7 @@ def _head(source: Source) -> bytes:
 
 
 def unreadable(label: str, error: Exception) -> UserError:
+    """The error for a file that the system will not let us read."""
     why = (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)).lower()
     return UserError(f"cannot be read ({why})", where=label, mend="check the path and its permissions")
 
@@ -267,3 +291,23 @@ def read_bytes(source: Source) -> Iterator[tuple[bytes, int]]:
     with open_bytes(source) as (file, raw):
         while chunk := file.read(CHUNK):
             yield chunk, raw.tell()
+
+
+# What can be wrong with them.
+
+
+def not_utf8(source: Source, offset: int, byte: int) -> UserError:
+    """The error for a byte that is not UTF-8, at `offset` of the decompressed file."""
+    unpacked = " of its decompressed bytes" if source.compression else ""
+    return UserError(
+        f"not UTF-8 (byte 0x{byte:02x}{unpacked})",
+        where=f"{source.label}@{offset}",
+        mend="convert it (iconv -t utf-8), or go on with --encoding-errors replace",
+    )
+
+
+def choose(known: Iterable[Any]) -> str:
+    """The mend for a field that is not there: those that are."""
+    names = [" ".join(str(name).split())[:40] for name in known if name]
+    few = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f"choose with --data.field among: {few}" if names else "give a file with named fields"
