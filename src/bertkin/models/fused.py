@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bertkin.models import kernels
+from bertkin.models import kernels, products
 
 if TYPE_CHECKING:
     from bertkin.models.attention import Rotary, Rule
@@ -64,28 +64,52 @@ class AddNorm(Function):
         return d_in, d_in if ctx.has_x else None, d_weight.to(weight.dtype), d_bias, None
 
 
-class BiasedLinear(Function):
-    """x @ weight.T + bias, with the bias's gradient summed by a kernel."""
+class Linear(Function):
+    """x @ weight.T + bias, the bias's gradient summed along with the weight's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.nn.functional.linear(x, weight, bias)
+        ctx.has_bias = bias is not None
+        return products.forward(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g,) = gradients
         x, weight = ctx.saved_tensors
-        g = g.contiguous()
-        dx = g @ weight if ctx.needs_input_grad[0] else None
-        return dx, g.t() @ x, column_sum(g)
+        g = gradients[0].contiguous()
+        dx = products.input_gradient(g, weight) if ctx.needs_input_grad[0] else None
+        return dx, *_parameter_gradients(g, x, ctx.has_bias, ctx.needs_input_grad[1])
 
 
-def column_sum(x: Tensor) -> Tensor:
-    """[rows, cols] summed over rows in float32, in the type of x."""
-    total = torch.empty(x.shape[1], dtype=torch.float32)
-    _call("column_sum", x, x, total, x.shape[0], x.shape[1])
-    return total.to(x.dtype)
+class FeedForward(Function):
+    """gelu(x @ up.T + up_bias) @ down.T + down_bias; bent, each way, strip by strip as the products leave the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None
+    ) -> Tensor:
+        wide, bent = products.forward_gelu(x, up, up_bias)
+        ctx.save_for_backward(x, up, down, wide, bent)
+        ctx.has_bias = up_bias is not None, down_bias is not None
+        return products.forward(bent, down, down_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, up, down, wide, bent = ctx.saved_tensors
+        g = gradients[0].contiguous()
+        d_wide = products.input_gradient(g, down, bent_from=wide)
+        dx = products.input_gradient(d_wide, up) if ctx.needs_input_grad[0] else None
+        (has_up, has_down), (_, wants_up, _, wants_down, _) = ctx.has_bias, ctx.needs_input_grad
+        of_up = _parameter_gradients(d_wide, x, has_up, wants_up)
+        return dx, *of_up, *_parameter_gradients(g, bent, has_down, wants_down)
+
+
+def _parameter_gradients(g: Tensor, x: Tensor, has_bias: bool, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the weight, if wanted, and of the bias of a layer that read x [rows, in] and was told g [rows, out]."""
+    if not wanted:
+        return None, g.sum(0) if has_bias else None
+    sums = torch.empty(g.shape[1], dtype=torch.float32) if has_bias else None
+    return products.weight_gradient(g, x, sums=sums), None if sums is None else sums.to(g.dtype)
 
 
 class Gelu(Function):
@@ -155,7 +179,7 @@ class VocabularyLoss(Function):
     def forward(
         ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, scale: float
     ) -> tuple[Tensor, Tensor]:
-        logits = hidden @ table.t()  # the kernel adds the bias: one pass over the logits less
+        logits = products.forward(hidden, table)  # the kernel adds the bias: one pass over the logits less
         n, vocab = logits.shape
         loss, correct = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.uint8)
         wanted = any(ctx.needs_input_grad)
@@ -174,16 +198,15 @@ class VocabularyLoss(Function):
         factor = float(gradients[0])
         if factor != 1.0:
             d_logits.mul_(factor)
-        d_bias = column_sum(d_logits) if ctx.has_bias else None
-        d_hidden = d_logits @ table
-        d_table: Tensor | None = None
-        if ctx.needs_input_grad[1]:
-            if not table.is_leaf:
-                d_table = d_logits.t() @ hidden
-            elif table.grad is None:
-                table.grad = d_logits.t() @ hidden
-            else:
-                table.grad.addmm_(d_logits.t(), hidden)
+        d_hidden = products.input_gradient(d_logits, table)
+        if not ctx.needs_input_grad[1]:
+            return d_hidden, None, d_logits.sum(0) if ctx.has_bias else None, None, None, None
+        sums = torch.empty(len(table), dtype=torch.float32) if ctx.has_bias else None
+        into = table.grad if table.is_leaf else None
+        d_table: Tensor | None = products.weight_gradient(d_logits, hidden, into=into, sums=sums)
+        if table.is_leaf:
+            table.grad, d_table = d_table, None
+        d_bias = None if sums is None else sums.to(d_logits.dtype)
         return d_hidden, d_table, d_bias, None, None, None
 
 

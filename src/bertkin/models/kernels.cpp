@@ -16,6 +16,8 @@
 #include <omp.h>
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
+
+#include "gemm.hpp"
 #define HAVE_BF16_DOT 1
 #endif
 
@@ -777,6 +779,26 @@ double bk_square_sum(int type, const void* x, int64_t n) {
 }
 
 #ifdef HAVE_BF16_DOT
+// c [m, n] = a b (+ bias) (+ c), see gemm.hpp. `then` says what is done with each strip of c, with `other` [m, n]:
+// nothing (0), other = gelu(c) (1), c *= gelu'(other) (2), each as the kernel of its own would.
+void bk_product(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row, int a_down, const void* b, int64_t b_row,
+                int b_down, void* c, const void* bias, int add, float* row_sums, int then, void* other) {
+    gemm::Matrix left{(const gemm::half*)a, a_row, a_down != 0}, right{(const gemm::half*)b, b_row, b_down != 0};
+    gemm::Out out{(gemm::half*)c, n, (const gemm::half*)bias, add != 0, row_sums};
+    gemm::product(m, n, k, left, right, out, [=](int64_t row, int64_t rows, int64_t col, int64_t cols) {
+        for (int64_t r = row; then && r < row + rows; ++r) {
+            bf16 *x = (bf16*)c + r * n + col, *y = (bf16*)other + r * n + col;
+            for (int64_t i = 0; i < cols; i += W) {
+                int left = int(std::min<int64_t>(cols - i, W));
+                vf value;
+                if (then == 1)
+                    store(y + i, gelu(load(x + i, left, 0)), left);
+                else
+                    store(x + i, load(x + i, left, 0) * gelu_slope(load(y + i, left, 0), value), left);
+            }
+        }
+    });
+}
 // key_starts, query_starts [sequences + 1]: which keys and which queries a sequence owns. position [tokens] and
 // query_position [queries]: places within the sequence. Strides count elements between tokens. lse [heads, queries].
 void bk_attention(const void* q, const void* k, const void* v, int64_t q_stride, int64_t k_stride, int64_t v_stride,

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+INCLUDED = Path(__file__).with_name("gemm.hpp")
 # Not -ffast-math: it would switch the whole process to flushing subnormal numbers to zero when the library is loaded.
 FLAGS = ["-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math"]
 FLAGS += ["-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
@@ -43,6 +44,7 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
 }
 ATTENTION = [P, P, P, L, L, L, P, P, I, P, P, I, I, F, I, I, P, P, P]
 ATTENTION_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, P], None),
     "bk_attention": ([*ATTENTION, P, L], None),
     "bk_attention_backward": ([*ATTENTION, P, P, L, P, P, P, L, L], None),
 }
@@ -97,7 +99,9 @@ def usable(*tensors: torch.Tensor | None) -> bool:
 def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor, compiled on first use and renamed into place."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout.split("\n")[0]
-    key = "\n".join([SOURCE.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()])
+    key = "\n".join(
+        [SOURCE.read_text(), INCLUDED.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()]
+    )
     name = f"kernels-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.so"
     for folder in _folders():
         if (folder / name).exists():
@@ -106,7 +110,9 @@ def _compiled(compiler: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / name
-                subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=300)
+                subprocess.run(
+                    [compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=300
+                )
                 made.replace(folder / name)
             return folder / name
         except OSError:  # a home that cannot be written: try the next folder

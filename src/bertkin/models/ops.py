@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertkin.models import fused, kernels
+from bertkin.models import fused, kernels, products
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: [tokens, in] to [tokens, out]."""
-    if bias is not None and torch.is_grad_enabled() and kernels.usable(x, weight, bias):
-        return fused.BiasedLinear.apply(x, weight, bias)
+    if kernels.usable(x, weight, bias):
+        return fused.Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -43,6 +43,16 @@ def geglu(x: Tensor) -> Tensor:
         return fused.Geglu.apply(x)
     value, gate = x.chunk(2, dim=-1)
     return F.gelu(value) * gate
+
+
+def feed_forward(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, *, gated: bool
+) -> Tensor:
+    """Wider, bent by GELU or GEGLU, and back: [tokens, hidden] to the same."""
+    if not gated and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
+        return fused.FeedForward.apply(x, up, up_bias, down, down_bias)
+    wide = linear(x, up, up_bias)
+    return linear(geglu(wide) if gated else gelu(wide), down, down_bias)
 
 
 def embed(ids: Tensor, table: Tensor) -> Tensor:

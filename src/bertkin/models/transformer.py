@@ -19,7 +19,7 @@ from torch.nn.functional import dropout as drop
 from bertkin.models.architecture import Architecture
 from bertkin.models.attention import Rotary, Rule, attention, attention_weights, rotary_tables
 from bertkin.models.embeddings import Embeddings
-from bertkin.models.ops import add_norm, geglu, gelu, linear, split_heads
+from bertkin.models.ops import add_norm, feed_forward, linear, split_heads
 from bertkin.text.layout import Layout
 
 
@@ -63,8 +63,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(a.intermediate, a.hidden, bias=a.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = linear(x, self.up.weight, self.up.bias)
-        return linear(geglu(wide) if self.gated else gelu(wide), self.down.weight, self.down.bias)
+        up, down = self.up, self.down
+        return feed_forward(x, up.weight, up.bias, down.weight, down.bias, gated=self.gated)
 
 
 class Block(nn.Module):

@@ -1,0 +1,100 @@
+"""The three matrix products of a linear layer, forward and back.
+
+In bfloat16, where the processor has dot products for it, they go through the kernel of `gemm.hpp`; otherwise, and where a
+matrix is too thin for the kernel's tiles, through torch. Both sum in float32 and round once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertkin.models import kernels
+
+THIN = 32
+"""Fewer rows, columns or terms than this are left to torch."""
+GELU, TIMES_SLOPE = 1, 2
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`: [rows, in], [out, in] to [rows, out]."""
+    if not _ours(x, weight):
+        return torch.nn.functional.linear(x, weight, bias)
+    y = x.new_empty(len(x), len(weight))
+    _product(y, x, False, weight, False, bias=bias)
+    return y
+
+
+def forward_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same, and its GELU, bent while it is in cache. Only where `usable`."""
+    y = x.new_empty(len(x), len(weight))
+    bent = torch.empty_like(y)
+    _product(y, x, False, weight, False, bias=bias, then=GELU, other=bent)
+    return y, bent
+
+
+def input_gradient(g: Tensor, weight: Tensor, *, bent_from: Tensor | None = None) -> Tensor:
+    """`g @ weight`: [rows, out], [out, in] to [rows, in]; times the slope of GELU at `bent_from` [rows, in], if given (only
+    where `usable`)."""
+    if not _ours(g, weight):
+        return g @ weight
+    dx = g.new_empty(len(g), weight.shape[1])
+    then = 0 if bent_from is None else TIMES_SLOPE
+    _product(dx, g, False, weight, True, then=then, other=bent_from)
+    return dx
+
+
+def weight_gradient(g: Tensor, x: Tensor, *, into: Tensor | None = None, sums: Tensor | None = None) -> Tensor:
+    """`g.T @ x`: [rows, out], [rows, in] to [out, in], added to `into` if given; `sums`, float32 [out], receives those of
+    g's columns, the gradient of a bias."""
+    if not _ours(g, x):
+        library = kernels.get()
+        if sums is not None and library is not None:
+            library.bk_column_sum(kernels.TYPES[g.dtype], g.data_ptr(), sums.data_ptr(), *g.shape)
+        elif sums is not None:
+            torch.sum(g, 0, dtype=torch.float32, out=sums)
+        return g.t() @ x if into is None else into.addmm_(g.t(), x)
+    dw = g.new_empty(g.shape[1], x.shape[1]) if into is None else into
+    _product(dw, g, True, x, True, add=into is not None, sums=sums)
+    return dw
+
+
+def usable(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the kernel takes all products of layers with these weights [out, in] after the other, from x [rows, in] on."""
+    return all(_ours(x, weight) for weight in weights) and len(x) >= THIN
+
+
+def _ours(*matrices: Tensor) -> bool:
+    if not kernels.has_attention():
+        return False
+    return all(
+        m.dtype == torch.bfloat16
+        and m.device.type == "cpu"
+        and m.is_contiguous()
+        and m.ndim == 2
+        and min(m.shape) >= THIN
+        for m in matrices
+    )
+
+
+def _product(
+    c: Tensor,
+    a: Tensor,
+    a_down: bool,
+    b: Tensor,
+    b_down: bool,
+    *,
+    bias: Tensor | None = None,
+    add: bool = False,
+    sums: Tensor | None = None,
+    then: int = 0,
+    other: Tensor | None = None,
+) -> None:
+    """c = a b, each of a and b with the summed dimension down its rows or along them."""
+    library = kernels.get()
+    assert library is not None
+    (m, n), k = c.shape, a.shape[0 if a_down else 1]
+    arguments: list[Any] = [m, n, k, a, a.shape[1], a_down, b, b.shape[1], b_down, c, bias, add, sums, then, other]
+    library.bk_product(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
