@@ -103,26 +103,24 @@ def _compiled(compiler: str) -> Path:
         [SOURCE.read_text(), INCLUDED.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()]
     )
     name = f"kernels-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.so"
-    for folder in _folders():
-        if (folder / name).exists():
-            return folder / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / name
-                subprocess.run(
-                    [compiler, *FLAGS, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=300
-                )
-                made.replace(folder / name)
-            return folder / name
-        except OSError:  # a home that cannot be written: try the next folder
-            continue
-    raise OSError("no folder for compiled kernels can be written")
+    home = Path(os.environ.get("BERTKIN_CACHE") or Path.home() / ".cache" / "bertkin") / "kernels"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        return _built(compiler, home, name)
+    except OSError:
+        # A home that cannot be written. Not a common folder by name: somebody else could have laid a library there.
+        return _built(compiler, Path(tempfile.mkdtemp(prefix="bertkin-")), name)
 
 
-def _folders() -> list[Path]:
-    home = os.environ.get("BERTKIN_CACHE") or Path.home() / ".cache" / "bertkin"
-    return [Path(home) / "kernels", Path(tempfile.gettempdir()) / f"bertkin-{os.getuid()}" / "kernels"]
+def _built(compiler: str, folder: Path, name: str) -> Path:
+    """The library `name` in a folder, compiled aside and renamed if it is not there yet."""
+    if not (folder / name).exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            made.replace(folder / name)
+    return folder / name
 
 
 def _processor() -> str:
