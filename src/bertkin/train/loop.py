@@ -85,13 +85,13 @@ def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, ove
         Stopped: interrupted from the keyboard, and saved.
     """
     out, listener = Path(out), listener or QuietListener()
-    refuse_existing(out, overwrite=overwrite)
     recipe = complete(recipe)
     device = pick_device(recipe.train.device)
     world = join(device)
     listener = listener if world.first else QuietListener()
 
     def prepare() -> Materials:
+        refuse_existing(out, overwrite=overwrite)
         materials = gather(recipe, listener.preparing)
         used = settled(materials.recipe, precision=str(pick_precision(recipe.train.precision, device)).split(".")[1])
         begin(out, used, materials.tokenizer, materials.store)
