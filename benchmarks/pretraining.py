@@ -117,10 +117,10 @@ def _row(shape: str, vocab_size: int, seconds: dict[str, list[float]], rates: di
 
 
 def _recipe(shape: str, data: Data, train: Train) -> Recipe:
-    """The BERT architecture of a shape with our defaults, at the peer's masking rate."""
+    """The BERT architecture of a shape with our defaults, but the peer's masking rate and optimiser."""
     layers, hidden, heads = SHAPES[shape]
     model = Model(layers=layers, hidden=hidden, heads=heads, intermediate=4 * hidden)
-    batch = replace(train, batch_tokens=32 * 128, length=128)
+    batch = replace(train, batch_tokens=32 * 128, length=128, optimizer="adamw")
     return Recipe(preset="bert-mini", data=data, model=model, objective=Objective(rate=0.15), train=batch)
 
 
