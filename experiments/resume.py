@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,25 +81,27 @@ class Runs:
         self.folder, self.processes, self.options = folder, processes, options
         self.whole = folder / f"whole-{processes}"
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A bertkin command in a session of its own, on one process or under torchrun."""
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A bertkin command in a session of its own, on one process or under torchrun; dead afterwards in any case."""
         command = [sys.executable, "-m"]
         if self.processes > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
-        log = open(self.folder / "output.txt", "wb")  # noqa: SIM115 — the child's
-        return subprocess.Popen(
-            [*command, "bertkin", *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-    def pretrain(self, out: Path) -> subprocess.Popen[bytes]:
-        """The run, begun."""
-        return self.start("pretrain", *self.options, "--out", str(out))
+        with open(self.folder / "output.txt", "wb") as log:
+            process = subprocess.Popen(
+                [*command, "bertkin", *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                slay(process, descendants(process.pid))
 
     def undisturbed(self) -> float:
         """Seconds from the run folder's appearance to the end."""
-        process = self.pretrain(self.whole)
-        begun = wait_for(process, self.whole / "recipe.yaml")
-        self.finish(process)
+        with self.started("pretrain", *self.options, "--out", str(self.whole)) as process:
+            begun = wait_for(process, self.whole / "recipe.yaml")
+            self.finish(process)
         return time.monotonic() - begun
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
@@ -107,18 +111,20 @@ class Runs:
 
     def kill(self, out: Path, moment: float, *, aimed: bool) -> Kill:
         """Start, kill, look, resume and compare."""
-        process = self.pretrain(out)
-        begun = wait_for(process, out / "recipe.yaml")
-        while time.monotonic() - begun < moment:
-            time.sleep(0.001)
-        while aimed and process.poll() is None and not writing(out):
-            time.sleep(0.0002)
-        struck = time.monotonic() - begun
-        slay(process)
+        with self.started("pretrain", *self.options, "--out", str(out)) as process:
+            begun = wait_for(process, out / "recipe.yaml")
+            family = descendants(process.pid)  # known beforehand, so that the blow falls at once
+            while time.monotonic() - begun < moment:
+                time.sleep(0.001)
+            while aimed and process.poll() is None and not writing(out):
+                time.sleep(0.0002)
+            struck = time.monotonic() - begun
+            slay(process, family)
         found = sorted((out / "checkpoints").glob("step-*"))
         inside, newest = writing(out) or "nothing", int(found[-1].name[5:]) if found else 0
         begun = time.monotonic()
-        self.finish(self.start("resume", str(out)))
+        with self.started("resume", str(out)) as process:
+            self.finish(process)
         seconds, equal = time.monotonic() - begun, bits(out) == bits(self.whole)
         return Kill(self.processes, aimed, round(struck, 3), newest, inside, equal, round(seconds, 1))
 
@@ -138,13 +144,12 @@ def writing(run: Path) -> str | None:
     return None
 
 
-def slay(process: subprocess.Popen[bytes]) -> None:
-    """Kill -9 for a process and all that came from it, the youngest first: what torchrun starts has its own session."""
-    for pid in [*descendants(process.pid), process.pid]:
-        try:
+def slay(process: subprocess.Popen[bytes], family: list[int]) -> None:
+    """Kill -9 for a process and all that came from it: what torchrun starts has a session of its own."""
+    for pid in family:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    process.kill()
     process.wait()
 
 

@@ -107,16 +107,16 @@ def test_asked_to_stop_all_processes_save_and_end_and_go_on_later(tmp_path: Path
     (tmp_path / "recipe.yaml").write_text(dump_recipe(plan))
     run = tmp_path / "run"
     process = torchrun("-m", "bertkin", "pretrain", "--config", tmp_path / "recipe.yaml", "--out", run)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 200
     while not any(r["kind"] == "step" for r in read_log(run)) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=250)
     stopped = max((int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")), default=None)
     assert stopped is not None and stopped < 300, said
     assert said.count("stopping after this step") == 1 and said.count("go on with: bertkin resume") == 1, said
     process = torchrun("-m", "bertkin", "resume", run)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=250)
     assert process.returncode == 0, said
     assert said.count(f"going on from step {stopped}") == 1
     assert max((run / "checkpoints").glob("step-*")).name == "step-00000300"
