@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import random
@@ -20,8 +21,8 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/*.md", "recipes/*.md", "experiments/*.md") for path in ROOT.glob(pattern)
 )
 SHORTER = {
-    "--train.minutes 30": "--train.steps 3",
-    '"minutes": 30': '"steps": 3',
+    "--train.minutes 10": "--train.steps 3",
+    '"minutes": 10': '"steps": 3',
 }
 """All that is changed in the README's commands before they are run."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -70,7 +71,7 @@ def typed(command: tuple[str, ...], scripts: tuple[str, ...], folder: Path) -> l
         for long, short in SHORTER.items():
             script = script.replace(long, short)
         done = subprocess.run(
-            [*command, script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            [*command, script], cwd=folder, env=environment, capture_output=True, text=True, timeout=1000
         )
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
@@ -82,6 +83,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.mark.timeout(1800)  # seconds when nothing else runs; a crowded machine may take long
 @pytest.mark.parametrize("page", READMES)
 def test_the_commands_of_the_readme_can_be_typed_as_they_stand(page: str, desk: Path) -> None:
     scripts = tuple(uncommented(block) for block in blocks(page, "bash"))
@@ -90,11 +92,12 @@ def test_the_commands_of_the_readme_can_be_typed_as_they_stand(page: str, desk: 
     assert (desk / "commands" / "runs" / "mine" / "report.html").is_file()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", READMES)
 def test_the_python_of_the_readme_can_be_typed_as_it_stands(page: str, desk: Path) -> None:
     code = "\n".join(uncommented(block) for block in blocks(page, "python"))
     (printed,) = typed((sys.executable, "-c"), (code,), desk / "python")
-    assert "Paris is the [MASK] of France." in printed and "%" in printed
+    assert "The film was directed [MASK] John Ford." in printed and "%" in printed
 
 
 @pytest.mark.parametrize("language", ["sh", "bash", "python"])
@@ -127,6 +130,28 @@ def test_every_command_in_the_documentation_is_understood(page: str, line: str) 
     words = shlex.split(line)
     if words[-1] != "--help":
         app.parse_args(_arguments(words), exit_on_error=False, print_error=False)
+
+
+FLOORS = {"errors": -1, "config": 0, "text": 1, "objectives": 2, "models": 2, "train": 3, "tasks": 4}
+"""docs/design.md: a room imports from lower floors only."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The rooms that a module imports from, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if names == ["bertkin"] and isinstance(node, ast.ImportFrom):
+            names = [f"bertkin.{alias.name}" for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith("bertkin."))
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_rooms_import_from_lower_floors_only(room: str) -> None:
+    house = ROOT / "src" / "bertkin"
+    for path in [*house.glob(f"{room}.py"), *house.glob(f"{room}/**/*.py")]:
+        for other in imports(path):
+            assert other == room or FLOORS.get(other, 99) < FLOORS[room] or other.startswith("_"), f"{path}: {other}"
 
 
 def map_of(page: str) -> set[str]:
