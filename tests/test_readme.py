@@ -21,8 +21,8 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/*.md", "recipes/*.md", "experiments/*.md") for path in ROOT.glob(pattern)
 )
 SHORTER = {
-    "--train.minutes 10": "--train.steps 3",
-    '"minutes": 10': '"steps": 3',
+    "--train.minutes 10": "--train.steps 2",
+    '"minutes": 10': '"steps": 2',
 }
 """All that is changed in the README's commands before they are run."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
