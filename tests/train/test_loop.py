@@ -336,7 +336,9 @@ def test_an_epoch_reads_each_row_once(make: Make, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("parts", [2, 5])
 def test_accumulating_is_the_same_step_in_parts(make: Make, tmp_path: Path, parts: int) -> None:
     for name, accumulate in (("one", 1), ("parts", parts)):
-        plan = make(accumulate=accumulate, preset="bert-tiny", objective={"sentence": "order"}, steps=3)
+        # AdamW, as Muon's bfloat16 steps amplify the rounding that adding in another order brings.
+        fields = {"optimizer": "adamw", "objective": {"sentence": "order"}, "steps": 3}
+        plan = make(accumulate=accumulate, preset="bert-tiny", **fields)
         pretrain(plan, tmp_path / name)
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "parts"))
     moved = build_first(tmp_path / "one")
