@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkin.errors import UserError
-from bertkin.text import sources as sources_module
 from bertkin.text.readers import cut_blocks, list_sources, read_block, read_documents
 
 TEXTS = ["First document,\nof two lines.", "Zweites Dokument: Größe.", "第三个文档。", '"Fourth", it\tsaid.']
@@ -143,7 +142,6 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
 def test_standard_input_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (as_json(TEXTS).encode(), gzip.compress("\n\n".join(TEXTS).encode())):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        sources_module._spooled.cache_clear()
         assert read("-") == TEXTS
         assert read("-") == TEXTS
 

@@ -68,7 +68,8 @@ def test_the_batches_are_those_of_one_process(
         return batch
 
     monkeypatch.setattr(loop, "make_batch", watch)
-    plan = recipe((folder / "corpus.txt", folder / "tokenizer"), folder / "cache", preset="bert-tiny")
+    ground = (folder / "corpus.txt", folder / "tokenizer")
+    plan = recipe(ground, folder / "cache", preset="bert-tiny", optimizer="adamw")
     result = pretrain(plan, tmp_path / "one")
     for shares in (first["shares"], second["shares"]):
         assert [whole for whole, _, _ in shares if whole in alone] == alone

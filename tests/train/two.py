@@ -45,7 +45,8 @@ def main(folder: Path) -> None:
     told, seen = Telling(), {}
 
     def plan(**fields: Any) -> Any:
-        return recipe((folder / "corpus.txt", folder / "tokenizer"), folder / "cache", preset="bert-tiny", **fields)
+        given = {"preset": "bert-tiny", "optimizer": "adamw"} | fields
+        return recipe((folder / "corpus.txt", folder / "tokenizer"), folder / "cache", **given)
 
     share, real = Batch.slice, Training.step
     shares: list[list[str]] = []

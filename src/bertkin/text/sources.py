@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TextIO
 
 from bertkin.errors import MissingExtra, UserError, disk_errors, nearest
 
@@ -88,7 +88,9 @@ def list_sources(paths: Sequence[str | Path]) -> list[Source]:
             if real in found:
                 continue
             if how == "named" and not os.path.isfile(path):  # a pipe: read it once, keep it, read that
-                source = _source(_spooled(path), "<stdin>" if path == "-" else path, how)
+                source = _source(
+                    _spooled(path, sys.stdin if path == "-" else None), "<stdin>" if path == "-" else path, how
+                )
             else:
                 source = _source(path, path, how)
             if source is not None:
@@ -151,12 +153,12 @@ def _nearest_path(path: str) -> str:
 
 
 @cache
-def _spooled(path: str) -> str:
-    """A temporary file, there until we end, of what comes through a pipe (or, for "-", standard input)."""
+def _spooled(path: str, stdin: TextIO | None) -> str:
+    """A temporary file, there until we end, of what comes through a pipe (or, for "-", this standard input)."""
     with tempfile.NamedTemporaryFile(prefix="bertkin-", delete=False) as file, disk_errors(file.name):
         atexit.register(Path(file.name).unlink, missing_ok=True)
-        if path == "-":
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        if stdin is not None:
+            shutil.copyfileobj(stdin.buffer, file)
             return file.name
         try:
             with open(path, "rb") as pipe:
