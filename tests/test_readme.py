@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import random
 import re
@@ -178,6 +179,29 @@ def test_every_module_is_in_the_map_and_everything_in_the_map_is_there(page: str
     }
     assert sorted(modules - named) == [], "not in the map"
     assert sorted(name for name in named if not (ROOT / name).exists()) == [], "in the map, but not there"
+
+
+def measured() -> list[str]:
+    """The figures that the benchmarks have written, as the README writes them."""
+    speed = json.loads((ROOT / "benchmarks" / "pretraining.json").read_text(encoding="utf-8"))
+    reading = json.loads((ROOT / "benchmarks" / "preparing.json").read_text(encoding="utf-8"))
+    figures = []
+    for shape in speed["throughput"]["shapes"].values():
+        rates = shape["tokens_per_second"]
+        figures += [f"{rates[side]:,}" for side in ("bertkin", "trainer", "tuned")]
+        figures += [f"{rates['bertkin'] / rates[side]:.1f}×" for side in ("trainer", "tuned")]
+    loss = speed["time_to_loss"]
+    figures += [f"{loss['peer']['loss']:.3f}", f"{loss['ours'][-1]['minutes']:.2f}", f"{loss['ratio']:.0f}×"]
+    figures += [f"{loss['equal'][side]['loss']:.3f}" for side in ("ours", "peer")]
+    figures += [f"{reading['medians'][side]['seconds']:.0f}" for side in ("bertkin", "tokenizers")]
+    return [*figures, f"{reading['ratio']:.1f}×", f"{reading['medians']['bertkin']['peak_bytes'] / 1e6:.0f} MB"]
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_figures_of_the_readme_are_those_the_benchmarks_wrote(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").split("<!-- figures -->")[1].split("<!-- /figures -->")[0]
+    shown = set(re.findall(r"[\d.,]*\d(?:×| MB)?", text))
+    assert [figure for figure in measured() if figure not in shown] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
