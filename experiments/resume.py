@@ -80,6 +80,7 @@ class Runs:
     def __init__(self, folder: Path, processes: int, options: list[str]) -> None:
         self.folder, self.processes, self.options = folder, processes, options
         self.whole = folder / f"whole-{processes}"
+        self.duration = 0.0
 
     @contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -97,29 +98,22 @@ class Runs:
             if process.poll() is None:
                 slay(process, descendants(process.pid))
 
-    def undisturbed(self) -> float:
-        """Seconds from the run folder's appearance to the end."""
+    def undisturbed(self) -> None:
+        """Run once to the end; how long that takes from the run folder's appearance on is `duration`."""
         with self.started("pretrain", *self.options, "--out", str(self.whole)) as process:
             begun = wait_for(process, self.whole / "recipe.yaml")
             self.finish(process)
-        return time.monotonic() - begun
+        self.duration = time.monotonic() - begun
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the end, which must be a good one."""
         if process.wait() != 0:
             sys.exit((self.folder / "output.txt").read_text(errors="replace"))
 
-    def kill(self, out: Path, moment: float, *, aimed: bool) -> Kill:
-        """Start, kill, look, resume and compare."""
-        with self.started("pretrain", *self.options, "--out", str(out)) as process:
-            begun = wait_for(process, out / "recipe.yaml")
-            family = descendants(process.pid)  # known beforehand, so that the blow falls at once
-            while time.monotonic() - begun < moment:
-                time.sleep(0.001)
-            while aimed and process.poll() is None and not writing(out):
-                time.sleep(0.0002)
-            struck = time.monotonic() - begun
-            slay(process, family)
+    def kill(self, out: Path, draw: random.Random, *, aimed: bool) -> Kill:
+        """Start, kill, look, resume and compare; a run that was faster than thought and has ended is begun again."""
+        while (struck := self.struck(out, self.duration * draw.random(), aimed=aimed)) is None:
+            shutil.rmtree(out)
         found = sorted((out / "checkpoints").glob("step-*"))
         inside, newest = writing(out) or "nothing", int(found[-1].name[5:]) if found else 0
         begun = time.monotonic()
@@ -127,6 +121,20 @@ class Runs:
             self.finish(process)
         seconds, equal = time.monotonic() - begun, bits(out) == bits(self.whole)
         return Kill(self.processes, aimed, round(struck, 3), newest, inside, equal, round(seconds, 1))
+
+    def struck(self, out: Path, moment: float, *, aimed: bool) -> float | None:
+        """Begin a run and kill it; the moment it was struck, or None if it had ended before."""
+        with self.started("pretrain", *self.options, "--out", str(out)) as process:
+            begun = wait_for(process, out / "recipe.yaml")
+            family = descendants(process.pid)  # known beforehand, so that the blow falls at once
+            while process.poll() is None and (time.monotonic() - begun < moment or (aimed and not writing(out))):
+                time.sleep(0.0002)
+            struck = time.monotonic() - begun
+            if process.poll() is None:
+                slay(process, family)
+                return struck
+        self.duration = min(self.duration, struck)
+        return None
 
 
 def wait_for(process: subprocess.Popen[bytes], path: Path) -> float:
@@ -208,11 +216,11 @@ def main(
         print("processes  aimed  moment  checkpoint  inside      equal  resumed in")
         for number in processes or [1, 2]:
             runs = Runs(folder, number, options)
-            duration = runs.undisturbed()
-            undisturbed[str(number)] = {"seconds": round(duration, 2), **bits(runs.whole)}
+            runs.undisturbed()
+            undisturbed[str(number)] = {"seconds": round(runs.duration, 2), **bits(runs.whole)}
             for i in range(kills):
                 aimed = i < round(AIMED * kills)
-                kill = runs.kill(folder / "cut", draw.uniform(0, duration * (0.9 if aimed else 1)), aimed=aimed)
+                kill = runs.kill(folder / "cut", draw, aimed=aimed)
                 outcome.append(kill)
                 shutil.rmtree(folder / "cut")
                 said = f"{number:9}  {'yes' if aimed else 'no':5}  {kill.moment:5.2f} s  {kill.checkpoint:10}"
