@@ -56,14 +56,18 @@ class Data:
 class Model:
     """What reads: the shape of the Transformer. See `bertkin.models.presets` for the families."""
 
-    family: Literal["bert", "roberta", "modern"] = AUTO
+    family: Literal["bert", "roberta", "modern", "albert", "electra", "gpt2", "llama", "bart", "t5"] = AUTO
     """Architecture family; set by --preset."""
     layers: int = AUTO
-    """Transformer layers."""
+    """Transformer layers; of the encoder, where there is a decoder too."""
+    decoder_layers: int = AUTO
+    """Layers of the decoder (bart, t5); by default as many as the encoder's."""
     hidden: int = AUTO
     """Width of the residual stream."""
     heads: int = AUTO
     """Attention heads; must divide the width."""
+    kv_heads: int = AUTO
+    """Heads of the keys and values, each shared by a group of heads (llama); must divide the heads."""
     intermediate: int = AUTO
     """Width inside the feed-forward block."""
     positions: Literal["learned", "sinusoidal", "rotary"] = AUTO
@@ -78,6 +82,12 @@ class Model:
     """Width of the sliding window of local layers (modern), in tokens."""
     global_every: int = AUTO
     """Every n-th layer sees the whole sequence, the others the window (modern)."""
+    embedding: int = AUTO
+    """Width of the token rows before they are projected to the hidden width (albert, electra)."""
+    groups: int = AUTO
+    """Groups of layers that share their weights (albert)."""
+    generator: float = AUTO
+    """Width of the generator as a share of the model's (electra)."""
     vocab_size: int = AUTO
     """Rows of the embedding table; set from the tokenizer."""
 
@@ -86,8 +96,23 @@ class Model:
 class Objective:
     """What is hidden, and what answers."""
 
-    unit: Literal["token", "word", "span"] = AUTO
-    """What is hidden at once: a token, a whole word, or a span of words of geometric length."""
+    kind: Literal["masked", "causal", "prefix", "hybrid", "unilm", "replaced", "denoise"] = AUTO
+    """masked (BERT), causal (GPT), prefix (a read beginning, a written rest), hybrid (causal and masked by turns), unilm
+    (both sides, left only, prefix), replaced (ELECTRA), denoise (BART, T5, MASS: see noise)."""
+    noise: str = AUTO
+    """What an encoder–decoder repairs: masking, deletion, infilling, permutation, rotation, mass, spans or prefix; joined
+    by + they are done one after the other, and noise:share pairs are mixed, as in spans:0.5,prefix:0.5."""
+    causal_share: float = 0.5
+    """Share of the sequences that hybrid reads from the left only."""
+    unit: Literal["token", "word", "span", "phrase", "entity"] = AUTO
+    """What is hidden at once: a token, a whole word, a span of words of geometric length, a phrase found in the corpus, or
+    an entity of a list."""
+    phrases: str = AUTO
+    """A file with a phrase or entity on each line; by default phrases are found in the corpus by collocation."""
+    boundary: bool = False
+    """Ask each hidden token a second time, of the tokens beside its span alone (SpanBERT)."""
+    adaptive: float = 0.0
+    """How much more often tokens that are predicted badly are hidden; 0 for all alike."""
     rate: float = AUTO
     """Share of the tokens that are asked."""
     rate_end: float = AUTO
@@ -104,6 +129,8 @@ class Objective:
     """A second objective on sentence pairs: next sentence prediction (BERT) or sentence order (ALBERT)."""
     sentence_weight: float = 1.0
     """Weight of the sentence objective in the sum."""
+    replaced_weight: float = 50.0
+    """Weight of finding replaced tokens beside the generator's loss (ELECTRA)."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +202,8 @@ class Recipe:
     """Everything that makes a run what it is."""
 
     preset: str = "modern-mini"
-    """FAMILY-SIZE: bert, roberta or modern; tiny, mini, small, medium, base or large."""
+    """FAMILY-SIZE: bert, roberta, modern, albert, electra, gpt2, llama, bart or t5; tiny, mini, small, medium, base or
+    large."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     objective: Objective = field(default_factory=Objective)

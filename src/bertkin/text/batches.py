@@ -91,6 +91,17 @@ class Specials:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What the encoder of an encoder–decoder reads: sequence s here belongs to sequence s of the batch."""
+
+    ids: Ints
+    """[tokens of the source]."""
+    layout: Layout
+    row_starts: Ints
+    """[n_rows + 1], as of the batch: row r owns tokens row_starts[r]:row_starts[r + 1] of the source."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows ready for a model: what it sees, and what it is asked. All numpy, all flat."""
 
@@ -107,6 +118,11 @@ class Batch:
     """[p]: 1 where the second part does not follow the first (next) or the two are swapped (order), else 0."""
     row_starts: Ints
     """[n_rows + 1]: row r owns tokens row_starts[r]:row_starts[r + 1]."""
+    source: Source | None = None
+    """What an encoder reads beside it, for an encoder–decoder; `ids` is then what the decoder has written so far."""
+    edges: Ints | None = None
+    """[n, 2]: for each asked position, the flat positions of the tokens just before and just after its hidden span
+    (SpanBERT's boundary objective); None where nobody asks."""
 
     @property
     def n_rows(self) -> int:
@@ -114,7 +130,8 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.ids)
+        """Tokens read, those of a source included."""
+        return len(self.ids) + (0 if self.source is None else len(self.source.ids))
 
     def slice(self, rank: int, world: int) -> Batch:
         """The rank-th of `world` nearly equal shares, in whole rows; the shares together are the whole batch."""
@@ -131,7 +148,16 @@ class Batch:
             pairs=self.pairs[pairs] - begin,
             pair_labels=self.pair_labels[pairs],
             row_starts=self.row_starts[first : last + 1] - begin,
+            source=self._source(first, last, int(sequences[0]), int(sequences[1])),
+            edges=None if self.edges is None else self.edges[asked] - begin,
         )
+
+    def _source(self, first: int, last: int, begin: int, end: int) -> Source | None:
+        """The source of rows first up to last, which hold the sequences begin up to end."""
+        if self.source is None:
+            return None
+        ids, layout, starts = self.source.ids, self.source.layout, self.source.row_starts[first : last + 1]
+        return Source(ids[starts[0] : starts[-1]], layout.take(begin, end), starts - starts[0])
 
     def split(self, n: int) -> list[Batch]:
         """The batch in n nearly equal shares of whole rows, for gradient accumulation."""

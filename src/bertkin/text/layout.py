@@ -27,12 +27,18 @@ class Layout:
     """int32 [tokens], 0 or 1 (BERT's token types), or None when all are 0."""
     max_length: int = 0
     """Tokens of the longest sequence."""
+    reach: Any = None
+    """int32 [tokens]: how many of its sequence's first tokens each token may see, never falling along a sequence; None
+    where the model's own rule says it. All of them, itself and those before (position + 1), or a prefix: whoever mixes
+    these in one batch writes them here."""
     row_length: int = 0
     """When not 0: every row_length tokens are a row and no sequence crosses from one into the next, so that
     `[tokens]` may be viewed as `[rows, row_length]` and attention be kept inside a row."""
 
     @staticmethod
-    def from_lengths(lengths: ArrayLike, *, segments: Any = None, row_length: int = 0) -> Layout:
+    def from_lengths(
+        lengths: ArrayLike, *, segments: Any = None, reach: Any = None, row_length: int = 0
+    ) -> Layout:
         """The layout of sequences with these lengths, one after the other."""
         sizes = np.asarray(lengths, np.int64)
         starts = np.zeros(len(sizes) + 1, np.int64)
@@ -42,6 +48,7 @@ class Layout:
             starts=starts.astype(np.int32),
             positions=positions.astype(np.int32),
             segments=segments,
+            reach=reach,
             max_length=int(sizes.max(initial=0)),
             row_length=row_length,
         )
@@ -128,6 +135,7 @@ class Layout:
             starts=_tensor(self.starts, device),
             positions=_tensor(self.positions, device),
             segments=None if self.segments is None else _tensor(self.segments, device),
+            reach=None if self.reach is None else _tensor(self.reach, device),
         )
 
     def take(self, first: int, last: int) -> Layout:
@@ -138,6 +146,7 @@ class Layout:
             starts=starts,
             positions=self.positions[begin:end],
             segments=None if self.segments is None else self.segments[begin:end],
+            reach=None if self.reach is None else self.reach[begin:end],
             max_length=int(np.diff(starts).max(initial=0)),
             row_length=self.row_length,
         )
