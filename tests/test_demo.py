@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bertkin.cli import main
-from bertkin.objectives.masked import evaluation_batches
+from bertkin.objectives.make import evaluation_batches
 from bertkin.tasks import baselines
 from bertkin.tasks.documentation import collect, docstrings, prose
 from bertkin.text.batches import Specials

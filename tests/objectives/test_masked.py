@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertkin.config import Objective
-from bertkin.objectives.masked import evaluation_batches, make_batch
+from bertkin.objectives.make import evaluation_batches, make_batch
 from bertkin.objectives.masking import quota
 from bertkin.text.batches import IGNORED, Batch, cut, lay, plan, rows_per_epoch
 from memory_split import distinct, long_lengths, realistic, seeds, specials_of, split_of

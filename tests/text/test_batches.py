@@ -174,7 +174,7 @@ def test_reading_a_row_of_a_great_corpus_touches_little_of_it() -> None:
 
 def test_fill_counts_what_is_not_padding() -> None:
     from bertkin.config import Objective
-    from bertkin.objectives.masked import make_batch
+    from bertkin.objectives.make import make_batch
 
     split, ids = realistic(100), specials_of(2000)
     objective = Objective(unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")

@@ -17,7 +17,7 @@ import numpy as np
 from bertkin.text.batches import Bools, Ints, Specials
 from bertkin.text.shuffle import Bits, below, unit
 
-Unit = Literal["token", "word", "span"]
+Unit = Literal["token", "word", "span", "phrase", "entity"]
 
 LONGEST_WORD = 8
 """Longer runs without a word start (text written without spaces, numbers, links) are hidden in parts this long."""

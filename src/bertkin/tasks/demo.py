@@ -16,7 +16,7 @@ import numpy as np
 
 from bertkin.config import Data, Recipe, Train, load_recipe
 from bertkin.errors import UserError, disk_errors
-from bertkin.objectives.masked import evaluation_batches
+from bertkin.objectives.make import evaluation_batches
 from bertkin.tasks.baselines import Baselines, ask, count
 from bertkin.tasks.documentation import Documentation, collect
 from bertkin.tasks.fill import Loaded, load

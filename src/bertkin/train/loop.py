@@ -27,7 +27,7 @@ from bertkin.models.heads import MaskedLM
 from bertkin.models.kernels import status
 from bertkin.models.presets import build
 from bertkin.models.pretrained import save_model
-from bertkin.objectives.masked import evaluation_batches, make_batch
+from bertkin.objectives.make import evaluation_batches, make_batch
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
@@ -260,8 +260,8 @@ class Training:
 
     def _learn(self, part: Batch, asked: int, pairs: int, sums: list[float]) -> None:
         """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same."""
-        ids, layout, where, targets, at, labels = tensors(part, self.device)
-        losses = self.model(ids, layout, where, targets, at, labels, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
+        given = tensors(part, self.device)
+        losses = self.model(**given, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
         total = losses.loss_sum
         if losses.pair_loss_sum is not None:
             total = total + self.objective.sentence_weight / pairs * losses.pair_loss_sum
@@ -445,28 +445,36 @@ class _Window:
         return record
 
 
-def tensors(batch: Batch, device: str) -> tuple[Any, ...]:
-    """A batch as the model takes it: ids, layout, asked, targets, pairs, labels."""
-    arrays = (batch.ids, batch.asked, batch.targets, batch.pairs, batch.pair_labels)
-    ids, asked, targets, pairs, labels = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    return ids, batch.layout.to(device), asked, targets, pairs, labels
+def tensors(batch: Batch, device: str) -> dict[str, Any]:
+    """A batch as the model's `forward` takes it, by name."""
+
+    def put(array: Any) -> Any:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    given = {"ids": put(batch.ids), "layout": batch.layout.to(device)}
+    given |= {"asked": put(batch.asked), "targets": put(batch.targets)}
+    if len(batch.pairs):
+        given |= {"pairs": put(batch.pairs), "pair_labels": put(batch.pair_labels)}
+    if batch.source is not None:
+        given["source"] = put(batch.source.ids), batch.source.layout.to(device)
+    return given
 
 
 @torch.no_grad()
 def evaluate(
     model: MaskedLM, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
 ) -> tuple[float, float]:
-    """Mean loss in nats and accuracy over the held-out rows' 15% masked tokens, each token weighing the same."""
+    """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same."""
     sums = [0.0, 0.0, 0.0]
     t = recipe.train
     rows = max(1, min(32, 8192 // t.length))
-    for batch in evaluation_batches(split, ids, length=t.length, n_rows=t.eval_rows, batch_rows=rows):
+    named = {"length": t.length, "n_rows": t.eval_rows, "batch_rows": rows}
+    for batch in evaluation_batches(split, ids, **named, objective=recipe.objective):
         part = batch.slice(world.rank, world.size)
         if not len(part.asked):
             continue
-        flat, layout, asked, targets, _, _ = tensors(part, device)
-        losses = model(flat, layout, asked, targets)
-        for i, value in enumerate((float(losses.loss_sum), float(losses.n_correct), float(len(targets)))):
+        losses = model(**tensors(part, device))
+        for i, value in enumerate((float(losses.loss_sum), float(losses.n_correct), float(len(part.asked)))):
             sums[i] += value
     loss, correct, n = world.sum(sums)
     return loss / max(n, 1), correct / max(n, 1)

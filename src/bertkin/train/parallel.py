@@ -1,6 +1,6 @@
 """Several processes on one training, started by torchrun: each takes its rows of every batch, gradients are summed.
 
-Everything about processes is here. Batches do not depend on their number (`bertkin.objectives.masked`), so a run on
+Everything about processes is here. Batches do not depend on their number (`bertkin.objectives.make`), so a run on
 four processes sees what a run on one would.
 """
 
