@@ -1,7 +1,8 @@
 """ONE attention(q, k, v, layout, rule): who may see whom is data, and every faster path is behind it.
 
 Tokens are flat and tight. `Layout` says where each sequence starts, and nothing is ever seen across sequences; `Rule`
-says what is seen inside one. Positions enter, where they are rotary, by turning queries and keys (Su et al. 2021).
+says what is seen inside one, and `Layout.reach`, where given, how far each token sees. Positions enter by turning queries
+and keys (rotary, Su et al. 2021), or by a number for each distance that is added to the scores (Raffel et al. 2020).
 """
 
 from __future__ import annotations
@@ -42,30 +43,44 @@ def attention(
     rule: Rule,
     *,
     queries: Tensor | None = None,
+    asking: Layout | None = None,
     rotary: Rotary | None = None,
+    distances: Tensor | None = None,
+    scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017) inside each sequence of the layout.
+    """Scaled dot-product attention (Vaswani et al. 2017) inside each sequence of the layout, or from another into it.
 
     Args:
         q: [n, heads, head_dim], a row for each token, or for each of `queries`; may be a strided view.
-        k, v: [tokens, heads, head_dim]; may be strided views.
+        k, v: [tokens, kv_heads, head_dim]; may be strided views. Where kv_heads are fewer, each serves as many query
+            heads in a row as go into it (Ainslie et al. 2023).
+        layout: of the tokens that are seen. Its `reach`, if any, stands in for the causal part of the rule.
         queries: int64 [n], sorted flat positions of the tokens that ask; None when all do.
+        asking: of the tokens that ask, where they are not those that are seen (cross attention): sequence s of it sees
+            all of sequence s of `layout`, whatever the rule and the reach. No rotary tables or distances then.
         rotary: tables to turn q and k with, or None.
+        distances: [heads, 2 * longest - 1], added to the scaled scores: column longest - 1 + d where a key stands d
+            places after the query.
+        scale: factor on the scores; None for head_dim ** -0.5.
         dropout: share of the weights dropped.
 
     Returns:
         [n, heads * head_dim].
     """
-    if not dropout and fused.attention_usable(q, k, v):
+    plain = asking is None and distances is None and scale is None and layout.reach is None and q.shape[1] == k.shape[1]
+    if plain and not dropout and fused.attention_usable(q, k, v):
         asked = layout if queries is None else layout_of(queries, layout)
         places = layout.positions if queries is None else layout.positions[queries]
         starts = (layout.starts, asked.starts)
         return fused.Attention.apply(q, k, v, starts, (layout.positions, places), rule, rotary)
-    tiles = tiles_of(layout)
-    weights = drop(attention_weights(q, k, layout, rule, queries=queries, rotary=rotary, tiles=tiles), dropout)
-    mixed = weights.to(v.dtype) @ tiles.padded(v, 0).transpose(1, 2)
-    asked = tiles if queries is None else layout_of(queries, tiles)
+    tiles = layout if asking is not None else tiles_of(layout)
+    weights = attention_weights(
+        q, k, layout, rule, queries=queries, asking=asking, rotary=rotary, distances=distances, scale=scale, tiles=tiles
+    )
+    mixed = drop(weights, dropout).to(v.dtype) @ tiles.padded(_each(v, q), 0).transpose(1, 2)
+    asked = tiles if asking is None else asking
+    asked = asked if queries is None else layout_of(queries, asked)
     return asked.flat(mixed.transpose(1, 2)).flatten(1)
 
 
@@ -76,7 +91,10 @@ def attention_weights(
     rule: Rule,
     *,
     queries: Tensor | None = None,
+    asking: Layout | None = None,
     rotary: Rotary | None = None,
+    distances: Tensor | None = None,
+    scale: float | None = None,
     tiles: Layout | None = None,
 ) -> Tensor:
     """The weights themselves, float32 [sequences, heads, longest queries, longest sequence], padded.
@@ -85,18 +103,40 @@ def attention_weights(
     Rows of padding hold nothing of meaning.
     """
     tiles = layout if tiles is None else tiles
-    asked = tiles if queries is None else layout_of(queries, tiles)
-    positions = layout.positions if queries is None else layout.positions[queries]
+    asked = tiles if asking is None else asking
+    asked = asked if queries is None else layout_of(queries, asked)
+    positions = (layout if asking is None else asking).positions
+    positions = positions if queries is None else positions[queries]
     if rotary is not None:
         q, k = rotate(q, positions, rotary), rotate(k, layout.positions, rotary)
     left = asked.padded(q, 0).transpose(1, 2)
-    right = tiles.padded(k, 0).permute(0, 2, 3, 1)
-    scores = (left @ right).float() * q.shape[-1] ** -0.5
-    hidden = _hidden(layout, rule, queries, tiles, asked)
+    right = tiles.padded(_each(k, q), 0).permute(0, 2, 3, 1)
+    scores = (left @ right).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if distances is not None:
+        middle = distances.shape[1] // 2
+        ahead = tiles.padded(layout.positions, 0)[:, None] - asked.padded(positions, 0)[:, :, None]
+        scores = scores + distances.float()[:, ahead + middle].transpose(0, 1)
+    hidden = _beyond(layout, asking) if asking is not None else _hidden(layout, rule, queries, tiles, asked)
     if hidden is not None:
         # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
         scores = scores.masked_fill(hidden[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
+
+
+def _each(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values [tokens, kv_heads, head_dim] with a head for each of q's."""
+    return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _beyond(layout: Layout, asking: Layout) -> Tensor | None:
+    """The padding of what is seen by others: bool [sequences, 1, keys]; None where there is none."""
+    if layout.n_sequences != asking.n_sequences:
+        raise ValueError(f"{asking.n_sequences} sequences ask {layout.n_sequences}")
+    if layout.uniform:
+        return None
+    places = torch.arange(layout.max_length, device=layout.starts.device)
+    hidden: Tensor = places >= layout.lengths[:, None]
+    return hidden[:, None]
 
 
 def _hidden(layout: Layout, rule: Rule, queries: Tensor | None, tiles: Layout, asked: Layout) -> Tensor | None:
@@ -107,13 +147,14 @@ def _hidden(layout: Layout, rule: Rule, queries: Tensor | None, tiles: Layout, a
         owner = layout.sequence_ids()
         mine = asked.padded(owner if queries is None else owner[queries], -2)
         hidden = mine[:, :, None] != tiles.padded(owner, -1)[:, None]
-    if local or rule.causal:
+    if local or rule.causal or layout.reach is not None:
         places = layout.positions if queries is None else layout.positions[queries]
-        distance = asked.padded(places, 0)[:, :, None] - tiles.padded(layout.positions, 0)[:, None]
+        seen = tiles.padded(layout.positions, 0)[:, None]
         if rule.window is not None and local:
-            hidden = _either(hidden, distance.abs() > rule.window)
-        if rule.causal:
-            hidden = _either(hidden, distance < 0)
+            hidden = _either(hidden, (asked.padded(places, 0)[:, :, None] - seen).abs() > rule.window)
+        if layout.reach is not None or rule.causal:
+            reach = places + 1 if layout.reach is None else layout.reach if queries is None else layout.reach[queries]
+            hidden = _either(hidden, seen >= asked.padded(reach, 1)[:, :, None])
     return hidden
 
 
@@ -135,6 +176,31 @@ def layout_of(queries: Tensor, layout: Layout) -> Layout:
     owner = torch.searchsorted(layout.starts[1:].to(queries.dtype), queries, right=True)
     counts = torch.bincount(owner, minlength=len(layout.starts) - 1)
     return Layout.from_lengths(counts.cpu().numpy()).to(queries.device)
+
+
+def cached_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float | None = None) -> Tensor:
+    """One new token of each sequence looks at all that its sequence has so far: a step of generation.
+
+    Args:
+        q: [n, heads, head_dim], turned already where positions are rotary.
+        keys, values: [n, capacity, kv_heads, head_dim], each sequence's own in order of position (turned already); may
+            be views of a longer cache.
+        lengths: int32 [n], how many of them there are, at least 1; what lies after them is not read.
+        scale: factor on the scores; None for head_dim ** -0.5.
+
+    Returns:
+        [n, heads * head_dim].
+    """
+    n, heads, dim = q.shape
+    kv_heads = keys.shape[2]
+    scale = dim**-0.5 if scale is None else scale
+    grouped = q.view(n, kv_heads, heads // kv_heads, dim)
+    scores = torch.einsum("nghd,ncgd->nghc", grouped, keys).float() * scale
+    beyond = torch.arange(keys.shape[1], device=q.device) >= lengths[:, None]
+    weights = scores.masked_fill(beyond[:, None, None], -torch.inf).softmax(dim=-1)
+    # What was never written may be anything, and nothing times NaN is NaN.
+    clean = values.masked_fill(beyond[:, :, None, None], 0)
+    return torch.einsum("nghc,ncgd->nghd", weights.to(q.dtype), clean).reshape(n, heads * dim)
 
 
 @lru_cache(maxsize=16)

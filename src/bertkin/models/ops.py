@@ -6,11 +6,17 @@ that layers would have to know.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bertkin.models import fused, kernels, products
+
+Kind = Literal["gelu", "gelu-tanh", "relu", "geglu", "geglu-tanh", "swiglu"]
+"""How a feed-forward block bends what it made wider. The last three are gated (Shazeer 2020): the first half of the
+width is bent, by GELU, its tanh form or SiLU, and multiplies the second."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,38 +27,51 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_norm(
-    residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, *, rms: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum and its layer norm (Ba et al. 2016), both [tokens, hidden]; `x` may be None for nothing to add."""
-    if kernels.usable(residual, x, weight, bias):
+    """The residual sum and its norm, both [tokens, hidden]; `x` may be None for nothing to add.
+
+    The norm is layer norm (Ba et al. 2016) or, with `rms`, root mean square norm (Zhang & Sennrich 2019): no mean taken
+    off and no bias.
+    """
+    if not rms and kernels.usable(residual, x, weight, bias):
         return fused.AddNorm.apply(residual, x, weight, bias, eps)
     total = residual if x is None else residual + x
+    if rms:
+        # In float32 up to the weight: squares of bfloat16 numbers summed as such would lose the small ones.
+        wide = total.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+        return total, (wide * scale * weight.float()).to(total.dtype)
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
 def gelu(x: Tensor) -> Tensor:
     """Gaussian error linear unit in its exact form (Hendrycks & Gimpel 2016)."""
-    if kernels.usable(x):
-        return fused.Gelu.apply(x)
-    return F.gelu(x)
+    return bend(x, "gelu")
 
 
-def geglu(x: Tensor) -> Tensor:
-    """[tokens, 2 * f] to [tokens, f]: the GELU of the first half times the second (Shazeer 2020)."""
-    if kernels.usable(x):
-        return fused.Geglu.apply(x)
+def bend(x: Tensor, kind: Kind) -> Tensor:
+    """What stands between the two products of a feed-forward block: [tokens, wide] to [tokens, f], where wide is f, or
+    2 * f if the kind is gated."""
+    if kind in ("gelu", "geglu") and kernels.usable(x):
+        return fused.Gelu.apply(x) if kind == "gelu" else fused.Geglu.apply(x)
+    if kind in ("gelu", "gelu-tanh"):
+        return F.gelu(x, approximate="tanh" if kind == "gelu-tanh" else "none")
+    if kind == "relu":
+        return F.relu(x)
     value, gate = x.chunk(2, dim=-1)
-    return F.gelu(value) * gate
+    if kind == "swiglu":
+        return F.silu(value) * gate
+    return F.gelu(value, approximate="tanh" if kind == "geglu-tanh" else "none") * gate
 
 
 def feed_forward(
-    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, *, gated: bool
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, *, kind: Kind
 ) -> Tensor:
-    """Wider, bent by GELU or GEGLU, and back: [tokens, hidden] to the same."""
-    if not gated and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
+    """Wider, bent, and back: [tokens, hidden] to the same; `up` has twice the rows where the kind is gated."""
+    if kind == "gelu" and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
         return fused.FeedForward.apply(x, up, up_bias, down, down_bias)
-    wide = linear(x, up, up_bias)
-    return linear(geglu(wide) if gated else gelu(wide), down, down_bias)
+    return linear(bend(linear(x, up, up_bias), kind), down, down_bias)
 
 
 def embed(ids: Tensor, table: Tensor) -> Tensor:
