@@ -1,9 +1,15 @@
-"""Who writes from the left: each token is asked for at the one before it (Radford et al. 2018, 2019).
+"""Who writes from the left, wholly or in part: causal, prefix, hybrid and UniLM's mixture.
+
+    causal    every token is asked for at the one before it (Radford et al. 2018, 2019)
+    prefix    likewise after a beginning of random length that is seen from both sides (Liu et al. 2018, Raffel et al. 2020)
+    hybrid    some sequences causal; in the others tokens are hidden, and asked for at the one before too (GPT-BERT:
+              Charpentier and Samuel 2024), so that the same weights write and fill blanks
+    unilm     hidden tokens are asked for in their own places, under three ways of seeing by turns (Dong et al. 2019)
 
 A sequence is [CLS] w1 … wn [SEP]: [CLS] begins it and asks for w1, wn asks for the [SEP] that ends it. The [SEP] that
 only a cut brings is no target: the document goes on there.
 
-Who sees whom is written in the layout's `reach`, so that any stack with one attention serves.
+Who sees whom is written in the layout's `reach`, so any stack with the one attention serves all of them.
 """
 
 from __future__ import annotations
@@ -13,9 +19,10 @@ from dataclasses import replace
 import numpy as np
 
 from bertkin.config import Objective
+from bertkin.objectives.masked import hide
 from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, lay
 from bertkin.text.layout import Layout
-from bertkin.text.shuffle import Bits
+from bertkin.text.shuffle import Bits, below, mix, noise, unit
 
 
 def causal(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective: Objective, rate: float) -> Batch:
@@ -23,6 +30,53 @@ def causal(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objectiv
     original, layout, row_starts = lay(split, pieces, ids)
     asked = np.flatnonzero(answerable(split, ids, pieces, original, layout)) - 1
     return _batch(original, original, layout, row_starts, asked, asked + 1, layout.positions + 1)
+
+
+def prefix(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective: Objective, rate: float) -> Batch:
+    """A beginning is read, the rest is written: from [CLS] alone up to all but the last token of text, evenly."""
+    original, layout, row_starts = lay(split, pieces, ids)
+    read = np.repeat(_beginnings(pieces, keys), layout.lengths)
+    wanted = answerable(split, ids, pieces, original, layout) & (layout.positions >= read)
+    asked = np.flatnonzero(wanted) - 1
+    return _batch(original, original, layout, row_starts, asked, asked + 1, np.maximum(layout.positions + 1, read))
+
+
+def hybrid(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective: Objective, rate: float) -> Batch:
+    """A share objective.causal_share of the sequences is causal, the rest seen from both sides with tokens hidden.
+
+    Both ask at the token before. Each asked token weighs the same, so a causal sequence, which asks all its tokens,
+    weighs 1 / rate as much as a masked one.
+    """
+    original, layout, row_starts = lay(split, pieces, ids)
+    left = np.repeat(unit(_draws(pieces, keys, 6)) < objective.causal_share, layout.lengths)
+    seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, ids.ordinary[original] & ~left)
+    wanted = answerable(split, ids, pieces, original, layout) & left
+    wanted[hidden] = True
+    asked = np.flatnonzero(wanted) - 1
+    reach = np.where(left, layout.positions + 1, np.repeat(layout.lengths, layout.lengths))
+    return _batch(seen, original, layout, row_starts, asked, asked + 1, reach)
+
+
+def unilm(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective: Objective, rate: float) -> Batch:
+    """Each sequence is seen from both sides, from the left, or as a beginning and what follows, a third each.
+
+    Tokens are hidden as in `masked` under all three, in the beginnings too.
+    """
+    original, layout, row_starts = lay(split, pieces, ids)
+    seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, ids.ordinary[original])
+    least = np.choose(below(_draws(pieces, keys, 6), 3), [layout.lengths, 0, _beginnings(pieces, keys)])
+    reach = np.maximum(layout.positions + 1, np.repeat(least, layout.lengths))
+    return _batch(seen, original, layout, row_starts, hidden, hidden, reach)
+
+
+def _draws(pieces: Pieces, keys: Bits, purpose: int) -> Bits:
+    """[sequences]: uniform bits for each sequence, from its row's key and its place in the row."""
+    return noise(mix(keys, purpose)[pieces.row], np.arange(len(pieces.row)) - np.searchsorted(pieces.row, pieces.row))
+
+
+def _beginnings(pieces: Pieces, keys: Bits) -> Ints:
+    """[sequences]: how many tokens are seen from both sides, uniform from 1 to as many as there are tokens of text."""
+    return 1 + below(_draws(pieces, keys, 7), pieces.count)
 
 
 def answerable(split: SplitLike, ids: Specials, pieces: Pieces, original: Ints, layout: Layout) -> Bools:

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from bertkin.config import Objective
-from bertkin.objectives.causal import causal
+from bertkin.config import AUTO, Objective
+from bertkin.errors import UserError
+from bertkin.objectives.causal import causal, hybrid, prefix, unilm
 from bertkin.objectives.masked import masked
 from bertkin.text.batches import Batch, Pieces, Specials, SplitLike, cut, plan, stream_length
 from bertkin.text.shuffle import Bits, mix
@@ -97,4 +98,78 @@ def _maker(objective: Objective) -> Maker:
         from bertkin.objectives.denoise import denoise
 
         return denoise
-    return {"causal": causal}.get(objective.kind, masked)
+    makers: dict[str, Maker] = {"causal": causal, "prefix": prefix, "hybrid": hybrid, "unilm": unilm}
+    return makers.get(objective.kind, masked)
+
+
+_ONE_STACK = ("masked", "causal", "prefix", "hybrid", "unilm")
+_WRITER = ("causal", "prefix", "hybrid")
+SERVES: dict[str, tuple[str, ...]] = {
+    "bert": _ONE_STACK,
+    "roberta": _ONE_STACK,
+    "modern": _ONE_STACK,
+    "albert": _ONE_STACK,
+    "electra": ("replaced",),
+    "gpt2": _WRITER,
+    "llama": _WRITER,
+    "bart": ("denoise",),
+    "t5": ("denoise",),
+}
+"""The kinds of objective that each family of models can be asked; the first is what it is asked by default."""
+
+
+def check_objective(objective: Objective, family: str) -> None:
+    """Refuse an objective that the family cannot serve, or whose fields do not go together.
+
+    Raises:
+        UserError: saying what the family can be asked, and which families could.
+    """
+    o, kinds = objective, SERVES[family]
+    if o.kind not in kinds:
+        able = " or ".join(name for name, served in SERVES.items() if o.kind in served)
+        raise UserError(
+            f"{family} cannot be asked {o.kind}",
+            where="--objective.kind",
+            mend=f"choose {' or '.join(kinds)}, or a preset of {able}",
+        )
+    if o.sentence != "none" and o.kind != "masked":
+        raise UserError(
+            f"sentence pairs go with masked alone, not with {o.kind}", where="--objective.sentence", mend="choose none"
+        )
+    if o.boundary and (o.kind != "masked" or o.unit != "span" or o.sentence != "none"):
+        raise UserError(
+            "the boundary objective asks hidden spans, beside nothing else",
+            where="--objective.boundary",
+            mend="choose --objective.kind masked --objective.unit span --objective.sentence none, or leave it out",
+        )
+    if o.noise is not AUTO and o.kind != "denoise":
+        raise UserError(
+            f"noise is for denoise, not for {o.kind}",
+            where="--objective.noise",
+            mend="leave it out, or choose bart or t5",
+        )
+
+
+def asked_share(objective: Objective) -> float:
+    """About how many tokens are asked for each one that a stack reads: what the last layer and the head work for."""
+    if objective.kind in ("causal", "denoise"):  # whoever writes is asked for every token it writes
+        return 1.0
+    if objective.kind == "prefix":
+        return 0.5
+    if objective.kind == "hybrid":
+        return objective.causal_share + (1 - objective.causal_share) * objective.rate
+    return objective.rate
+
+
+def side_count(batch: Batch, objective: Objective) -> int:
+    """How many answers the second loss of a batch sums: pairs, judged tokens (replaced) or boundaries (SpanBERT)."""
+    if objective.kind == "replaced":
+        return len(batch.ids)
+    return len(batch.pairs) if batch.edges is None else len(batch.asked)
+
+
+def side_weight(objective: Objective) -> float:
+    """The weight of the second loss beside the first, each a mean."""
+    if objective.kind == "replaced":
+        return objective.replaced_weight
+    return 1.0 if objective.boundary else objective.sentence_weight

@@ -23,11 +23,11 @@ import torch
 
 from bertkin.config import Recipe, load_recipe
 from bertkin.errors import NonFiniteLoss, UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
 from bertkin.models.presets import build
 from bertkin.models.pretrained import save_model
-from bertkin.objectives.make import evaluation_batches, make_batch
+from bertkin.objectives.make import evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
@@ -37,7 +37,7 @@ from bertkin.train.parallel import World, join
 from bertkin.train.price import estimate
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
-from bertkin.train.samples import Sample, answer, pick
+from bertkin.train.samples import FILLERS, Sample, answer, pick
 from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
 from bertkin.train.setup import Materials, complete, gather
 from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
@@ -137,18 +137,19 @@ class Training:
         self.threads = settle_threads(self.train.threads, world.local_size)
         keep_memory()
         self.dtype = pick_precision(self.train.precision, device)
-        sentence = self.objective.sentence != "none"
-        model = build(self.recipe.model, sentence=sentence, seed=self.train.seed)
+        heads = {"sentence": self.objective.sentence != "none", "boundary": self.objective.boundary}
+        model = build(self.recipe.model, **heads, seed=self.train.seed)
         self.model = model.to(device=device, dtype=self.dtype).train()
         self.optimizer = Optimizer(self.model, self.train)
         # A second model whose weights are the float32 ones: what is evaluated and saved.
-        self.finished = build(self.recipe.model, sentence=sentence, seed=self.train.seed).to(device).eval()
+        self.finished = build(self.recipe.model, **heads, seed=self.train.seed).to(device).eval()
         for name, parameter in self.finished.named_parameters():
             parameter.data = self.optimizer.weights()[name]
         self.position = Position()
         self.loss, self.accuracy = math.nan, math.nan
         self.stop = False
-        self.samples: list[Sample] = pick(self.store.heldout, self.tokenizer) if world.first else []
+        fills = world.first and self.objective.kind in FILLERS
+        self.samples: list[Sample] = pick(self.store.heldout, self.tokenizer) if fills else []
         if resumed:
             if world.first:
                 sweep(out)
@@ -226,12 +227,12 @@ class Training:
             objective=self.objective,
             rate=rate_at(progress, self.objective.rate, self.objective.rate_end),
         )
-        if self.recipe.model.dropout or self.recipe.model.attention_dropout:
-            generator(self.train.seed, self.position.step, self.world.rank)
+        generator(self.train.seed, self.position.step, self.world.rank)
+        asked, side = len(batch.asked), side_count(batch, self.objective)
         sums = [0.0, 0.0, 0.0, 0.0]
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
             if len(part.asked) or len(part.pairs):
-                self._learn(part, len(batch.asked), len(batch.pairs), sums)
+                self._learn(part, asked, side, sums)
         self.world.sum_gradients(self.model)
         loss, correct, pair_loss, pair_correct = self.world.sum(sums)
         norm = self.optimizer.gradient_norm()
@@ -249,22 +250,26 @@ class Training:
         return {
             "loss": loss,
             "correct": correct,
-            "asked": len(batch.asked),
+            "asked": asked,
             "pair_loss": pair_loss,
             "pair_correct": pair_correct,
-            "pairs": len(batch.pairs),
+            "pairs": side,
             "tokens": batch.n_tokens,
             "norm": norm,
             "factor": factor,
         }
 
-    def _learn(self, part: Batch, asked: int, pairs: int, sums: list[float]) -> None:
-        """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same."""
+    def _learn(self, part: Batch, asked: int, side: int, sums: list[float]) -> None:
+        """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same.
+
+        Args:
+            asked, side: how much the whole batch is asked, in the first loss and in the second.
+        """
         given = tensors(part, self.device)
         losses = self.model(**given, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
         total = losses.loss_sum
         if losses.pair_loss_sum is not None:
-            total = total + self.objective.sentence_weight / pairs * losses.pair_loss_sum
+            total = total + side_weight(self.objective) / side * losses.pair_loss_sum
         total.backward()
         sums[0] += float(losses.loss_sum.detach()) * asked
         sums[1] += float(losses.n_correct)
@@ -297,8 +302,9 @@ class Training:
         record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
         if self.log:
             self.log.write(record)
-            fills = answer(self.finished, self.samples, self.tokenizer)
-            self.log.write({"kind": "samples", "step": p.step, "fills": fills})
+            if self.samples and isinstance(self.finished, LanguageModel):
+                fills = answer(self.finished, self.samples, self.tokenizer, shifted=self.objective.kind == "hybrid")
+                self.log.write({"kind": "samples", "step": p.step, "fills": fills})
             self.listener.evaluation(record)
 
     def checkpoint(self) -> None:
@@ -322,6 +328,7 @@ class Training:
         if p.loss is not None:
             extra |= {"heldout_loss": p.loss, "heldout_accuracy": p.accuracy}
         extra |= {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
+        extra["objective"] = self.objective.kind
         save_model(self.finished, self.out / "model", tokenizer=self.tokenizer, extra=extra)
 
     def _take_up(self) -> None:
@@ -455,6 +462,8 @@ def tensors(batch: Batch, device: str) -> dict[str, Any]:
     given |= {"asked": put(batch.asked), "targets": put(batch.targets)}
     if len(batch.pairs):
         given |= {"pairs": put(batch.pairs), "pair_labels": put(batch.pair_labels)}
+    if batch.edges is not None:
+        given["edges"] = put(batch.edges)
     if batch.source is not None:
         given["source"] = put(batch.source.ids), batch.source.layout.to(device)
     return given
@@ -462,7 +471,7 @@ def tensors(batch: Batch, device: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(
-    model: MaskedLM, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
+    model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
 ) -> tuple[float, float]:
     """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same."""
     sums = [0.0, 0.0, 0.0]

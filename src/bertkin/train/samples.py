@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
 SHORTEST, LONGEST = 8, 32
+FILLERS = ("masked", "unilm", "hybrid")
+"""The kinds of objective that teach a model to fill blanks with words."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,19 @@ def _hide_one(tokens: np.ndarray, tokenizer: Tokenizer) -> Sample | None:
 
 
 @torch.no_grad()
-def answer(model: MaskedLM, samples: list[Sample], tokenizer: Tokenizer, top: int = 3) -> list[dict[str, Any]]:
-    """What the model would fill in: for each sample its text, the truth, and the likeliest tokens with their share."""
+def answer(
+    model: LanguageModel, samples: list[Sample], tokenizer: Tokenizer, top: int = 3, *, shifted: bool = False
+) -> list[dict[str, Any]]:
+    """What the model would fill in: for each sample its text, the truth, and the likeliest tokens with their share.
+
+    Args:
+        shifted: ask at the token before the blank, as a hybrid objective does, and see both sides whatever the stack.
+    """
     if not samples:
         return []
-    layout = Layout.from_lengths([len(s.ids) for s in samples])
-    asked = layout.starts[:-1].astype(np.int64) + [s.hidden for s in samples]
+    sizes = [len(s.ids) for s in samples]
+    layout = Layout.from_lengths(sizes, reach=np.repeat(sizes, sizes).astype(np.int32) if shifted else None)
+    asked = layout.starts[:-1].astype(np.int64) + [s.hidden - shifted for s in samples]
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.concatenate([s.ids for s in samples])).to(device)
     logits = model.logits(ids, layout.to(device), torch.from_numpy(asked).to(device)).float()

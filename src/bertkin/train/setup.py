@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from bertkin.config import AUTO, Data, Recipe, Train, fill_auto, merge
+from bertkin.config import AUTO, Data, Objective, Recipe, Train, fill_auto, merge
 from bertkin.errors import UserError
 from bertkin.models.presets import preset, resolve_model
+from bertkin.objectives.make import SERVES, check_objective
 from bertkin.objectives.sentence import check_sentences
 from bertkin.text.batches import check_enough
 from bertkin.text.cache import tokenizer_for
@@ -46,7 +47,7 @@ def complete(recipe: Recipe) -> Recipe:
     if train.tensorboard:
         check_board()
     train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
-    objective = fill_auto(full.objective, rate_end=full.objective.rate)
+    objective = _objective(full.objective, recipe.objective, str(model.family))
     for length, _ in parse_lengths(train):
         if length > model.max_length:
             raise UserError(
@@ -62,6 +63,9 @@ def complete(recipe: Recipe) -> Recipe:
         ("objective.random-share", objective.random_share, zero, 1.0 - objective.mask_share + 1e-9),
         ("objective.span-mean", objective.span_mean, 1.0 - 1e-9, 1e3),
         ("objective.sentence-weight", objective.sentence_weight, zero, 1e6),
+        ("objective.causal-share", objective.causal_share, zero, 1.0 + 1e-9),
+        ("objective.adaptive", objective.adaptive, zero, 1e3),
+        ("objective.replaced-weight", objective.replaced_weight, zero, 1e6),
         ("data.heldout", full.data.heldout, 0.0, 1.0),
         ("model.dropout", model.dropout, zero, 1.0),
         ("model.attention-dropout", model.attention_dropout, zero, 1.0),
@@ -87,6 +91,20 @@ def complete(recipe: Recipe) -> Recipe:
         if not low < value < high:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=_between(low, high))
     return replace(full, model=model, train=train, objective=objective)
+
+
+def _objective(objective: Objective, given: Objective, family: str) -> Objective:
+    """The objective with every field that a model of the family needs, checked.
+
+    Args:
+        objective: the preset's, with what was `given` over it.
+    """
+    objective = fill_auto(objective, kind=SERVES[family][0])
+    if given.sentence is AUTO and objective.kind != "masked":  # the preset's sentence pairs are for its own kind
+        objective = replace(objective, sentence="none")
+    objective = fill_auto(objective, unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
+    check_objective(objective, family)
+    return cast(Objective, fill_auto(objective, rate_end=objective.rate))
 
 
 def _between(low: float, high: float) -> str:
