@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from bertkin.errors import UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.text.batches import SplitLike
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def evaluation_rows(split: SplitLike, tokenizer: Tokenizer) -> Rows:
 
 
 @torch.inference_mode()
-def ask(model: MaskedLM, rows: Rows) -> tuple[float, float]:
+def ask(model: LanguageModel, rows: Rows) -> tuple[float, float]:
     """Mean loss in nats and accuracy over the asked tokens."""
     loss, correct = 0.0, 0
     was = model.training

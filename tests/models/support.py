@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bertkin.config import Model
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import build, resolve_model
 from bertkin.text.layout import Layout
 
@@ -35,8 +35,8 @@ def lively(model: torch.nn.Module, seed: int = 0) -> Any:
     return model.eval()
 
 
-def ours(family: str, *, sentence: bool = False, **changes: Any) -> MaskedLM:
-    model: MaskedLM = lively(build(shape(family, **changes), sentence=sentence))
+def ours(family: str, *, sentence: bool = False, **changes: Any) -> LanguageModel:
+    model: LanguageModel = lively(build(shape(family, **changes), sentence=sentence))
     return model
 
 

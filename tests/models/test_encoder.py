@@ -73,7 +73,7 @@ def test_asking_some_positions_gives_the_numbers_of_asking_all(family: str, aske
     with torch.no_grad():
         every = model.logits(ids, layout)
         assert torch.allclose(model.logits(ids, layout, places), every[places], atol=1e-5)
-        assert torch.allclose(model.encoder(ids, layout, places), model.encode(ids, layout)[places], atol=1e-5)
+        assert torch.allclose(model.stack(ids, layout, places), model.encode(ids, layout)[places], atol=1e-5)
 
 
 @pytest.mark.usefixtures("paths")
@@ -215,8 +215,8 @@ def test_a_seed_gives_one_model_whatever_was_drawn_before(family: str) -> None:
     again, other = build(shape(family), seed=3), build(shape(family), seed=4)
     for name, parameter in first.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name)), name
-    table = first.encoder.embeddings.tokens.detach()
-    assert not torch.equal(table, other.encoder.embeddings.tokens)
+    table = first.stack.embeddings.tokens.detach()
+    assert not torch.equal(table, other.stack.embeddings.tokens)
     assert float(table.abs().max()) <= 0.04 and 0.015 < float(table.std()) < 0.02
 
 

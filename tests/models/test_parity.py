@@ -47,7 +47,7 @@ def test_a_transformers_model_gives_the_same_numbers_here(
     batch = padded_batch(ids, layout, PAD[family])
     with torch.no_grad():
         expected = reference(**batch, output_hidden_states=True, output_attentions=True)
-        trace = model.encoder.trace(ids, layout)
+        trace = model.stack.trace(ids, layout)
         assert far(model.logits(ids, layout), layout.flat(expected.logits)) < 1e-5
         assert far(model.encode(ids, layout), layout.flat(expected.hidden_states[-1])) < 1e-5
     assert len(trace.hidden) == len(expected.hidden_states)

@@ -9,13 +9,13 @@ import torch
 
 from bertkin.config import AUTO, Model, dump_recipe
 from bertkin.errors import UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import SIZES, architecture, names, preset, resolve_model
 
 
 def parameters(name: str, vocab_size: int) -> int:
     with torch.device("meta"):
-        model = MaskedLM(architecture(resolve_model(preset(name).model, vocab_size)))
+        model = LanguageModel(architecture(resolve_model(preset(name).model, vocab_size)))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -202,7 +202,7 @@ def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path) -> Non
     index = tmp_path / "model.safetensors.index.json"
     assert index.exists()
     model = load_model(tmp_path)
-    assert torch.equal(model.encoder.embeddings.tokens, reference.roberta.embeddings.word_embeddings.weight)
+    assert torch.equal(model.stack.embeddings.tokens, reference.roberta.embeddings.word_embeddings.weight)
     shards = sorted(tmp_path.glob("*.safetensors"))
     shards[0].rename(tmp_path / "away")
     assert "a part of the weights is missing" in complaint(tmp_path)

@@ -14,7 +14,7 @@ from bertkin.text.layout import Layout
 
 
 class Embeddings(nn.Module):
-    """The sum of a token's row, its position's and its segment's, normed: ids [tokens] to [tokens, hidden].
+    """The sum of a token's row, its position's and its segment's, normed: ids [tokens] to [tokens, width of a row].
 
     A learned table of positions is BERT's; sinusoids are those of Vaswani et al. (2017), fixed; rotary positions add
     nothing here, they turn the queries and keys (`bertkin.models.attention`).
@@ -22,20 +22,24 @@ class Embeddings(nn.Module):
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
-        self.offset, self.eps, self.dropout = a.position_offset, a.norm_eps, a.dropout
+        width = a.row_width
+        self.offset, self.eps, self.dropout, self.rms = a.position_offset, a.norm_eps, a.dropout, a.rms
         self.max_length = a.max_length
-        self.tokens = nn.Parameter(torch.empty(a.vocab_size, a.hidden))
+        self.tokens = nn.Parameter(torch.empty(a.vocab_size, width))
         learned, self.fixed = a.positions == "learned", a.positions == "sinusoidal"
-        self.positions = nn.Parameter(torch.empty(a.position_offset + a.max_length, a.hidden)) if learned else None
-        self.segments = nn.Parameter(torch.empty(a.segments, a.hidden)) if a.segments else None
-        self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
+        self.positions = nn.Parameter(torch.empty(a.position_offset + a.max_length, width)) if learned else None
+        self.segments = nn.Parameter(torch.empty(a.segments, width)) if a.segments else None
+        self.norm = nn.LayerNorm(width, eps=a.norm_eps, bias=a.norm_bias) if a.embedding_norm else None
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
         if layout.max_length > self.max_length:
             raise ValueError(f"a sequence of {layout.max_length} tokens; the model reads at most {self.max_length}")
         x = embed(ids, self.tokens)
         place = self._place(layout, x)
-        _, x = add_norm(x, place, self.norm.weight, self.norm.bias, self.eps)
+        if self.norm is not None:
+            _, x = add_norm(x, place, self.norm.weight, self.norm.bias, self.eps, rms=self.rms)
+        elif place is not None:
+            x = x + place
         return nn.functional.dropout(x, self.dropout, self.training)
 
     def _place(self, layout: Layout, x: Tensor) -> Tensor | None:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import re
 
-PREFIX = {"bert": "bert.", "roberta": "roberta.", "modern": "model."}
-"""What the names of an encoder's weights begin with when a head is beside it; a bare encoder's begin with nothing."""
+from bertkin.models.architecture import Architecture
+
+PREFIX = {
+    "bert": "bert.",
+    "roberta": "roberta.",
+    "modern": "model.",
+    "albert": "albert.",
+    "electra": "electra.",
+    "gpt2": "transformer.",
+    "llama": "model.",
+    "bart": "model.",
+    "t5": "",
+}
+"""What the names of a stack's weights begin with when a head is beside it; a bare stack's begin with nothing."""
 
 _BERT = {
     "embeddings.tokens": "embeddings.word_embeddings.weight",
@@ -19,9 +31,49 @@ _BERT = {
     "layers.*.feed_forward.down": "encoder.layer.*.output.dense",
     "layers.*.feed_forward_norm": "encoder.layer.*.output.LayerNorm",
 }
-ENCODERS = {
+_SHARED = "encoder.albert_layer_groups.*.albert_layers.0."
+_BART = {
+    "embeddings.positions": "embed_positions.weight",
+    "embeddings.norm": "layernorm_embedding",
+    "layers.*.attention.qkv": "layers.*.self_attn.q_proj|k_proj|v_proj",
+    "layers.*.attention.out": "layers.*.self_attn.out_proj",
+    "layers.*.attention_norm": "layers.*.self_attn_layer_norm",
+    "layers.*.cross.qkv": "layers.*.encoder_attn.q_proj|k_proj|v_proj",
+    "layers.*.cross.out": "layers.*.encoder_attn.out_proj",
+    "layers.*.cross_norm": "layers.*.encoder_attn_layer_norm",
+    "layers.*.feed_forward.up": "layers.*.fc1",
+    "layers.*.feed_forward.down": "layers.*.fc2",
+    "layers.*.feed_forward_norm": "layers.*.final_layer_norm",
+}
+
+
+def _t5(last: int, gated: bool) -> dict[str, str]:
+    """T5 numbers the parts of a layer: 0 attention, 1 a look at the encoder, and last the feed-forward block."""
+    return {
+        "distances": "block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "layers.*.attention.qkv": "block.*.layer.0.SelfAttention.q|k|v",
+        "layers.*.attention.out": "block.*.layer.0.SelfAttention.o",
+        "layers.*.attention_norm": "block.*.layer.0.layer_norm",
+        "layers.*.cross.qkv": "block.*.layer.1.EncDecAttention.q|k|v",
+        "layers.*.cross.out": "block.*.layer.1.EncDecAttention.o",
+        "layers.*.cross_norm": "block.*.layer.1.layer_norm",
+        "layers.*.feed_forward.up": f"block.*.layer.{last}.DenseReluDense.{'wi_0|wi_1' if gated else 'wi'}",
+        "layers.*.feed_forward.down": f"block.*.layer.{last}.DenseReluDense.wo",
+        "layers.*.feed_forward_norm": f"block.*.layer.{last}.layer_norm",
+        "norm": "final_layer_norm",
+    }
+
+
+def _halves(encoder: dict[str, str], decoder: dict[str, str]) -> dict[str, str]:
+    """The tables of an encoder–decoder: the decoder's names are our stack's, the encoder's our source's."""
+    ours = {name: f"decoder.{theirs}" for name, theirs in decoder.items()}
+    return ours | {f"source.{name}": f"encoder.{theirs}" for name, theirs in encoder.items()}
+
+
+STACKS = {
     "bert": _BERT,
     "roberta": _BERT,
+    "electra": _BERT | {"project": "embeddings_project"},
     "modern": {
         "embeddings.tokens": "embeddings.tok_embeddings.weight",
         "embeddings.norm": "embeddings.norm",
@@ -33,9 +85,44 @@ ENCODERS = {
         "layers.*.feed_forward_norm": "layers.*.mlp_norm",
         "norm": "final_norm",
     },
+    "albert": {name: theirs for name, theirs in _BERT.items() if name.startswith("embeddings")}
+    | {
+        "project": "encoder.embedding_hidden_mapping_in",
+        "layers.*.attention.qkv": f"{_SHARED}attention.query|key|value",
+        "layers.*.attention.out": f"{_SHARED}attention.dense",
+        "layers.*.attention_norm": f"{_SHARED}attention.LayerNorm",
+        "layers.*.feed_forward.up": f"{_SHARED}ffn",
+        "layers.*.feed_forward.down": f"{_SHARED}ffn_output",
+        "layers.*.feed_forward_norm": f"{_SHARED}full_layer_layer_norm",
+    },
+    "gpt2": {
+        "embeddings.tokens": "wte.weight",
+        "embeddings.positions": "wpe.weight",
+        "layers.*.attention.qkv": "h.*.attn.c_attn",
+        "layers.*.attention.out": "h.*.attn.c_proj",
+        "layers.*.attention_norm": "h.*.ln_1",
+        "layers.*.feed_forward.up": "h.*.mlp.c_fc",
+        "layers.*.feed_forward.down": "h.*.mlp.c_proj",
+        "layers.*.feed_forward_norm": "h.*.ln_2",
+        "norm": "ln_f",
+    },
+    "llama": {
+        "embeddings.tokens": "embed_tokens.weight",
+        "layers.*.attention.qkv": "layers.*.self_attn.q_proj|k_proj|v_proj",
+        "layers.*.attention.out": "layers.*.self_attn.o_proj",
+        "layers.*.attention_norm": "layers.*.input_layernorm",
+        "layers.*.feed_forward.up": "layers.*.mlp.gate_proj|up_proj",
+        "layers.*.feed_forward.down": "layers.*.mlp.down_proj",
+        "layers.*.feed_forward_norm": "layers.*.post_attention_layernorm",
+        "norm": "norm",
+    },
+    "bart": {"embeddings.tokens": "shared.weight"} | _halves(_BART, _BART),
+    "t5": {"embeddings.tokens": "shared.weight"} | _halves(_t5(1, True), _t5(2, True)),
+    "t5-plain": {"embeddings.tokens": "shared.weight"} | _halves(_t5(1, False), _t5(2, False)),
 }
-"""Our names under `encoder.`, and transformers' after the prefix. `*` is the number of the layer, `|` parts that we keep
-as one tensor. A module's name stands for its weight and bias."""
+"""Our names under `stack.` (with `source.` in front of those of an encoder before it), and transformers' after the
+prefix. `*` is the number of the layer, `|` parts that we keep as one tensor. A module's name stands for its weight and
+bias."""
 
 HEADS = {
     "bert": {
@@ -51,25 +138,59 @@ HEADS = {
         "head.bias": "lm_head.bias",
     },
     "modern": {"head.bias": "decoder.bias"},
+    "albert": {
+        "head.dense": "predictions.dense",
+        "head.norm": "predictions.LayerNorm",
+        "head.bias": "predictions.bias",
+        "sentence.dense": "albert.pooler",
+        "sentence.classifier": "sop_classifier.classifier",
+    },
+    "electra": {
+        "head.dense": "generator_predictions.dense",
+        "head.norm": "generator_predictions.LayerNorm",
+        "head.bias": "generator_lm_head.bias",
+        "detect.dense": "discriminator_predictions.dense",
+        "detect.classifier": "discriminator_predictions.dense_prediction",
+    },
+    "gpt2": {"head.table": "lm_head.weight"},
+    "llama": {"head.table": "lm_head.weight"},
+    "bart": {"head.table": "lm_head.weight", "head.bias": "final_logits_bias"},
+    "t5": {"head.table": "lm_head.weight"},
+    "t5-plain": {"head.table": "lm_head.weight"},
 }
 """The same for what answers, without a prefix. What is not here is called the same on both sides: ModernBERT's head, and
 sentence heads that transformers has no place for."""
 
-UNREAD = re.compile(r"position_ids$|token_type_ids$|\.pooler\.|rotary_emb\.")
-"""Tensors inside an encoder that we need no place for: constants, and a pooler that no sentence head reads."""
+CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
+"""GPT-2's weights that lie the other way round, [in, out]."""
+
+UNREAD = re.compile(
+    r"position_ids$|token_type_ids$|pooler\.|rotary_emb\.|\.attn\.(masked_)?bias$|embed_tokens\.weight$|^lm_head\.weight$"
+)
+"""Tensors of a stack that we need no place for: constants, copies of a tied table, and a pooler that no head reads."""
+
+
+def named(a: Architecture) -> str:
+    """The table of names of an architecture: its family, or what T5's first version calls its feed-forward block."""
+    return "t5-plain" if a.family == "t5" and not a.gated else a.family
+
+
+def turned(name: str, family: str) -> bool:
+    """Whether a weight of ours lies the other way round on disk."""
+    return family == "gpt2" and CONV1D.search(theirs(name, family)[0]) is not None
 
 
 def theirs(name: str, family: str) -> tuple[str, ...]:
-    """The names on disk of what we call `name`, such as `encoder.layers.0.attention.qkv.weight`: several where one
+    """The names on disk of what we call `name`, such as `stack.layers.0.attention.qkv.weight`: several where one
     tensor of ours is several of theirs, to be put one after the other.
 
     Families that transformers does not have keep our names.
     """
-    if family not in ENCODERS:
+    if family not in STACKS:
         return (name,)
-    inside = name.startswith("encoder.")
-    table, prefix = (ENCODERS[family], PREFIX[family]) if inside else (HEADS[family], "")
-    stem, suffix = name.removeprefix("encoder.") if inside else name, ""
+    inside = name.startswith(("stack.", "source."))
+    table, prefix = (STACKS[family], PREFIX.get(family, "")) if inside else (HEADS[family], "")
+    stem, suffix = name.removeprefix("stack.") if inside else name, ""
     number = re.search(r"\.(\d+)\.", stem)
     stem = re.sub(r"\.\d+\.", ".*.", stem)
     if stem not in table:

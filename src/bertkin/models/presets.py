@@ -1,6 +1,6 @@
-"""Families and sizes: what differs between BERT, RoBERTa and a modern encoder can be read here in one sitting.
+"""Families and sizes: what differs between BERT, GPT and T5 can be read here in one sitting.
 
-A preset is FAMILY-SIZE. A family is two short functions: one says how it is built (`bert`, `roberta`, `modern`), one how it is
+A preset is FAMILY-SIZE. A family is two short functions: one says how it is built (`bert`, `gpt2`, `t5` …), one how it is
 trained here by default. A size is a row of three numbers.
 """
 
@@ -14,7 +14,7 @@ from bertkin.errors import UserError, nearest
 from bertkin.models.architecture import Architecture, check
 
 if TYPE_CHECKING:
-    from bertkin.models.heads import MaskedLM
+    from bertkin.models.heads import AnyModel
 
 
 class Size(NamedTuple):
@@ -62,6 +62,7 @@ def modern(m: Model) -> Architecture:
         family="modern",
         **_shape(m),
         norm="pre",
+        first_norm=False,
         feed_forward="geglu",
         segments=0,
         norm_eps=1e-5,
@@ -72,7 +73,119 @@ def modern(m: Model) -> Architecture:
     )
 
 
-FAMILIES = {"bert": bert, "roberta": roberta, "modern": modern}
+def albert(m: Model) -> Architecture:
+    """ALBERT (Lan et al. 2020): BERT's stack whose layers share their weights in groups, and narrow token rows."""
+    shape = _shape(m) | {"feed_forward": "gelu-tanh", "groups": m.groups, "embedding": _narrow(m)}
+    return Architecture(family="albert", **shape, norm="post", segments=2, norm_eps=1e-12)
+
+
+def electra(m: Model) -> Architecture:
+    """ELECTRA (Clark et al. 2020): BERT's stack, asked of every token whether a small generator put it there."""
+    narrow = {"embedding": _narrow(m), "generator": m.generator}
+    return Architecture(family="electra", **_shape(m), **narrow, head="detect", decoder_bias=False)
+
+
+def generator(a: Architecture) -> Architecture:
+    """ELECTRA's generator: as deep, but a share as wide; it answers like BERT."""
+    heads = max(1, round(a.heads * a.generator))
+    hidden = max(heads, round(a.hidden * a.generator / heads) * heads)
+    wide = max(1, round(a.intermediate * a.generator))
+    narrow = 0 if a.row_width == hidden else a.row_width
+    sizes = {"hidden": hidden, "heads": heads, "intermediate": wide, "embedding": narrow}
+    return replace(a, **sizes, generator=0.0, head="transform", decoder_bias=True)
+
+
+def gpt2(m: Model) -> Architecture:
+    """GPT-2 (Radford et al. 2019): what came before alone, norm before each block, learned positions, tanh GELU."""
+    return Architecture(
+        family="gpt2",
+        **_shape(m) | {"feed_forward": "gelu-tanh"},
+        causal=True,
+        norm="pre",
+        segments=0,
+        embedding_norm=False,
+        norm_eps=1e-5,
+        head="plain",
+        decoder_bias=False,
+    )
+
+
+def llama(m: Model) -> Architecture:
+    """Llama (Touvron et al. 2023): GPT with rotary positions, RMS norms, SwiGLU, no biases, shared keys and values."""
+    return Architecture(
+        family="llama",
+        **_shape(m) | {"feed_forward": "swiglu", "kv_heads": 0 if m.kv_heads == m.heads else m.kv_heads},
+        causal=True,
+        norm="pre",
+        rms=True,
+        segments=0,
+        embedding_norm=False,
+        attention_bias=False,
+        feed_forward_bias=False,
+        norm_bias=False,
+        norm_eps=1e-5,
+        head="plain",
+        decoder_bias=False,
+    )
+
+
+def bart(m: Model) -> Architecture:
+    """BART (Lewis et al. 2020): BERT's stack twice, the second one writing from the left and looking at the first."""
+    return Architecture(
+        family="bart",
+        **_shape(m),
+        decoder_layers=m.decoder_layers,
+        norm="post",
+        segments=0,
+        position_offset=2,
+        norm_eps=1e-5,
+        head="plain",
+        cls_id=0,
+        pad_id=1,
+        sep_id=2,
+        start_id=2,
+    )
+
+
+def t5(m: Model) -> Architecture:
+    """T5 1.1 (Raffel et al. 2020; Shazeer 2020): two pre-norm stacks, relative positions, RMS norms, GEGLU, no biases."""
+    return Architecture(
+        family="t5",
+        **_shape(m) | {"feed_forward": "geglu-tanh"},
+        decoder_layers=m.decoder_layers,
+        norm="pre",
+        rms=True,
+        scaled=False,
+        segments=0,
+        embedding_norm=False,
+        attention_bias=False,
+        feed_forward_bias=False,
+        norm_bias=False,
+        norm_eps=1e-6,
+        head="plain",
+        decoder_bias=False,
+        logit_scale=m.hidden**-0.5,
+    )
+
+
+FAMILIES = {
+    "bert": bert,
+    "roberta": roberta,
+    "modern": modern,
+    "albert": albert,
+    "electra": electra,
+    "gpt2": gpt2,
+    "llama": llama,
+    "bart": bart,
+    "t5": t5,
+}
+GATED = ("modern", "llama", "t5")
+"""Families whose feed-forward block multiplies two halves."""
+
+
+def _narrow(m: Model) -> int:
+    """The width of the token rows, where it is not the hidden width."""
+    return 0 if m.embedding == m.hidden else int(m.embedding)
 
 
 def _shape(m: Model) -> dict[str, Any]:
@@ -108,7 +221,7 @@ def preset(name: str) -> Recipe:
     layers, hidden, heads = SIZES[size]
     # Vocabulary, feed-forward width and the like follow from other fields, so `resolve_model` fills them in last.
     model = Model(family=family, layers=layers, hidden=hidden, heads=heads)  # type: ignore[arg-type]
-    recipe = {"bert": _train_bert, "roberta": _train_roberta, "modern": _train_modern}[family]()
+    recipe = TRAINED[family]()
     train = recipe.train
     if size in ("base", "large"):  # wide stacks leave the rails at the rates that small ones learn fastest with
         train = replace(train, lr=train.lr / 2, batch_tokens=4 * train.batch_tokens)
@@ -137,6 +250,45 @@ def _train_modern() -> Recipe:
     )
 
 
+def _train_albert() -> Recipe:
+    recipe = _train_bert()
+    return replace(recipe, objective=replace(recipe.objective, sentence="order"))
+
+
+def _train_electra() -> Recipe:
+    recipe = _train_bert()
+    return replace(recipe, objective=replace(recipe.objective, kind="replaced"))
+
+
+def _train_gpt() -> Recipe:
+    return replace(_train_modern(), data=Data(tokenizer_kind="byte-bpe"), objective=Objective(kind="causal"))
+
+
+def _train_bart() -> Recipe:
+    # Masks and the share of the infilled as published; the post-norm stack wants the rates of bert.
+    objective = Objective(kind="denoise", noise="infilling+permutation", rate=0.30)
+    return replace(_train_bert(), data=Data(tokenizer_kind="byte-bpe"), objective=objective)
+
+
+def _train_t5() -> Recipe:
+    objective = Objective(kind="denoise", noise="spans", rate=0.15)
+    data = Data(tokenizer_kind="unigram", sentinels=100, lowercase=False)
+    return replace(_train_modern(), data=data, objective=objective)
+
+
+TRAINED = {
+    "bert": _train_bert,
+    "roberta": _train_roberta,
+    "modern": _train_modern,
+    "albert": _train_albert,
+    "electra": _train_electra,
+    "gpt2": _train_gpt,
+    "llama": _train_gpt,
+    "bart": _train_bart,
+    "t5": _train_t5,
+}
+
+
 def _masking(*, rate: float, rate_end: float) -> Objective:
     return Objective(unit="token", rate=rate, rate_end=rate_end, mask_share=0.8, random_share=0.1, sentence="none")
 
@@ -157,10 +309,16 @@ def _common(*, optimizer: Any, lr: float, warmup: float, matrix_lr: float = AUTO
 
 def _defaults(family: str) -> dict[str, Any]:
     """What a family's fields are when nobody says otherwise."""
-    rotary = {"positions": "rotary", "local_window": 128, "global_every": 3}
-    learned = {"positions": "learned", "global_every": 1}
+    own: dict[str, dict[str, Any]] = {
+        "modern": {"positions": "rotary", "local_window": 128, "global_every": 3},
+        "llama": {"positions": "rotary"},
+        "t5": {"positions": "relative"},
+        "albert": {"groups": 1, "embedding": 128},
+        "electra": {"embedding": 128, "generator": 0.25},
+    }
     # The papers drop out 0.1; when nearly every batch is seen for the first time that only slows learning.
-    return {"max_length": 512, "dropout": 0.0, "attention_dropout": 0.0} | (rotary if family == "modern" else learned)
+    common = {"max_length": 512, "dropout": 0.0, "attention_dropout": 0.0, "positions": "learned", "global_every": 1}
+    return common | own.get(family, {})
 
 
 def resolve_model(model: Model, vocab_size: int | None = None) -> Model:
@@ -192,10 +350,31 @@ def resolve_model(model: Model, vocab_size: int | None = None) -> Model:
     model = fill_auto(
         model,
         heads=model.hidden // 64 if model.hidden % 64 == 0 else 1,
-        intermediate=_gated_width(model.hidden) if model.family == "modern" else 4 * model.hidden,
+        intermediate=_gated_width(model.hidden) if model.family in GATED else 4 * model.hidden,
+        decoder_layers=model.layers if model.family in ("bart", "t5") else 0,
     )
+    model = fill_auto(model, kv_heads=model.heads // 2 if model.family == "llama" and model.heads % 2 == 0 else model.heads)
+    _refuse_strangers(model)
     architecture(model)
     return model
+
+
+ONLY = {
+    "decoder_layers": ("bart", "t5"),
+    "kv_heads": ("llama",),
+    "embedding": ("albert", "electra"),
+    "groups": ("albert",),
+    "generator": ("electra",),
+}
+"""Fields that some families alone have."""
+
+
+def _refuse_strangers(model: Model) -> None:
+    for name, families in ONLY.items():
+        value, idle = getattr(model, name), (AUTO, 0, model.heads if name == "kv_heads" else 0)
+        if value not in idle and model.family not in families:
+            kinds = " and ".join(families)
+            raise UserError(f"{model.family} has no such thing", where=f"model.{name}", mend=f"it is for {kinds} alone")
 
 
 def _gated_width(hidden: int) -> int:
@@ -212,22 +391,25 @@ def architecture(model: Model) -> Architecture:
     return check(FAMILIES[model.family](model))
 
 
-def build(model: Model, *, sentence: bool = False, seed: int = 0) -> MaskedLM:
+def build(model: Model, *, sentence: bool = False, boundary: bool = False, seed: int = 0) -> AnyModel:
     """A freshly drawn model in float32.
 
     Args:
         model: resolved (`resolve_model`).
         sentence: with a classifier of sentence pairs.
+        boundary: with a head that answers from a span's sides.
         seed: the same seed draws the same weights.
     """
     import torch
 
-    from bertkin.models.heads import MaskedLM
+    from bertkin.models.heads import LanguageModel, Replaced
     from bertkin.models.transformer import initialise
 
     a = architecture(model)
     with torch.device("meta"):  # so that nothing is drawn twice
-        built = MaskedLM(a, sentence=sentence)
+        built: AnyModel
+        built = Replaced(a, generator(a)) if a.generator else LanguageModel(a, sentence=sentence, boundary=boundary)
     built.to_empty(device="cpu")
+    built.tie()
     initialise(built, a, torch.Generator().manual_seed(seed))
     return built

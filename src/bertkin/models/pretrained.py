@@ -23,14 +23,15 @@ from torch import Tensor
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
 from bertkin.models.configs import OURS, read_config, write_config
-from bertkin.models.heads import MaskedLM
-from bertkin.models.names import PREFIX, UNREAD, canonical, theirs
+from bertkin.models.architecture import Architecture
+from bertkin.models.heads import AnyModel, LanguageModel, Replaced
+from bertkin.models.names import PREFIX, UNREAD, canonical, named, theirs, turned
 from bertkin.models.transformer import initialise
 
 WEIGHTS = "model.safetensors"
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> MaskedLM:
+def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Read a model from a folder, a run folder, or the hub.
 
     Args:
@@ -46,33 +47,39 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Maske
     """
     folder = find_folder(path)
     a, kind = read_config(folder / "config.json")
-    family = kind if kind == OURS else a.family
+    family = kind if kind == OURS else named(a)
     weights = _Weights(folder, family)
-    weights.require(theirs(f"encoder.layers.{a.layers - 1}.attention.qkv.weight", family))
+    weights.require(theirs(f"stack.layers.{(a.groups or a.decoder_layers or a.layers) - 1}.attention.out.weight", family))
     with torch.device("meta"):  # no memory is taken before all shapes are known to agree
-        model = MaskedLM(a, sentence=set(theirs("sentence.classifier.weight", family)) <= weights.names.keys())
+        sentence = set(theirs("sentence.classifier.weight", family)) <= weights.names.keys()
+        boundary = set(theirs("boundary.places", family)) <= weights.names.keys()
+        model = LanguageModel(a, sentence=sentence, boundary=boundary)
     model.missing = tuple(_missing(model, weights, family))
     model.to_empty(device="cpu")
+    model.tie()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name not in model.missing:
-                weights.fill(parameter, theirs(name, family))
+                weights.fill(parameter, name, a)
     if model.missing:
         initialise(model, a, torch.Generator().manual_seed(0), model.missing)
-        warnings.warn(f"{folder} has no {', '.join(model.missing)}; random numbers for now", stacklevel=2)
+        told = [name for name in model.missing if name != "head.bias" or a.family != "bart"]  # zeros are what it has
+        if told:
+            warnings.warn(f"{folder} has no {', '.join(told)}; random numbers for now", stacklevel=2)
     return model.to(dtype).eval()
 
 
-def _missing(model: MaskedLM, weights: _Weights, family: str) -> list[str]:
+def _missing(model: LanguageModel, weights: _Weights, family: str) -> list[str]:
     """Parameters of the heads that the folder does not have, once everything else is known to be there and to fit."""
     missing: list[str] = []
     used: set[str] = set()
     for name, parameter in model.named_parameters():
         parts = theirs(name, family)
-        if not name.startswith("encoder.") and any(part not in weights.names for part in parts):
+        if not name.startswith(("stack.", "source.")) and any(part not in weights.names for part in parts):
             missing.append(name)
             continue
-        weights.require(parts, (parameter.shape[0] // len(parts), *parameter.shape[1:]))
+        for part, rows in zip(parts, _rows(name, parameter, len(parts), model.architecture), strict=True):
+            weights.require((part,), _shape_on_disk(name, (rows, *parameter.shape[1:]), family))
         used.update(parts)
     inside = PREFIX.get(family, "")
     for name in weights.names:
@@ -81,15 +88,32 @@ def _missing(model: MaskedLM, weights: _Weights, family: str) -> list[str]:
     return missing
 
 
+def _rows(name: str, parameter: Tensor, parts: int, a: Architecture) -> list[int]:
+    """How many rows of a tensor of ours each of its `parts` on disk has."""
+    if parts == 3 and ".qkv." in name and a.key_heads != a.heads:
+        return [a.heads * a.head_dim, *2 * [a.key_heads * a.head_dim]]
+    return [len(parameter) // parts] * parts
+
+
+def _shape_on_disk(name: str, shape: tuple[int, ...], family: str) -> tuple[int, ...]:
+    """GPT-2 keeps its matrices the other way round; BART its bias as a matrix of one row."""
+    if turned(name, family):
+        return shape[::-1]
+    return (1, *shape) if family == "bart" and name == "head.bias" else shape
+
+
 _DISAGREE = "see that config.json and the weights are of the same model"
+GENERATOR = "generator"
+"""The folder, inside an ELECTRA's, of the small model that fills its blanks."""
 
 
 def save_model(
-    model: MaskedLM, folder: str | Path, *, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+    model: AnyModel, folder: str | Path, *, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a model as a folder that transformers opens as it is, in float32.
 
-    Each file is written aside and renamed, the weights first, so that a crash leaves the old one or the new one.
+    Each file is written aside and renamed, the weights first, so that a crash leaves the old one or the new one. Of an
+    ELECTRA's two models, the one that finds replaced tokens is in the folder, and its generator in a folder inside.
 
     Args:
         tokenizer: a `bertkin.text.tokenizer.Tokenizer`, saved beside the model and named in its configuration.
@@ -98,22 +122,28 @@ def save_model(
     Raises:
         UserError: the disk refuses.
     """
+    if isinstance(model, Replaced):
+        save_model(model.generator, Path(folder) / GENERATOR, tokenizer=tokenizer, extra=extra)
+        model = model.model
     folder, a = Path(folder), model.architecture
     if tokenizer is not None:
         a = replace(a, pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
-        if a.position_offset:  # RoBERTa counts positions from its padding id on
+        if a.family == "roberta":  # it counts positions from its padding id on
             a = replace(a, position_offset=a.pad_id + 1)
+        if a.both:
+            a = replace(a, start_id=tokenizer.pad_id if len(tokenizer.sentinels) else tokenizer.sep_id)
     config = write_config(a, sentence=model.sentence is not None)
-    family = OURS if config["model_type"] == OURS else a.family
+    family = OURS if config["model_type"] == OURS else named(a)
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parts = theirs(name, family)
         whole = parameter.detach().to("cpu", torch.float32)
-        if name == "encoder.embeddings.positions" and a.position_offset != model.architecture.position_offset:
+        if name == "stack.embeddings.positions" and a.position_offset != model.architecture.position_offset:
             used = whole[model.architecture.position_offset :]
             whole = torch.cat([used.new_zeros(a.position_offset, a.hidden), used])
-        chunks = whole.chunk(len(parts))
-        tensors.update((part, chunk.contiguous()) for part, chunk in zip(parts, chunks, strict=True))
+        for part, chunk in zip(parts, whole.split(_rows(name, whole, len(parts), a)), strict=True):
+            shape = _shape_on_disk(name, (len(chunk), *chunk.shape[1:]), family)
+            tensors[part] = (chunk.t() if turned(name, family) else chunk).reshape(shape).contiguous()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
@@ -159,7 +189,7 @@ class _Weights:
     """The tensors of a folder, in one safetensors file or several, read one by one."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        self.folder = folder
+        self.folder, self.family = folder, family
         self.files = {path.name: _open(path) for path in _weight_files(folder)}
         owners = {name: file for file, opened in self.files.items() for name in opened.keys()}  # noqa: SIM118
         self.names = canonical(list(owners), family)
@@ -182,11 +212,13 @@ class _Weights:
             if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                 raise UserError(f"{name} holds {found.get_dtype()}, not real numbers", where=self.folder)
 
-    def fill(self, parameter: Tensor, parts: tuple[str, ...]) -> None:
-        """Copy tensors, one after the other along the first axis, into a parameter."""
-        for part, place in zip(parts, parameter.chunk(len(parts)), strict=True):
+    def fill(self, parameter: Tensor, ours: str, a: Architecture) -> None:
+        """Copy what goes into a parameter of ours: one tensor, or several one after the other along the first axis."""
+        parts = theirs(ours, self.family)
+        for part, place in zip(parts, parameter.split(_rows(ours, parameter, len(parts), a)), strict=True):
             name = self.names[part]
-            place.copy_(self.files[self.owners[name]].get_tensor(name))
+            found = self.files[self.owners[name]].get_tensor(name)
+            place.copy_(found.t() if turned(ours, self.family) else found.reshape(place.shape))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,8 +1,9 @@
 """One stack for every family.
 
-Flat tokens [tokens, hidden], no padding anywhere; post-norm or pre-norm; GELU or GEGLU; biases or none; learned,
-sinusoidal or rotary positions; layers that see the whole sequence or a window; one fused projection for queries, keys and
-values; and a last layer that works only for the tokens somebody asked about.
+Flat tokens [tokens, hidden], no padding anywhere; post-norm or pre-norm; layer norm or root mean square; GELU, ReLU or a
+gated block; biases or none; learned, sinusoidal, rotary or relative positions; layers that see the whole sequence, what
+came before, or a window; layers of their own or shared; a second sequence to look at, for decoders that have one; one
+fused projection for queries, keys and values; and a last layer that works only for the tokens somebody asked about.
 """
 
 from __future__ import annotations
@@ -11,105 +12,175 @@ import math
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
 from bertkin.models.architecture import Architecture
-from bertkin.models.attention import Rotary, Rule, attention, attention_weights, rotary_tables
+from bertkin.models.attention import Rotary, Rule, attention, attention_weights, layout_of, rotary_tables
 from bertkin.models.embeddings import Embeddings
 from bertkin.models.ops import add_norm, feed_forward, linear, split_heads
 from bertkin.text.layout import Layout
 
+Memory = tuple[Tensor, Layout]
+"""What a decoder looks at beside its own sequence: hidden states [tokens of the source, hidden] and their layout."""
 
-class SelfAttention(nn.Module):
-    """Queries, keys and values in one projection; then attention; then the way back: [tokens, hidden] to the same."""
 
-    def __init__(self, a: Architecture, layer: int) -> None:
+@dataclass(frozen=True)
+class Places:
+    """What positions bring to a layer's attention: tables to turn queries and keys with, or offsets of the scores."""
+
+    rotary: Rotary | None = None
+    distances: Tensor | None = None
+    """[heads, 2 * longest - 1], see `bertkin.models.attention.attention`."""
+
+
+NOWHERE = Places()
+
+
+class Attention(nn.Module):
+    """Queries, keys and values in one projection; then attention; then the way back: [tokens, hidden] to the same.
+
+    Args:
+        rule: who sees whom; None where it looks at another sequence (cross attention).
+    """
+
+    def __init__(self, a: Architecture, rule: Rule | None) -> None:
         super().__init__()
-        self.heads, self.dropout = a.heads, a.attention_dropout
-        window = a.window(layer)
-        self.rule = Rule(window=None if window is None else window // 2)
-        self.qkv = nn.Linear(a.hidden, 3 * a.hidden, bias=a.attention_bias)
-        self.out = nn.Linear(a.hidden, a.hidden, bias=a.attention_bias)
+        self.heads, self.key_heads, self.head_dim, self.dropout = a.heads, a.key_heads, a.head_dim, a.attention_dropout
+        self.rule = rule
+        self.scale = None if a.scaled else 1.0
+        self.parts = a.heads // a.key_heads + 2
+        """Matrices of the keys' size that lie stacked in the projection."""
+        self.qkv = nn.Linear(a.hidden, self.parts * self.key_heads * self.head_dim, bias=a.attention_bias)
+        self.out = nn.Linear(a.heads * self.head_dim, a.hidden, bias=a.attention_bias)
 
-    def forward(self, x: Tensor, layout: Layout, rotary: Rotary | None, asked: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, places: Places, asked: Tensor | None) -> Tensor:
+        """Each token looks at its own sequence; with `asked` (sorted flat positions) only those tokens do."""
         q, k, v = self.project(x, asked)
         dropout = self.dropout if self.training else 0.0
-        mixed = attention(q, k, v, layout, self.rule, queries=asked, rotary=rotary, dropout=dropout)
+        assert self.rule is not None
+        mixed = attention(
+            q, k, v, layout, self.rule, queries=asked, rotary=places.rotary, distances=places.distances,
+            scale=self.scale, dropout=dropout,
+        )  # fmt: skip
+        return linear(mixed, self.out.weight, self.out.bias)
+
+    def across(self, x: Tensor, memory: Memory, asking: Layout) -> Tensor:
+        """Each token of x, laid out as `asking`, looks at the whole sequence of the memory that goes with its own."""
+        hidden, layout = memory
+        q, (k, v) = self.queries(x), self.keys_values(hidden)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(q, k, v, layout, Rule(), asking=asking, scale=self.scale, dropout=dropout)
         return linear(mixed, self.out.weight, self.out.bias)
 
     def project(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the asked tokens (of all by default), keys and values of all: views [n, heads, head_dim]."""
-        weight, bias, width = self.qkv.weight, self.qkv.bias, x.shape[-1]
-        if asked is None:
-            q, k, v = split_heads(linear(x, weight, bias), 3, self.heads)
+        if asked is None and self.parts == 3:
+            q, k, v = split_heads(linear(x, self.qkv.weight, self.qkv.bias), 3, self.heads)
             return q, k, v
-        q = linear(x[asked], weight[:width], None if bias is None else bias[:width])
+        return self.queries(x if asked is None else x[asked]), *self.keys_values(x)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[n, hidden] to [n, heads, head_dim]."""
+        width, weight, bias = self.heads * self.head_dim, self.qkv.weight, self.qkv.bias
+        q = linear(x, weight[:width], None if bias is None else bias[:width])
+        return q.view(len(x), self.heads, self.head_dim)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, hidden] to twice [n, key heads, head_dim]."""
+        width, weight, bias = self.heads * self.head_dim, self.qkv.weight, self.qkv.bias
         kv = linear(x, weight[width:], None if bias is None else bias[width:])
-        k, v = split_heads(kv, 2, self.heads)
-        return q.view(len(asked), self.heads, width // self.heads), k, v
+        k, v = split_heads(kv, 2, self.key_heads)
+        return k, v
 
 
 class FeedForward(nn.Module):
-    """Wider, bent, and back: [tokens, hidden] to the same. GEGLU multiplies the bent half by a second one."""
+    """Wider, bent, and back: [tokens, hidden] to the same. A gated block multiplies the bent half by a second one."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
-        self.gated = a.feed_forward == "geglu"
+        self.kind, self.gated = a.feed_forward, a.gated
         width = a.intermediate * (2 if self.gated else 1)
         self.up = nn.Linear(a.hidden, width, bias=a.feed_forward_bias)
         self.down = nn.Linear(a.intermediate, a.hidden, bias=a.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = self.up, self.down
-        return feed_forward(x, up.weight, up.bias, down.weight, down.bias, gated=self.gated)
+        return feed_forward(x, up.weight, up.bias, down.weight, down.bias, kind=self.kind)
 
 
 class Block(nn.Module):
-    """A layer: attention and feed-forward, each with its residual sum and norm.
+    """A layer: attention, a look at the memory where there is one, and feed-forward, each with its sum and norm.
 
     What goes from layer to layer is the residual `stream` and an `update` not yet added to it, so that in a pre-norm
     stack every sum is done together with the norm that follows. In a post-norm stack the update is always None.
+
+    Args:
+        causal: whether a token sees only itself and those before it.
+        looks: whether it looks at a memory.
     """
 
-    def __init__(self, a: Architecture, layer: int) -> None:
+    def __init__(self, a: Architecture, layer: int, *, causal: bool, looks: bool = False) -> None:
         super().__init__()
-        self.pre, self.eps, self.dropout = a.norm == "pre", a.norm_eps, a.dropout
-        self.theta = a.global_theta if a.window(layer) is None else a.local_theta
-        self.attention = SelfAttention(a, layer)
-        # ModernBERT's first layer reads the embeddings, which have just been normed.
-        first = self.pre and layer == 0
-        self.attention_norm = None if first else nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
+        self.pre, self.eps, self.rms, self.dropout = a.norm == "pre", a.norm_eps, a.rms, a.dropout
+        window = a.window(layer)
+        self.theta = a.global_theta if window is None else a.local_theta
+        self.attention = Attention(a, Rule(window=None if window is None else window // 2, causal=causal))
+        skipped = self.pre and layer == 0 and not a.first_norm
+        self.attention_norm = None if skipped else _norm(a)
+        self.cross = Attention(a, None) if looks else None
+        self.cross_norm = _norm(a) if looks else None
         self.feed_forward = FeedForward(a)
-        self.feed_forward_norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
+        self.feed_forward_norm = _norm(a)
 
     def forward(
-        self, stream: Tensor, update: Tensor | None, layout: Layout, rotary: Rotary | None, asked: Tensor | None = None
+        self,
+        stream: Tensor,
+        update: Tensor | None,
+        layout: Layout,
+        places: Places,
+        asked: Tensor | None = None,
+        memory: Memory | None = None,
+        asking: Layout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """Arguments are as for `Stack.forward`; `asking` is the layout of the asked tokens, where they look at a memory."""
+        stream, x = self.read(stream, update)
+        y = self._drop(self.attention(x, layout, places, asked))
+        stream = stream if asked is None else stream[asked]
+        if self.cross is not None:
+            assert memory is not None and asking is not None
+            stream, x = self._then(stream, y, self.cross_norm if self.pre else self.attention_norm)
+            y = self._drop(self.cross.across(x, memory, asking))
+        elif not self.pre:
+            stream, x = self._then(stream, y, self.attention_norm)
         if self.pre:
-            stream, x = self.read(stream, update)
-            y = self._drop(self.attention(x, layout, rotary, asked))
-            stream, x = self._norm(stream if asked is None else stream[asked], y, self.feed_forward_norm)
+            stream, x = self._then(stream, y, self.feed_forward_norm)
             return stream, self._drop(self.feed_forward(x))
-        y = self._drop(self.attention(stream, layout, rotary, asked))
-        _, x = self._norm(stream if asked is None else stream[asked], y, self.attention_norm)
-        _, x = self._norm(x, self._drop(self.feed_forward(x)), self.feed_forward_norm)
-        return x, None
+        if self.cross is not None:
+            stream, x = self._then(stream, y, self.cross_norm)
+        return self._then(stream, self._drop(self.feed_forward(x)), self.feed_forward_norm)[0], None
 
     def read(self, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream with the update added, and what attention reads of it."""
         if self.pre and self.attention_norm is not None:
-            return self._norm(stream, update, self.attention_norm)
+            return self._then(stream, update, self.attention_norm)
         return stream, stream
 
-    def _norm(self, stream: Tensor, update: Tensor | None, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
+    def _then(self, stream: Tensor, update: Tensor | None, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
+        """What the next part adds to, and what it reads: the sum and its norm, or, post-norm, the norm for both."""
         assert norm is not None
-        return add_norm(stream, update, norm.weight, norm.bias, self.eps)
+        total, x = add_norm(stream, update, norm.weight, norm.bias, self.eps, rms=self.rms)
+        return (total, x) if self.pre else (x, x)
 
     def _drop(self, x: Tensor) -> Tensor:
         return drop(x, self.dropout) if self.training and self.dropout else x
+
+
+def _norm(a: Architecture) -> nn.LayerNorm:
+    return nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias)
 
 
 @dataclass
@@ -121,60 +192,111 @@ class Trace:
     attention: list[Tensor]
 
 
-class Encoder(nn.Module):
-    """Ids [tokens] and their layout to hidden states [tokens, hidden]."""
+class Stack(nn.Module):
+    """Ids [tokens] and their layout to hidden states [tokens, hidden].
 
-    def __init__(self, a: Architecture) -> None:
+    Args:
+        a: what to build.
+        encoder: of an encoder–decoder, build the half that reads; otherwise the half, or the only stack, that answers.
+    """
+
+    def __init__(self, a: Architecture, *, encoder: bool = False) -> None:
         super().__init__()
         self.architecture = a
+        self.writes = a.both and not encoder
         self.embeddings = Embeddings(a)
-        self.layers = nn.ModuleList([Block(a, layer) for layer in range(a.layers)])
-        self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias) if a.norm == "pre" else None
+        self.project = nn.Linear(a.row_width, a.hidden) if a.row_width != a.hidden else None
+        self.depth = a.decoder_layers if self.writes else a.layers
+        causal = a.causal or self.writes
+        own = min(a.groups or self.depth, self.depth)
+        self.layers = nn.ModuleList([Block(a, layer, causal=causal, looks=self.writes) for layer in range(own)])
+        self.distances = nn.Parameter(torch.empty(a.buckets, a.heads)) if a.positions == "relative" else None
+        self.norm = _norm(a) if a.norm == "pre" else None
 
-    def forward(self, ids: Tensor, layout: Layout, asked: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, layout: Layout, asked: Tensor | None = None, memory: Memory | None = None
+    ) -> Tensor:
         """Hidden states of all tokens, or, with `asked` (sorted flat positions, int64 [n]), of those alone: [n, hidden].
 
         The numbers are the same either way; with `asked`, the last layer computes keys and values for all tokens but
         everything else for the asked ones only.
+
+        Args:
+            memory: what a decoder looks at: sequence s of it belongs to sequence s of the layout.
         """
-        stream, update = self.embeddings(ids, layout), None
+        stream, update = self.embed(ids, layout), None
+        places = self.places(layout)
         for layer in self.blocks[:-1]:
-            stream, update = layer(stream, update, layout, self.rotary(layer, layout))
+            stream, update = layer(stream, update, layout, places(layer), None, memory, layout)
+        asking = layout if asked is None or memory is None else layout_of(asked, layout)
         last = self.blocks[-1]
-        stream, update = last(stream, update, layout, self.rotary(last, layout), asked)
+        stream, update = last(stream, update, layout, places(last), asked, memory, asking)
         return self._finish(stream, update)
 
-    def trace(self, ids: Tensor, layout: Layout) -> Trace:
+    def embed(self, ids: Tensor, layout: Layout) -> Tensor:
+        """What the first layer reads: [tokens, hidden]."""
+        x: Tensor = self.embeddings(ids, layout)
+        return x if self.project is None else linear(x, self.project.weight, self.project.bias)
+
+    def trace(self, ids: Tensor, layout: Layout, memory: Memory | None = None) -> Trace:
         """All hidden states and attention weights, for looking inside; slower than `forward`."""
-        stream, update = self.embeddings(ids, layout), None
-        trace = Trace([stream], [])
+        stream, update = self.embed(ids, layout), None
+        trace, places = Trace([stream], []), self.places(layout)
         for layer in self.blocks:
             _, x = layer.read(stream, update)
             q, k, _ = layer.attention.project(x)
-            rotary = self.rotary(layer, layout)
-            trace.attention.append(attention_weights(q, k, layout, layer.attention.rule, rotary=rotary))
-            stream, update = layer(stream, update, layout, rotary)
+            here, rule = places(layer), layer.attention.rule
+            assert rule is not None
+            trace.attention.append(
+                attention_weights(
+                    q, k, layout, rule, rotary=here.rotary, distances=here.distances, scale=layer.attention.scale
+                )
+            )
+            stream, update = layer(stream, update, layout, here, None, memory, layout)
             trace.hidden.append(stream if update is None else stream + update)
         trace.hidden[-1] = self._finish(stream, update)
         return trace
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers, in order."""
-        return typing.cast(list[Block], list(self.layers))
+        """The layers in the order they are gone through; a shared one several times."""
+        own = typing.cast(list[Block], list(self.layers))
+        return [own[layer * len(own) // self.depth] for layer in range(self.depth)]
 
-    def rotary(self, layer: Block, layout: Layout) -> Rotary | None:
-        """The tables that a layer turns its queries and keys with, about as long as the longest sequence."""
-        a = self.architecture
-        if a.positions != "rotary":
-            return None
-        length = min(a.max_length, 1 << max(layout.max_length - 1, 0).bit_length())
-        return rotary_tables(length, a.head_dim, layer.theta, layout.starts.device)
+    def places(self, layout: Layout, longest: int = 0) -> typing.Callable[[Block], Places]:
+        """What positions bring to each layer, for sequences up to the layout's longest (or `longest`, if that is more)."""
+        a, longest = self.architecture, max(layout.max_length, longest)
+        if self.distances is not None:
+            bucket = buckets(longest, a.buckets, a.farthest, not self.writes, layout.starts.device)
+            offsets = Places(distances=self.distances[bucket].t())
+            return lambda _: offsets
+        if a.positions == "rotary":
+            length = min(a.max_length, 1 << max(longest - 1, 0).bit_length())
+            device = layout.starts.device
+            return lambda layer: Places(rotary_tables(length, a.head_dim, layer.theta, device))
+        return lambda _: NOWHERE
 
     def _finish(self, stream: Tensor, update: Tensor | None) -> Tensor:
         if self.norm is None:
             return stream
-        return add_norm(stream, update, self.norm.weight, self.norm.bias, self.norm.eps)[1]
+        return add_norm(stream, update, self.norm.weight, self.norm.bias, self.norm.eps, rms=self.architecture.rms)[1]
+
+
+@lru_cache(maxsize=64)
+def buckets(longest: int, count: int, farthest: int, both_sides: bool, device: torch.device) -> Tensor:
+    """T5's bucket of each distance key - query, from 1 - longest up to longest - 1: int64 [2 * longest - 1].
+
+    Half of a side's buckets hold one distance each, the others ranges that grow by a constant factor up to `farthest`,
+    and the last all beyond (Raffel et al. 2020). A decoder has buckets for the left side alone.
+    """
+    away = torch.arange(1 - longest, longest)
+    side = count // 2 if both_sides else count
+    first = torch.where(away > 0, side, 0) if both_sides else torch.zeros_like(away)
+    size = away.abs() if both_sides else (-away).clamp(min=0)
+    exact = side // 2
+    wide = (size.float() / exact).clamp(min=1).log() / math.log(farthest / exact) * (side - exact)
+    far = (exact + wide.long()).clamp(max=side - 1)
+    return (first + torch.where(size < exact, size, far)).to(device)
 
 
 def initialise(
@@ -185,12 +307,13 @@ def initialise(
 ) -> None:
     """Draw every weight of a model anew (or those in `names`), one after the other, so that a seed gives one model.
 
-    | what                                     | bert, roberta          | modern                                  |
+    | what                                     | post-norm              | pre-norm                                |
     |------------------------------------------|------------------------|-----------------------------------------|
     | tables (tokens, positions, segments)     | 0.02                   | 0.02                                    |
     | projections in (qkv, up)                 | 0.02                   | 0.02                                    |
     | projections out (attention out, down)    | 0.02                   | 0.02 / sqrt(2 layers)                   |
     | head and pooler                          | 0.02                   | 0.02 / sqrt(2 layers)                   |
+    | queries whose scores are not scaled (T5) |                        | 0.02 / sqrt(width of a head)            |
     | biases                                   | 0                      | 0                                       |
     | norm weights                             | 1                      | 1                                       |
 
@@ -210,3 +333,5 @@ def initialise(
                 outward = name.endswith(("out.weight", "down.weight", "dense.weight"))
                 std = scaled if outward else 0.02
                 nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)
+                if name.endswith("qkv.weight") and not a.scaled:
+                    parameter[: a.heads * a.head_dim] *= a.head_dim**-0.5

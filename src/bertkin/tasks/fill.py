@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bertkin.errors import UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class Loaded:
     """A model and its tokenizer, ready to be asked."""
 
     folder: Path
-    model: MaskedLM
+    model: LanguageModel
     tokenizer: Tokenizer
 
     def fill(self, texts: str | Sequence[str], *, top_k: int = 5) -> list[Filled]:

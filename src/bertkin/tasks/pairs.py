@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from bertkin.errors import UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -38,7 +38,7 @@ WITHIN_WORD = "pseudo-log-likelihood, within word left to right"
 
 
 def pseudo_log_likelihood(
-    model: MaskedLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     sentences: Sequence[str],
     *,
@@ -139,7 +139,7 @@ def _word_ends(tokens: Ints, begins: Ints, tokenizer: Tokenizer) -> Ints:
     return starts[np.searchsorted(starts, np.arange(len(tokens)), side="right")]
 
 
-def _check(encoded: list[list[int]], sentences: Sequence[str], model: MaskedLM, tokenizer: Tokenizer) -> None:
+def _check(encoded: list[list[int]], sentences: Sequence[str], model: LanguageModel, tokenizer: Tokenizer) -> None:
     a = model.architecture
     if tokenizer.vocab_size > a.vocab_size:
         raise UserError(
@@ -298,7 +298,7 @@ class Scores:
 
 
 def evaluate_pairs(
-    model: MaskedLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     folder: str | Path,
     limit: int | None = None,

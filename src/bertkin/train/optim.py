@@ -7,6 +7,7 @@ plain safetensors file. A step is: gradient norm, clip, update of the masters, a
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -213,17 +214,21 @@ class Optimizer:
         return self.average or {slot.name: slot.master for slot in self.slots}
 
 
+ANSWERS = re.compile(r"embeddings|^(model\.)?(sentence|detect)\b|head\.table$|places$|distances$")
+"""What is two-dimensional but no map from states to states: tables, and classifiers."""
+
+
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter maps hidden states to hidden states: neither a table of embeddings nor a classifier."""
-    return parameter.ndim == 2 and "embeddings" not in name and not name.startswith("sentence")
+    return parameter.ndim == 2 and ANSWERS.search(name) is None
 
 
 def stacked(name: str, model: nn.Module) -> int:
-    """How many matrices lie stacked in this parameter: queries, keys and values; or GEGLU's value and gate."""
-    if "qkv" in name:
-        return 3
-    gated = getattr(model.get_submodule(name.rsplit(".", 2)[0]), "gated", False)
-    return 2 if gated and name.endswith("up.weight") else 1
+    """How many matrices lie stacked in this parameter: queries, keys and values; or a gate and its value."""
+    owner = model.get_submodule(name.rsplit(".", 2)[0])
+    if name.endswith("qkv.weight"):
+        return int(getattr(owner, "parts", 3))
+    return 2 if getattr(owner, "gated", False) and name.endswith("up.weight") else 1
 
 
 def orthogonalise(g: Tensor) -> Tensor:
