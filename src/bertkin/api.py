@@ -94,6 +94,7 @@ def train_tokenizer(
     strip_accents: bool | None = None,
     normal_form: NormalForm | None = None,
     split_chinese: bool = True,
+    sentinels: int = 0,
     **reading: Any,
 ) -> Tokenizer:
     """Train a tokenizer on a corpus and, if `out` is given, save it there.
@@ -101,7 +102,7 @@ def train_tokenizer(
     Args:
         corpus: files, folders, globs.
         out: a folder, which `transformers` opens too.
-        kind, vocab_size, lowercase, strip_accents, normal_form, split_chinese:
+        kind, vocab_size, lowercase, strip_accents, normal_form, split_chinese, sentinels:
             see `bertkin.text.tokenizer.train_tokenizer`.
         reading: field, documents, encoding_errors, max_words, cache; see `bertkin.config.Data`.
 
@@ -118,6 +119,7 @@ def train_tokenizer(
         strip_accents=strip_accents,
         normal_form=normal_form,
         split_chinese=split_chinese,
+        sentinels=sentinels,
         **reading,
     )
     if out is not None:

@@ -58,6 +58,7 @@ def tokenizer_train(
     strip_accents: bool | None = None,
     normal_form: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
     split_chinese: bool = True,
+    sentinels: int = 0,
     field: str = "text",
     documents: Documents = "auto",
     encoding_errors: Literal["strict", "replace"] = "strict",
@@ -82,6 +83,8 @@ def tokenizer_train(
         Unicode normal form applied first.
     split_chinese
         Make every Chinese character a word of its own.
+    sentinels
+        How many <extra_id_N> the vocabulary ends with, for T5 (which has 100).
     field
         Column or JSON field that holds the text.
     documents
@@ -108,6 +111,7 @@ def tokenizer_train(
         strip_accents=strip_accents,
         normal_form=normal_form,
         split_chinese=split_chinese,
+        sentinels=sentinels,
         max_words=max_words,
         **reading,
     )

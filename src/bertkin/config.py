@@ -42,6 +42,8 @@ class Data:
     """Kind of tokenizer to train when none is given."""
     vocab_size: int = AUTO
     """Vocabulary size; by default 8,192 near 10M words, 16,384 near 100M, 32,768 above."""
+    sentinels: int = AUTO
+    """Tokens <extra_id_N> that stand for hidden spans, for T5; by default 100 with a t5 preset, else none."""
     lowercase: bool = True
     """Lowercase the text (WordPiece, Unigram, word and character tokenizers)."""
     heldout: float = 0.01

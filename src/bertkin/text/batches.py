@@ -12,9 +12,9 @@ by the token or two that this takes, so that rows are full and no token is lost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class SplitLike(Protocol):
         """int64, sorted: offsets at which a sentence starts."""
 
     @property
+    def continues(self) -> Any:
+        """uint8 [n_tokens]: 1 where a token goes on with the unit begun before it (`bertkin.text.words`); or None."""
+
+    @property
     def n_tokens(self) -> int: ...
 
     @property
@@ -57,24 +61,30 @@ class Specials:
     """What batches need to know of a tokenizer."""
 
     cls: int
+    """Begins a sequence: [CLS], <s>, or whatever begins a text."""
     sep: int
+    """Ends one: [SEP], </s>, or whatever ends a text."""
     mask: int
+    """-1 where the tokenizer has none."""
     pad: int
     special_ids: Ints
     vocab_size: int
     word_starts: Bools
     """[vocab]: whether the token begins a word."""
+    sentinels: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """T5's <extra_id_0>, <extra_id_1>, …, in the order they are used; empty where the tokenizer has none."""
 
     @staticmethod
     def of(tokenizer: Any) -> Specials:
         return Specials(
             cls=int(tokenizer.cls_id),
             sep=int(tokenizer.sep_id),
-            mask=int(tokenizer.mask_id),
+            mask=int(tokenizer.mask_id) if tokenizer.has("mask") else -1,
             pad=int(tokenizer.pad_id),
             special_ids=np.asarray(tokenizer.special_ids, np.int64),
             vocab_size=int(tokenizer.vocab_size),
             word_starts=np.asarray(tokenizer.word_starts, np.bool_),
+            sentinels=np.asarray(tokenizer.sentinels, np.int64),
         )
 
     @cached_property
@@ -327,17 +337,10 @@ def lay(split: SplitLike, pieces: Pieces, ids: Specials) -> tuple[Ints, Layout, 
     Returns:
         ids int64 [tokens], their layout (with segments if there are second parts), and row_starts int64 [rows + 1].
     """
-    filler = pieces.document < 0
-    opens = (pieces.segment == 0) & ~filler
-    sizes = pieces.count + opens + ~filler
-    ends = np.cumsum(sizes)
-    starts = ends - sizes
-    n_tokens = int(ends[-1])
-    source = np.repeat(pieces.first - starts - opens, sizes) + np.arange(n_tokens)
+    filler, opens, starts, ends = _places(pieces)
+    sizes, n_tokens = ends - starts, int(ends[-1])
     closes = ends[~filler] - 1
-    source[starts[opens]] = 0  # any valid offset will do: the special tokens are written over it
-    source[closes] = 0
-    tokens = split.tokens[source].astype(np.int64)
+    tokens = split.tokens[np.maximum(offsets(pieces), 0)].astype(np.int64)
     tokens[starts[opens]] = ids.cls
     tokens[closes] = ids.sep
     for i in np.flatnonzero(filler):
@@ -354,6 +357,26 @@ def lay(split: SplitLike, pieces: Pieces, ids: Specials) -> tuple[Ints, Layout, 
         row_length=int(row_sizes[0]) if np.all(row_sizes == row_sizes[0]) else 0,
     )
     return tokens, layout, row_starts
+
+
+def offsets(pieces: Pieces) -> Ints:
+    """Of each token as `lay` writes them, where in the split it stands; -1 for special ones. int64 [tokens]."""
+    filler, opens, starts, ends = _places(pieces)
+    source = np.repeat(pieces.first - starts - opens, ends - starts) + np.arange(ends[-1])
+    source[starts[opens]] = -1
+    source[ends[~filler] - 1] = -1
+    for i in np.flatnonzero(filler):
+        source[starts[i] : ends[i]] = -1
+    return cast(Ints, source)
+
+
+def _places(pieces: Pieces) -> tuple[Bools, Bools, Ints, Ints]:
+    """Which pieces are fillers, which begin with a [CLS], and where each starts and ends; all [pieces]."""
+    filler = pieces.document < 0
+    opens = (pieces.segment == 0) & ~filler
+    sizes = pieces.count + opens + ~filler
+    ends = np.cumsum(sizes)
+    return filler, opens, ends - sizes, ends
 
 
 def rows_of(row_starts: Ints) -> Ints:

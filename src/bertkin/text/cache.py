@@ -87,6 +87,7 @@ def tokenizer_for(
     strip_accents: bool | None = None,
     normal_form: NormalForm | None = None,
     split_chinese: bool = True,
+    sentinels: int = 0,
     field: str = "text",
     documents: Documents = "auto",
     encoding_errors: str = "strict",
@@ -113,6 +114,8 @@ def tokenizer_for(
         "normal_form": normal_form,
         "split_chinese": split_chinese,
     }
+    if sentinels:  # only then, so that tokenizers trained before there were any are found again
+        training["sentinels"] = sentinels
     inputs = hash_sources(sources, folder)
     key = key_of({"version": TRAINING, "inputs": inputs, **reading, **training, "max_words": max_words})
     final, aside = folder / "tokenizers" / key, folder / "tokenizers" / f".{key}.{os.getpid()}"

@@ -20,6 +20,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from bertkin.errors import UserError, disk_errors
 from bertkin.text.sentences import count_words, sentences
 from bertkin.text.training import (
     BERT_MARKS,
+    SENTINEL,
     NormalForm,
     add_cls_and_sep,
     default_vocab_size,
@@ -49,7 +51,11 @@ USUAL_NAMES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
+    "bos": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
 }
+STAND_INS = {"cls": ("bos", "eos"), "sep": ("eos",), "pad": ("eos",)}
+"""Who plays a role that a tokenizer has no token for: GPT-2's <|endoftext|> begins, ends and fills up."""
 
 
 class Tokenizer:
@@ -73,8 +79,15 @@ class Tokenizer:
 
     # Special tokens.
 
+    def has(self, role: str) -> bool:
+        """Whether a token plays `role`, be it a stand-in."""
+        return role in self._specials
+
     def special(self, role: str) -> int:
         """Id of the token that plays `role` (pad, unk, cls, sep, mask).
+
+        A tokenizer without [CLS] begins a text with its bos token, or else its eos token; one without [SEP] ends it
+        with eos, and one without [PAD] fills up with it.
 
         Raises:
             UserError: the tokenizer has no such token.
@@ -89,14 +102,34 @@ class Tokenizer:
 
     @cached_property
     def _specials(self) -> dict[str, int]:
+        own = self._own
         found = {}
         for role in ROLES:
-            for name in (self._names.get(role), *USUAL_NAMES[role]):
+            for player in (role, *STAND_INS.get(role, ())):
+                if player in own:
+                    found[role] = own[player]
+                    break
+        return found
+
+    @cached_property
+    def _own(self) -> dict[str, int]:
+        """The roles that have a token of their own, bos and eos among them."""
+        found = {}
+        for role, usual in USUAL_NAMES.items():
+            for name in (self._names.get(role), *usual):
                 number = self.backend.token_to_id(name) if name else None
                 if number is not None:
                     found[role] = number
                     break
         return found
+
+    @cached_property
+    def sentinels(self) -> np.ndarray:
+        """Ids of <extra_id_0>, <extra_id_1>, … (T5's, each stands for a hidden span), int64 [n]; empty without them."""
+        numbers = takewhile(
+            lambda number: number is not None, map(self.backend.token_to_id, map(SENTINEL.format, count()))
+        )
+        return np.array(list(numbers), dtype=np.int64)
 
     @property
     def pad_id(self) -> int:
@@ -193,7 +226,16 @@ class Tokenizer:
             UserError: the disk refuses.
         """
         folder = Path(folder)
-        names = {f"{role}_token": self.token(number) for role, number in self._specials.items()}
+        own = self._own
+        roles = {role: own[role] for role in ROLES if role in own}
+        if "pad" in self._specials:
+            roles["pad"] = self._specials["pad"]
+        for role, other in (("bos", "cls"), ("eos", "sep")):  # whoever writes text looks for these
+            if role in own or other in own:
+                roles[role] = own.get(role, own.get(other, 0))
+        names: dict[str, Any] = {f"{role}_token": self.token(number) for role, number in roles.items()}
+        if len(self.sentinels):
+            names["additional_special_tokens"] = [self.token(number) for number in self.sentinels]
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
@@ -266,7 +308,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _named(settings: dict[str, Any]) -> dict[str, str]:
     names = {}
-    for role in ROLES:
+    for role in USUAL_NAMES:
         token = settings.get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
@@ -320,6 +362,7 @@ def train_tokenizer(
     strip_accents: bool | None = None,
     normal_form: NormalForm | None = None,
     split_chinese: bool = True,
+    sentinels: int = 0,
 ) -> Tokenizer:
     """Train a tokenizer on a stream of texts, read once.
 
@@ -332,11 +375,15 @@ def train_tokenizer(
         strip_accents: by default whenever lowercasing, as BERT.
         normal_form: Unicode normal form applied first.
         split_chinese: make every Chinese character a word of its own.
+        sentinels: how many <extra_id_N> the vocabulary ends with, the last of them <extra_id_0>. A tokenizer with
+            them is T5's: in `transformers` it puts [SEP] after a text, and no [CLS] before.
 
     Raises:
         UserError: no text, or a vocabulary larger than the text can fill.
     """
-    return Tokenizer(train_backend(texts, kind, vocab_size, lowercase, strip_accents, normal_form, split_chinese))
+    return Tokenizer(
+        train_backend(texts, kind, vocab_size, lowercase, strip_accents, normal_form, split_chinese, sentinels)
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 BERT_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SENTINEL = "<extra_id_{}>"
+"""How T5 writes the token that stands for the hidden span of this number."""
 
 ALL_OF_IT = 256_000_000
 """Characters of text that training reads whole; beyond, it reads half as densely each time the text doubles."""
@@ -49,35 +51,46 @@ def train_backend(
     strip_accents: bool | None,
     normal_form: NormalForm | None,
     split_chinese: bool,
+    sentinels: int = 0,
 ) -> tokenizers.Tokenizer:
     """A trained backend; see `bertkin.text.tokenizer.train_tokenizer`."""
     kinds = typing.get_args(TokenizerKind)
     if kind not in kinds:
         raise UserError(f"{kind!r} is not a kind of tokenizer", mend=nearest(kind, kinds))
-    if vocab_size is not None and vocab_size < 6:
-        raise UserError(f"a vocabulary of {vocab_size} has no room for text", mend="ask for thousands")
+    if sentinels < 0:
+        raise UserError(f"{sentinels} sentinels", mend="ask for 0 or more; T5 has 100")
+    if vocab_size is not None and vocab_size - sentinels < 6:
+        beside = f" beside {sentinels} sentinels" if sentinels else ""
+        raise UserError(f"a vocabulary of {vocab_size} has no room for text{beside}", mend="ask for thousands")
+
+    def size(words: int) -> int:  # what is left for the others
+        return (vocab_size or default_vocab_size(words)) - sentinels
+
     backend = _dressed(kind, lowercase, strip_accents, normal_form, split_chinese)
     feed = _Feed(texts, held=kind == "unigram")
     if kind == "unigram":  # it keeps its text, so we may as well, and know the words before choosing the size
         kept = list(feed)
-        backend.train_from_iterator(kept, _trainer(kind, vocab_size or default_vocab_size(feed.words)))
+        backend.train_from_iterator(kept, _trainer(kind, size(feed.words)))
         del kept
         backend = _with_round_scores(backend)
     elif kind in ("wordpiece", "bpe"):
-        backend = _train_pieces(backend, feed, vocab_size or default_vocab_size(1 << 60))
+        backend = _train_pieces(backend, feed, size(1 << 60))
     else:
-        backend.train_from_iterator(iter(feed), _trainer(kind, vocab_size or default_vocab_size(1 << 60)))
+        backend.train_from_iterator(iter(feed), _trainer(kind, size(1 << 60)))
     if feed.words == 0:
         raise UserError("the corpus has no text to train a tokenizer on", mend="give more text")
     if vocab_size is None:
-        backend = _cut_vocabulary(backend, default_vocab_size(feed.words))
-    filled = backend.get_vocab_size(with_added_tokens=True)
+        backend = _cut_vocabulary(backend, size(feed.words))
+    filled = backend.get_vocab_size(with_added_tokens=True) + sentinels
     if vocab_size is not None and filled < vocab_size:
         raise UserError(
             f"a vocabulary of {vocab_size:,} is more than the corpus can fill ({filled:,})",
             mend=f"ask for {filled} or fewer, or give more text",
         )
     add_cls_and_sep(backend)
+    if sentinels:
+        backend.add_special_tokens([SENTINEL.format(number) for number in reversed(range(sentinels))])
+        _add_sep(backend)
     return backend
 
 
@@ -289,6 +302,16 @@ def add_cls_and_sep(backend: tokenizers.Tokenizer) -> None:
                 special_tokens=list(zip((cls, sep), numbers, strict=True)),
             )
             return
+
+
+def _add_sep(backend: tokenizers.Tokenizer) -> None:
+    """Make the backend put A [SEP] (B [SEP]) around what it encodes, as T5 does."""
+    from tokenizers.processors import TemplateProcessing
+
+    sep = "[SEP]" if backend.token_to_id("[SEP]") is not None else "</s>"
+    backend.post_processor = TemplateProcessing(
+        single=f"$A {sep}", pair=f"$A {sep} $B {sep}", special_tokens=[(sep, backend.token_to_id(sep))]
+    )
 
 
 def _cut_vocabulary(backend: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:

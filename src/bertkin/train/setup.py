@@ -182,7 +182,12 @@ def read_corpus(
         progress(0, 0, "training a tokenizer")
         kind = data.tokenizer_kind or "wordpiece"
         tokenizer = tokenizer_for(
-            data.corpus, kind=kind, vocab_size=data.vocab_size, lowercase=data.lowercase, **reading
+            data.corpus,
+            kind=kind,
+            vocab_size=data.vocab_size,
+            lowercase=data.lowercase,
+            sentinels=data.sentinels or 0,
+            **reading,
         )
     store = prepare(
         data.corpus,
