@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertkin.objectives.masking import (
+    LONGEST_PHRASE,
     LONGEST_SPAN,
     LONGEST_WORD,
     Unit,
     choose,
     corrupt,
+    edges_of,
     quota,
     rate_at,
     units,
@@ -126,13 +128,65 @@ def test_a_span_is_whole_words_of_one_sequence(seed: int, mean: float) -> None:
         assert inside.sum() == 1 or specials.ordinary[ids[inside]].all()
 
 
-def test_spans_have_the_mean_length_they_were_asked_for() -> None:
-    ids, specials = np.full(60_000, 7), specials_of(VOCAB, word_start=1.0)
-    spans = units(ids, np.array([0]), specials, "span", bits=noise(mix(1), np.arange(len(ids))), span_mean=3.0)
-    lengths = np.bincount(spans)
-    assert abs(lengths.mean() - 3.0) < 0.1
-    assert abs(np.mean(lengths == 1) - 1 / 3) < 0.02
+@pytest.mark.parametrize("mean", [1.5, 3.0, 3.8, 8.0])
+def test_spans_have_the_mean_length_they_were_asked_for(mean: float) -> None:
+    lengths = np.bincount(spans_of_words(60_000, mean))
+    assert abs(lengths.mean() - mean) < 0.1
     assert lengths.max() == LONGEST_SPAN
+
+
+def test_spans_of_mean_3_8_are_spanberts_geometric_ones() -> None:
+    lengths = np.bincount(spans_of_words(200_000, 3.8))
+    published = 0.2 * 0.8 ** np.arange(LONGEST_SPAN)  # p = 0.2, cut off at 10
+    found = np.bincount(lengths, minlength=LONGEST_SPAN + 1)[1:] / len(lengths)
+    assert np.abs(found - published / published.sum()).max() < 0.01
+
+
+def spans_of_words(n: int, mean: float) -> Ints:
+    ids, specials = np.full(n, 7), specials_of(VOCAB, word_start=1.0)
+    return units(ids, np.array([0]), specials, "span", bits=noise(mix(1), np.arange(n)), span_mean=mean)
+
+
+@given(seeds, st.sampled_from(["word", "phrase", "entity"]), rates)
+def test_what_is_marked_as_one_is_hidden_as_one(seed: int, kind: Unit, rate: float) -> None:
+    ids, sequence_starts, row_starts, specials = rows(seed)
+    marks = np.random.default_rng(seed).random(len(ids)) < 0.6
+    groups = units(ids, sequence_starts, specials, kind, continues=marks)
+    begins = np.append(True, np.diff(groups) > 0)
+    words = np.append(True, np.diff(units(ids, sequence_starts, specials, "word")) > 0)
+    ordinary = specials.ordinary[ids]
+    apart = ~ordinary | np.append(True, ~ordinary[:-1])
+    apart[sequence_starts] = True
+    assert begins[apart].all()
+    since = np.arange(len(ids)) - np.flatnonzero(begins)[groups]
+    assert since.max() < LONGEST_PHRASE
+    whole = since < LONGEST_PHRASE - 1  # beyond, a unit is divided
+    assert np.array_equal(begins[1:][whole[:-1]], (words & (apart | ~marks))[1:][whole[:-1]])
+    hidden = choose(groups, ordinary, row_starts, rate, noise(mix(seed, 2), np.arange(len(ids))))
+    joined = np.flatnonzero(~begins & ordinary)
+    assert np.array_equal(hidden[joined], hidden[joined - 1])
+
+
+@given(seeds, st.floats(1.0, 6.0), rates)
+def test_the_edges_of_a_hidden_span_are_the_seen_tokens_beside_it(seed: int, mean: float, rate: float) -> None:
+    ids, sequence_starts, row_starts, specials = rows(seed)
+    where = np.arange(len(ids))
+    groups = units(ids, sequence_starts, specials, "span", bits=noise(mix(seed, 1), where), span_mean=mean)
+    hidden = choose(groups, specials.ordinary[ids], row_starts, rate, noise(mix(seed, 2), where))
+    asked = np.flatnonzero(hidden)
+    edges = edges_of(asked)
+    assert edges.shape == (len(asked), 2)
+    sequence = np.searchsorted(sequence_starts, where, side="right")
+    for position, (before, after) in zip(asked, edges, strict=True):
+        assert before < position < after
+        assert hidden[before + 1 : after].all()
+        assert not hidden[before] and not hidden[after]
+        assert sequence[before] == sequence[position] == sequence[after]
+
+
+def test_chosen_spans_side_by_side_have_edges_outside_both() -> None:
+    assert edges_of(np.array([3, 4, 5, 8])).tolist() == [[2, 6], [2, 6], [2, 6], [7, 9]]
+    assert edges_of(np.zeros(0, np.int64)).shape == (0, 2)
 
 
 @given(seeds, kinds)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from bertkin.config import Objective
-from bertkin.objectives.masking import choose, corrupt, units
+from bertkin.objectives.masking import choose, corrupt, edges_of, units
 from bertkin.objectives.sentence import pair_up
-from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, lay, rows_of
+from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, continued, lay, rows_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, mix, noise
 
@@ -28,7 +28,8 @@ def masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objectiv
     if objective.sentence in ("next", "order"):
         pieces, paired, labels = pair_up(split, pieces, objective.sentence, mix(keys, 4))
     original, layout, row_starts = lay(split, pieces, ids)
-    seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, ids.ordinary[original])
+    maskable, marks = ids.ordinary[original], continued(split, pieces)
+    seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, maskable, marks)
     return Batch(
         ids=seen,
         layout=layout,
@@ -37,6 +38,7 @@ def masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objectiv
         pairs=layout.starts[paired].astype(np.int64),
         pair_labels=labels,
         row_starts=row_starts,
+        edges=edges_of(hidden) if objective.boundary else None,
     )
 
 
@@ -49,6 +51,7 @@ def hide(
     objective: Objective,
     rate: float,
     maskable: Bools,
+    continues: Bools | None = None,
 ) -> tuple[Ints, Ints]:
     """Hide a share of each row's maskable tokens.
 
@@ -56,6 +59,7 @@ def hide(
         original: [tokens], the text.
         keys: uint64 [rows].
         maskable: [tokens], whether the token may be hidden.
+        continues: see `units`.
 
     Returns:
         The text with what is hidden replaced, [tokens], and the hidden positions, [n], sorted.
@@ -65,7 +69,8 @@ def hide(
     bits = noise(mix(keys, 1)[row], place)
 
     spans = noise(mix(keys, 2)[row], place) if objective.unit == "span" else None
-    groups = units(original, layout.starts[:-1], ids, objective.unit, bits=spans, span_mean=objective.span_mean)
+    begins, mean = layout.starts[:-1], objective.span_mean
+    groups = units(original, begins, ids, objective.unit, bits=spans, span_mean=mean, continues=continues)
     hidden = np.flatnonzero(choose(groups, maskable, row_starts, rate, bits))
     decider = np.searchsorted(groups, groups[hidden]) if spans is not None else hidden  # a span shares one fate
     seen = corrupt(

@@ -10,9 +10,11 @@ depend on the row alone (see `bertkin.text.shuffle`).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bertkin.text.batches import Bools, Ints, Specials
 from bertkin.text.shuffle import Bits, below, unit
@@ -23,6 +25,8 @@ LONGEST_WORD = 8
 """Longer runs without a word start (text written without spaces, numbers, links) are hidden in parts this long."""
 LONGEST_SPAN = 10
 """Words in the longest span, as in SpanBERT."""
+LONGEST_PHRASE = 16
+"""Tokens of a phrase, entity or segmented word that are hidden at once; longer ones are hidden in parts."""
 
 
 def rate_at(progress: float, rate: float, rate_end: float | None = None) -> float:
@@ -45,23 +49,31 @@ def units(
     *,
     bits: Bits | None = None,
     span_mean: float = 3.0,
+    continues: Bools | None = None,
 ) -> Ints:
     """The unit each token belongs to, [tokens]: numbers that begin at 0 and grow by one where a unit begins.
 
     token: each token is a unit. word: from a token that starts a word up to the next one; a special token, or the
-    beginning of a sequence, ends a word too. span: consecutive words, their number geometric with mean span_mean and
-    no more than `LONGEST_SPAN` (SpanBERT: Joshi et al. 2020, who sample overlapping spans; here the text is divided in
-    spans, which gives the same lengths and lets the share be exact).
+    beginning of a sequence, ends a word too. phrase, entity: what is marked as one, and the words between (ERNIE: Sun
+    et al. 2019). span: consecutive words, their number geometric with mean span_mean and no more than `LONGEST_SPAN`
+    (SpanBERT: Joshi et al. 2020, who sample overlapping spans; here the text is divided in spans, which gives the same
+    lengths and lets the share be exact).
 
     Args:
         sequence_starts: [sequences], the position of each sequence's first token.
         bits: uint64 [tokens], uniform; needed for spans alone.
-        span_mean: mean words in a span.
+        span_mean: mean words in a span; SpanBERT's geometric with p = 0.2 has 3.8.
+        continues: [tokens], whether the token goes on with what began before it, for units that the tokens alone do not
+            tell: phrases, entities, words of a text without spaces.
     """
     if kind == "token":
         return np.arange(len(ids))
     ordinary = specials.ordinary[ids]
     starts = _word_starts(ordinary, specials.word_starts[ids], sequence_starts)
+    if continues is not None:
+        apart = ~ordinary | np.append(True, ~ordinary[:-1])
+        apart[sequence_starts] = True
+        starts = _divided(starts & (apart | ~continues), LONGEST_PHRASE)
     if kind == "span":
         if bits is None:
             raise ValueError("spans need noise")
@@ -81,12 +93,33 @@ def _word_starts(ordinary: Bools, starts: Bools, sequence_starts: Ints) -> Bools
 
 
 def _span_starts(ordinary: Bools, first_words: Ints, bits: Bits, mean: float) -> Bools:
-    """Which words begin a span: each with probability 1/mean; all arrays are [words]. Special tokens stand alone."""
-    starts = (unit(bits) * mean < 1) | ~ordinary
+    """Which words begin a span; all arrays are [words]. Special tokens stand alone."""
+    starts = ~ordinary
     starts[1:] |= ~ordinary[:-1]
     starts[first_words] = True
     starts[0] = True
-    return _divided(starts, LONGEST_SPAN)
+    lengths = 1 + np.searchsorted(_span_chances(mean), unit(bits), side="right")
+    at = np.flatnonzero(starts)
+    end = np.append(at[1:], len(starts))
+    while len(at):  # a span further in every stretch of text at once
+        at = at + lengths[at]
+        at, end = at[at < end], end[at < end]
+        starts[at] = True
+    return starts
+
+
+@cache
+def _span_chances(mean: float) -> NDArray[np.float64]:
+    """The chances that a span has at most 1, 2, … `LONGEST_SPAN` - 1 words: a geometric distribution cut off there, its
+    ratio found by halving so that the mean is the one asked for."""
+    words = np.arange(1, LONGEST_SPAN + 1)
+    low, high = -40.0, 40.0  # of the ratio's logarithm
+    for _ in range(60):
+        middle = (low + high) / 2
+        chances = np.exp((words - LONGEST_SPAN * (middle > 0)) * middle)
+        chances /= chances.sum()
+        low, high = (middle, high) if chances @ words < mean else (low, middle)
+    return cast(NDArray[np.float64], np.cumsum(chances)[:-1])
 
 
 def _divided(starts: Bools, longest: int) -> Bools:
@@ -94,6 +127,18 @@ def _divided(starts: Bools, longest: int) -> Bools:
     since = np.arange(len(starts)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
     starts[since % longest == 0] = True
     return starts
+
+
+def edges_of(hidden: Ints) -> Ints:
+    """Of each hidden position [n], sorted, the positions just before and just after its run of hidden ones: [n, 2].
+
+    Two units that were both chosen and stand side by side are one run, so an edge is never hidden itself. A sequence
+    begins with [CLS] and ends with [SEP], which are never hidden, so an edge is of the same sequence.
+    """
+    begins, ends = np.diff(hidden, prepend=-2) > 1, np.diff(hidden, append=1 << 62) > 1
+    run = np.cumsum(begins) - 1
+    before, after = hidden[begins] - 1, hidden[ends] + 1
+    return np.stack([before[run], after[run]], axis=1)
 
 
 def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: Bits) -> Bools:

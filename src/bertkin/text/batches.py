@@ -370,6 +370,14 @@ def offsets(pieces: Pieces) -> Ints:
     return cast(Ints, source)
 
 
+def continued(split: SplitLike, pieces: Pieces) -> Bools | None:
+    """Of each token as `lay` writes them, whether it goes on with the unit begun before it; None for an unmarked split."""
+    if split.continues is None:
+        return None
+    at = offsets(pieces)
+    return (at >= 0) & (split.continues[np.maximum(at, 0)] > 0)
+
+
 def _places(pieces: Pieces) -> tuple[Bools, Bools, Ints, Ints]:
     """Which pieces are fillers, which begin with a [CLS], and where each starts and ends; all [pieces]."""
     filler = pieces.document < 0

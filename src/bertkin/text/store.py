@@ -48,12 +48,15 @@ class Split:
         tokens: uint16 or uint32 [tokens].
         documents: int64 [documents + 1], offsets into `tokens`.
         sentences: int64 [sentences], offsets into `tokens`; every document begins one.
+        continues: uint8 [tokens], 1 where a token goes on with the phrase, entity or word begun before it, if the store
+            is marked (`bertkin.text.words`).
     """
 
     name: str
     tokens: np.ndarray
     documents: np.ndarray
     sentences: np.ndarray
+    continues: np.ndarray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -77,6 +80,8 @@ class Store:
 
     folder: Path
     manifest: dict[str, Any]
+    marks: Path | None = None
+    """Folder of the marks beside the store, one file a split."""
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -122,12 +127,16 @@ class Store:
                 raise UserError("its bytes have changed", where=self.folder / name, mend=mend)
 
     def _split(self, name: str) -> Split:
-        def array(part: str, dtype: Any) -> np.ndarray:
-            path = self.folder / f"{name}.{part}"
+        def array(part: str, dtype: Any, folder: Path = self.folder) -> np.ndarray:
+            path = folder / f"{name}.{part}"
             return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
 
         return Split(
-            name, array("tokens", self.manifest["dtype"]), array("documents", "<i8"), array("sentences", "<i8")
+            name,
+            array("tokens", self.manifest["dtype"]),
+            array("documents", "<i8"),
+            array("sentences", "<i8"),
+            None if self.marks is None else array("continues", np.uint8, self.marks),
         )
 
     @cached_property
