@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from bertkin.models import kernels
-from bertkin.models.names import named
+from bertkin.models.names import named, turned
 from bertkin.models.names import theirs as names_of
-from bertkin.models.names import turned
 from bertkin.models.pretrained import load_model, save_model
 from bertkin.text.layout import Layout
 

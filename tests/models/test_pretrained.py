@@ -53,14 +53,14 @@ def complaint(folder: str | Path) -> str:
 
 
 WRONG_CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "t5"}, "config.json: a model of type 't5'; we read bert, roberta, modernbert"),
+    ({"model_type": "xlnet"}, "config.json: a model of type 'xlnet'; we read bert, roberta, modernbert"),
     ({"model_type": ...}, "no model_type"),
     ({"hidden_size": ...}, "config.json: hidden_size: is missing"),
     ({"hidden_size": "wide"}, "hidden_size: expected a number, found 'wide'"),
     ({"hidden_size": 32.5}, "hidden_size: expected a whole number"),
     ({"num_attention_heads": 5}, "5 heads do not divide the width of 32"),
     ({"num_hidden_layers": 0}, "found 0"),
-    ({"hidden_act": "relu"}, "hidden_act: we cannot build 'relu', only 'gelu'"),
+    ({"hidden_act": "mish"}, "hidden_act: we cannot build 'mish', only gelu, gelu_new, gelu_pytorch_tanh, relu"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ({"is_decoder": True}, "is_decoder"),
     ({"num_hidden_layers": 3}, "no place for bert.encoder.layer.3"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bertkin.config import Model
 from bertkin.errors import UserError
-from bertkin.models.heads import MaskedLM
+from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
 from bertkin.tasks.pairs import Pair, evaluate_pairs, evaluate_scorer, pseudo_log_likelihood, read_blimp, score_pairs
@@ -34,7 +34,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXT * 3, vocab_size=90)
 
 
-def grown(tokenizer: Tokenizer, family: str = "modern") -> MaskedLM:
+def grown(tokenizer: Tokenizer, family: str = "modern") -> LanguageModel:
     """A model with random weights large enough that its answers differ from word to word."""
     shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "max_length": 48}
     model = build(resolve_model(Model(family=family, **shape), tokenizer.vocab_size))  # type: ignore[arg-type]
@@ -46,12 +46,12 @@ def grown(tokenizer: Tokenizer, family: str = "modern") -> MaskedLM:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> MaskedLM:
+def model(tokenizer: Tokenizer) -> LanguageModel:
     return grown(tokenizer)
 
 
 @torch.no_grad()
-def one_at_a_time(model: MaskedLM, tokenizer: Tokenizer, text: str, *, within_word: bool = False) -> float:
+def one_at_a_time(model: LanguageModel, tokenizer: Tokenizer, text: str, *, within_word: bool = False) -> float:
     """The definition, read aloud: hide a token, ask for it, put it back."""
     ids = [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
     score = 0.0
@@ -79,7 +79,7 @@ def test_a_sentence_scores_what_hiding_its_tokens_one_at_a_time_gives(
 
 
 def test_hiding_the_rest_of_the_word_changes_only_sentences_with_words_in_pieces(
-    tokenizer: Tokenizer, model: MaskedLM
+    tokenizer: Tokenizer, model: LanguageModel
 ) -> None:
     texts = ["the the", "unbelievable"]
     assert len(tokenizer.encode(texts[0])) == 2 and len(tokenizer.encode(texts[1])) > 1
@@ -96,19 +96,19 @@ WORDS = st.lists(
 @settings(max_examples=25)
 @given(texts=st.lists(WORDS.map(" ".join), max_size=6), batch_tokens=st.integers(1, 300), within_word=st.booleans())
 def test_a_score_does_not_depend_on_the_sentences_beside_it(
-    tokenizer: Tokenizer, model: MaskedLM, texts: list[str], batch_tokens: int, within_word: bool
+    tokenizer: Tokenizer, model: LanguageModel, texts: list[str], batch_tokens: int, within_word: bool
 ) -> None:
     scores = pseudo_log_likelihood(model, tokenizer, texts, batch_tokens=batch_tokens, within_word=within_word)
     alone = [pseudo_log_likelihood(model, tokenizer, [text], within_word=within_word)[0] for text in texts]
     np.testing.assert_allclose(scores, np.array(alone).reshape(-1), atol=1e-3)
 
 
-def test_the_same_tokens_get_the_same_score_to_the_bit(tokenizer: Tokenizer, model: MaskedLM) -> None:
+def test_the_same_tokens_get_the_same_score_to_the_bit(tokenizer: Tokenizer, model: LanguageModel) -> None:
     scores = pseudo_log_likelihood(model, tokenizer, ["The cats sleep.", *SENTENCES, "the  CATS sleep ."])
     assert scores[0] == scores[1] == scores[-1]
 
 
-def test_scoring_leaves_the_model_as_it_was(tokenizer: Tokenizer, model: MaskedLM) -> None:
+def test_scoring_leaves_the_model_as_it_was(tokenizer: Tokenizer, model: LanguageModel) -> None:
     before = [parameter.clone() for parameter in model.parameters()]
     model.train()
     pseudo_log_likelihood(model, tokenizer, SENTENCES)
@@ -117,13 +117,13 @@ def test_scoring_leaves_the_model_as_it_was(tokenizer: Tokenizer, model: MaskedL
     assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_a_sentence_too_long_for_the_model_is_refused(tokenizer: Tokenizer, model: MaskedLM) -> None:
+def test_a_sentence_too_long_for_the_model_is_refused(tokenizer: Tokenizer, model: LanguageModel) -> None:
     with pytest.raises(UserError, match="reads at most 46"):
         pseudo_log_likelihood(model, tokenizer, ["the " * 47])
     pseudo_log_likelihood(model, tokenizer, ["the " * 46])
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(model: MaskedLM) -> None:
+def test_a_tokenizer_larger_than_the_model_is_refused(model: LanguageModel) -> None:
     other = train_tokenizer([*TEXT, "quite other words: zebra, xylophone, jazz, quick, vow, fjord"] * 3, vocab_size=120)
     with pytest.raises(UserError, match="the model only"):
         pseudo_log_likelihood(model, other, SENTENCES)
@@ -177,7 +177,7 @@ def test_scores_read_well_and_go_into_json(folder: Path) -> None:
     assert plain["mean"] == pytest.approx(0.66667) and plain["method"] == "brevity" and plain["pairs"] == 6
 
 
-def test_a_model_is_asked_in_any_precision(tokenizer: Tokenizer, model: MaskedLM, folder: Path) -> None:
+def test_a_model_is_asked_in_any_precision(tokenizer: Tokenizer, model: LanguageModel, folder: Path) -> None:
     done: list[tuple[int, int]] = []
     for precision in ("float32", "bfloat16"):
         scores = evaluate_pairs(

@@ -13,7 +13,7 @@ from bertkin.models.configs_encoders import ACTIVATIONS, BENDS
 from bertkin.models.fields import Fields
 
 
-def _ids(c: Fields, begin: int, end: int, pad: int) -> dict[str, int]:
+def _ids(c: Fields, begin: int, end: int, pad: int) -> dict[str, Any]:
     """What a sequence begins with, ends with, and is filled up with."""
     last = c.identity("eos_token_id", end)
     return {
@@ -193,7 +193,13 @@ def write_bart(a: Architecture) -> dict[str, Any]:
     }
 
 
-T5_BLOCKS = {"relu": "relu", "gated-gelu": "geglu-tanh", "gelu": "gelu", "gelu_new": "gelu-tanh", "gated-silu": "swiglu"}
+T5_BLOCKS = {
+    "relu": "relu",
+    "gated-gelu": "geglu-tanh",
+    "gelu": "gelu",
+    "gelu_new": "gelu-tanh",
+    "gated-silu": "swiglu",
+}
 
 
 def read_t5(c: Fields) -> Architecture:

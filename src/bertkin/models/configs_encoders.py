@@ -31,7 +31,7 @@ def _bert_shape(c: Fields, offset: int, act: str = "gelu", dropout: float = 0.1)
         "feed_forward": ACTIVATIONS[c.choice("hidden_act", act, ACTIVATIONS)],
         "max_length": c.whole("max_position_embeddings", 512) - offset,
         "position_offset": offset,
-        "segments": c.number("type_vocab_size", 2),
+        "segments": c.whole("type_vocab_size", 2),
         "norm_eps": c.number("layer_norm_eps", 1e-12),
         "dropout": c.number("hidden_dropout_prob", dropout),
         "attention_dropout": c.number("attention_probs_dropout_prob", dropout),

@@ -81,7 +81,7 @@ def albert(m: Model) -> Architecture:
 
 def electra(m: Model) -> Architecture:
     """ELECTRA (Clark et al. 2020): BERT's stack, asked of every token whether a small generator put it there."""
-    narrow = {"embedding": _narrow(m), "generator": m.generator}
+    narrow: dict[str, Any] = {"embedding": _narrow(m), "generator": m.generator}
     return Architecture(family="electra", **_shape(m), **narrow, head="detect", decoder_bias=False)
 
 
@@ -91,7 +91,7 @@ def generator(a: Architecture) -> Architecture:
     hidden = max(heads, round(a.hidden * a.generator / heads) * heads)
     wide = max(1, round(a.intermediate * a.generator))
     narrow = 0 if a.row_width == hidden else a.row_width
-    sizes = {"hidden": hidden, "heads": heads, "intermediate": wide, "embedding": narrow}
+    sizes: dict[str, Any] = {"hidden": hidden, "heads": heads, "intermediate": wide, "embedding": narrow}
     return replace(a, **sizes, generator=0.0, head="transform", decoder_bias=True)
 
 
@@ -261,17 +261,19 @@ def _train_electra() -> Recipe:
 
 
 def _train_gpt() -> Recipe:
-    return replace(_train_modern(), data=Data(tokenizer_kind="byte-bpe"), objective=Objective(kind="causal"))
+    # The masks are for the hybrid objective; GPT itself hides nothing but what comes next.
+    objective = _masking(kind="causal", rate=0.15, rate_end=0.15)
+    return replace(_train_modern(), data=Data(tokenizer_kind="byte-bpe"), objective=objective)
 
 
 def _train_bart() -> Recipe:
     # Masks and the share of the infilled as published; the post-norm stack wants the rates of bert.
-    objective = Objective(kind="denoise", noise="infilling+permutation", rate=0.30)
+    objective = _masking(kind="denoise", noise="infilling+permutation", rate=0.30, rate_end=0.30)
     return replace(_train_bert(), data=Data(tokenizer_kind="byte-bpe"), objective=objective)
 
 
 def _train_t5() -> Recipe:
-    objective = Objective(kind="denoise", noise="spans", rate=0.15)
+    objective = _masking(kind="denoise", noise="spans", rate=0.15, rate_end=0.15)
     data = Data(tokenizer_kind="unigram", sentinels=100, lowercase=False)
     return replace(_train_modern(), data=data, objective=objective)
 
@@ -289,8 +291,9 @@ TRAINED = {
 }
 
 
-def _masking(*, rate: float, rate_end: float) -> Objective:
-    return Objective(unit="token", rate=rate, rate_end=rate_end, mask_share=0.8, random_share=0.1, sentence="none")
+def _masking(*, rate: float, rate_end: float, kind: Any = "masked", noise: str = AUTO) -> Objective:
+    shares: dict[str, Any] = {"mask_share": 0.8, "random_share": 0.1}
+    return Objective(kind=kind, noise=noise, unit="token", rate=rate, rate_end=rate_end, sentence="none", **shares)
 
 
 def _common(*, optimizer: Any, lr: float, warmup: float, matrix_lr: float = AUTO) -> Train:
@@ -353,7 +356,9 @@ def resolve_model(model: Model, vocab_size: int | None = None) -> Model:
         intermediate=_gated_width(model.hidden) if model.family in GATED else 4 * model.hidden,
         decoder_layers=model.layers if model.family in ("bart", "t5") else 0,
     )
-    model = fill_auto(model, kv_heads=model.heads // 2 if model.family == "llama" and model.heads % 2 == 0 else model.heads)
+    model = fill_auto(
+        model, kv_heads=model.heads // 2 if model.family == "llama" and model.heads % 2 == 0 else model.heads
+    )
     _refuse_strangers(model)
     architecture(model)
     return model

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
-from bertkin.models.configs import OURS, read_config, write_config
 from bertkin.models.architecture import Architecture
+from bertkin.models.configs import OURS, read_config, write_config
 from bertkin.models.heads import AnyModel, LanguageModel, Replaced
 from bertkin.models.names import PREFIX, UNREAD, canonical, named, theirs, turned
 from bertkin.models.transformer import initialise
@@ -49,7 +49,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Langu
     a, kind = read_config(folder / "config.json")
     family = kind if kind == OURS else named(a)
     weights = _Weights(folder, family)
-    weights.require(theirs(f"stack.layers.{(a.groups or a.decoder_layers or a.layers) - 1}.attention.out.weight", family))
+    weights.require(
+        theirs(f"stack.layers.{(a.groups or a.decoder_layers or a.layers) - 1}.attention.out.weight", family)
+    )
     with torch.device("meta"):  # no memory is taken before all shapes are known to agree
         sentence = set(theirs("sentence.classifier.weight", family)) <= weights.names.keys()
         boundary = set(theirs("boundary.places", family)) <= weights.names.keys()

@@ -213,9 +213,7 @@ class Stack(nn.Module):
         self.distances = nn.Parameter(torch.empty(a.buckets, a.heads)) if a.positions == "relative" else None
         self.norm = _norm(a) if a.norm == "pre" else None
 
-    def forward(
-        self, ids: Tensor, layout: Layout, asked: Tensor | None = None, memory: Memory | None = None
-    ) -> Tensor:
+    def forward(self, ids: Tensor, layout: Layout, asked: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         """Hidden states of all tokens, or, with `asked` (sorted flat positions, int64 [n]), of those alone: [n, hidden].
 
         The numbers are the same either way; with `asked`, the last layer computes keys and values for all tokens but
