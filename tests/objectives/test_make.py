@@ -14,7 +14,6 @@ from bertkin.errors import UserError
 from bertkin.objectives.make import (
     EVALUATION,
     SERVES,
-    asked_share,
     check_objective,
     evaluation_batches,
     make_batch,
@@ -90,12 +89,6 @@ def test_the_second_loss_is_counted_as_it_is_summed() -> None:
     objective, batch = batch_with("masked", boundary=True, unit="span")
     batch = replace(batch, edges=np.zeros((len(batch.asked), 2), np.int64))
     assert (side_count(batch, objective), side_weight(objective)) == (len(batch.asked), 1.0)
-
-
-@pytest.mark.parametrize("kind", ["masked", "replaced", "causal", "prefix", "hybrid", "unilm"])
-def test_the_share_that_is_asked_is_about_what_batches_ask(kind: Any) -> None:
-    objective, batch = batch_with(kind, causal_share=0.3)
-    assert len(batch.asked) / batch.n_tokens == pytest.approx(asked_share(objective), abs=0.08)
 
 
 def test_shares_of_a_batch_count_to_the_whole() -> None:

@@ -150,17 +150,6 @@ def check_objective(objective: Objective, family: str) -> None:
         )
 
 
-def asked_share(objective: Objective) -> float:
-    """About how many tokens are asked for each one that a stack reads: what the last layer and the head work for."""
-    if objective.kind in ("causal", "denoise"):  # whoever writes is asked for every token it writes
-        return 1.0
-    if objective.kind == "prefix":
-        return 0.5
-    if objective.kind == "hybrid":
-        return objective.causal_share + (1 - objective.causal_share) * objective.rate
-    return objective.rate
-
-
 def side_count(batch: Batch, objective: Objective) -> int:
     """How many answers the second loss of a batch sums: pairs, judged tokens (replaced) or boundaries (SpanBERT)."""
     if objective.kind == "replaced":
