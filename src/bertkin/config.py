@@ -102,8 +102,8 @@ class Objective:
     """masked (BERT), causal (GPT), prefix (a read beginning, a written rest), hybrid (causal and masked by turns), unilm
     (both sides, left only, prefix), replaced (ELECTRA), denoise (BART, T5, MASS: see noise)."""
     noise: str = AUTO
-    """What an encoder–decoder repairs: masking, deletion, infilling, permutation, rotation, mass, spans or prefix; joined
-    by + they are done one after the other, and noise:share pairs are mixed, as in spans:0.5,prefix:0.5."""
+    """What an encoder–decoder repairs: masking, deletion, infilling, permutation or rotation (joined by + they are done one
+    after the other), mass, spans, drop or prefix; noise:share pairs are mixed, as in spans:0.5,prefix:0.5."""
     causal_share: float = 0.5
     """Share of the sequences that hybrid reads from the left only."""
     unit: Literal["token", "word", "span", "phrase", "entity"] = AUTO
@@ -124,7 +124,7 @@ class Objective:
     random_share: float = AUTO
     """Of the asked tokens, the share replaced by a random token; the rest stay as they are."""
     span_mean: float = 3.0
-    """Mean span length in words (unit span)."""
+    """Mean span length: in words for unit span, in tokens for infilling and spans."""
     static: bool = False
     """Draw each row's mask once and keep it in every epoch, as the original BERT; otherwise anew each time."""
     sentence: Literal["none", "next", "order"] = AUTO
