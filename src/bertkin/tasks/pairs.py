@@ -68,6 +68,8 @@ def pseudo_log_likelihood(
     _check(encoded, sentences, model, tokenizer)
     numbers: dict[tuple[int, ...], int] = {}
     which = [numbers.setdefault(tuple(ids), len(numbers)) for ids in encoded]
+    if not which:
+        return np.zeros(0)
     scores = np.zeros(len(numbers))
     was, device = model.training, next(model.parameters()).device
     model.eval()
