@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from bertkin.models import fused
+from bertkin.models import looks
 from bertkin.text.layout import Layout
 
 Rotary = tuple[Tensor, Tensor]
@@ -68,12 +68,19 @@ def attention(
     Returns:
         [n, heads * head_dim].
     """
-    plain = asking is None and distances is None and scale is None and layout.reach is None and q.shape[1] == k.shape[1]
-    if plain and not dropout and fused.attention_usable(q, k, v):
-        asked = layout if queries is None else layout_of(queries, layout)
-        places = layout.positions if queries is None else layout.positions[queries]
-        starts = (layout.starts, asked.starts)
-        return fused.Attention.apply(q, k, v, starts, (layout.positions, places), rule, rotary)
+    if asking is not None and asking.n_sequences != layout.n_sequences:
+        raise ValueError(f"{asking.n_sequences} sequences ask, {layout.n_sequences} are asked")
+    if distances is not None and distances.shape[1] // 2 < layout.max_length - 1:
+        raise ValueError(f"{distances.shape[1]} offsets are too few for sequences of {layout.max_length} tokens")
+    if not dropout and looks.usable(q, k, v):
+        owners = layout if asking is None else asking
+        starts = layout.starts, (owners if queries is None else layout_of(queries, owners)).starts
+        places, reach = owners.positions, layout.reach if asking is None else None
+        if queries is not None:
+            places, reach = places[queries], None if reach is None else reach[queries]
+        seen = (layout.positions, places), reach, rule if asking is None else None
+        factor = q.shape[2] ** -0.5 if scale is None else scale
+        return looks.Attention.apply(q, k, v, distances, starts, *seen, rotary, factor)
     tiles = layout if asking is not None else tiles_of(layout)
     weights = attention_weights(
         q, k, layout, rule, queries=queries, asking=asking, rotary=rotary, distances=distances, scale=scale, tiles=tiles
@@ -130,8 +137,6 @@ def _each(x: Tensor, q: Tensor) -> Tensor:
 
 def _beyond(layout: Layout, asking: Layout) -> Tensor | None:
     """The padding of what is seen by others: bool [sequences, 1, keys]; None where there is none."""
-    if layout.n_sequences != asking.n_sequences:
-        raise ValueError(f"{asking.n_sequences} sequences ask {layout.n_sequences}")
     if layout.uniform:
         return None
     places = torch.arange(layout.max_length, device=layout.starts.device)

@@ -1,21 +1,18 @@
-"""The fused kernels as differentiable functions: the fast bodies of `ops` and `attention` on the CPU.
+"""The fused kernels as differentiable functions: the fast bodies of `ops` on the CPU (`looks` has attention's).
 
 Each class is one operation with its own backward pass, in float32 or bfloat16. They are called only where
-`kernels.usable` says so; `ops` and `attention` hold the eager twin that the tests compare with.
+`kernels.usable` says so; `ops` holds the eager twin that the tests compare with.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from bertkin.models import kernels, products
-
-if TYPE_CHECKING:
-    from bertkin.models.attention import Rotary, Rule
 
 
 def _call(name: str, like: Tensor, *arguments: Any) -> Any:
@@ -27,19 +24,19 @@ def _call(name: str, like: Tensor, *arguments: Any) -> Any:
 
 
 class AddNorm(Function):
-    """(residual + x, layer norm of that), one pass over memory each way."""
+    """(residual + x, layer norm or root mean square norm of that), one pass over memory each way."""
 
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+        ctx: Any, residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
     ) -> tuple[Tensor, Tensor]:
         rows, cols = residual.shape
         total = residual if x is None else torch.empty_like(residual)
         out = torch.empty_like(residual)
         mean, scale = (torch.empty(rows, dtype=torch.float32) for _ in range(2))
-        _call("add_norm", residual, residual, x, weight, bias, total, out, mean, scale, rows, cols, eps)
+        _call("add_norm", residual, residual, x, weight, bias, total, out, mean, scale, rows, cols, eps, rms)
         ctx.save_for_backward(total, weight, mean, scale)
-        ctx.has_x, ctx.has_bias = x is not None, bias is not None
+        ctx.has_x, ctx.has_bias, ctx.rms = x is not None, bias is not None, rms
         if x is None:
             # An input handed back as an output must be a new tensor for autograd.
             total = residual.view_as(residual)
@@ -51,17 +48,16 @@ class AddNorm(Function):
         total, weight, mean, scale = ctx.saved_tensors
         rows, cols = total.shape
         if d_out is None:
-            return d_total, d_total if ctx.has_x else None, None, None, None
+            return d_total, d_total if ctx.has_x else None, None, None, None, None
         d_in = torch.empty_like(total)
         d_weight = torch.empty(cols, dtype=torch.float32)
         d_bias = torch.empty(cols, dtype=torch.float32) if ctx.has_bias else None
         d_out = d_out.contiguous()
         d_total = None if d_total is None else d_total.contiguous()
-        _call(
-            "add_norm_backward", total, d_out, d_total, total, weight, mean, scale, d_in, d_weight, d_bias, rows, cols
-        )
+        sizes = rows, cols, ctx.rms
+        _call("add_norm_backward", total, d_out, d_total, total, weight, mean, scale, d_in, d_weight, d_bias, *sizes)
         d_bias = None if d_bias is None else d_bias.to(weight.dtype)
-        return d_in, d_in if ctx.has_x else None, d_weight.to(weight.dtype), d_bias, None
+        return d_in, d_in if ctx.has_x else None, d_weight.to(weight.dtype), d_bias, None, None
 
 
 class Linear(Function):
@@ -82,13 +78,14 @@ class Linear(Function):
 
 
 class FeedForward(Function):
-    """gelu(x @ up.T + up_bias) @ down.T + down_bias; bent, each way, strip by strip as the products leave the cache."""
+    """bend(x @ up.T + up_bias) @ down.T + down_bias; bent, each way, strip by strip as the products leave the cache."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None
+        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, kind: int
     ) -> Tensor:
-        wide, bent = products.forward_gelu(x, up, up_bias)
+        ctx.kind = kind
+        wide, bent = products.forward_bent(x, up, up_bias, kind)
         ctx.save_for_backward(x, up, down, wide, bent)
         ctx.has_bias = up_bias is not None, down_bias is not None
         return products.forward(bent, down, down_bias)
@@ -97,11 +94,11 @@ class FeedForward(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, up, down, wide, bent = ctx.saved_tensors
         g = gradients[0].contiguous()
-        d_wide = products.input_gradient(g, down, bent_from=wide)
+        d_wide = products.input_gradient(g, down, bent_from=wide, kind=ctx.kind)
         dx = products.input_gradient(d_wide, up) if ctx.needs_input_grad[0] else None
-        (has_up, has_down), (_, wants_up, _, wants_down, _) = ctx.has_bias, ctx.needs_input_grad
+        (has_up, has_down), (_, wants_up, _, wants_down, *_) = ctx.has_bias, ctx.needs_input_grad
         of_up = _parameter_gradients(d_wide, x, has_up, wants_up)
-        return dx, *of_up, *_parameter_gradients(g, bent, has_down, wants_down)
+        return dx, *of_up, *_parameter_gradients(g, bent, has_down, wants_down), None
 
 
 def _parameter_gradients(g: Tensor, x: Tensor, has_bias: bool, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -112,41 +109,43 @@ def _parameter_gradients(g: Tensor, x: Tensor, has_bias: bool, wanted: bool) -> 
     return products.weight_gradient(g, x, sums=sums), None if sums is None else sums.to(g.dtype)
 
 
-class Gelu(Function):
-    """Exact GELU of any shape."""
+class Bend(Function):
+    """One of `kernels.BENDS`, of any shape."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kind: int) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.kind = kind
         y = torch.empty_like(x)
-        _call("gelu", x, x, y, x.numel())
+        _call("bend", x, kind, x, y, x.numel())
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call("gelu_backward", x, gradients[0].contiguous(), x, dx, x.numel())
-        return dx
+        _call("bend_backward", x, ctx.kind, gradients[0].contiguous(), x, dx, x.numel())
+        return dx, None
 
 
-class Geglu(Function):
-    """GELU of the first half times the second: [rows, 2 * cols] to [rows, cols]."""
+class Gate(Function):
+    """The first half, bent, times the second: [rows, 2 * cols] to [rows, cols]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kind: int) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.kind = kind
         rows, cols = x.shape[0], x.shape[1] // 2
         y = x.new_empty(rows, cols)
-        _call("geglu", x, x, y, rows, cols)
+        _call("gate", x, kind, x, y, rows, cols)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call("geglu_backward", x, gradients[0].contiguous(), x, dx, x.shape[0], x.shape[1] // 2)
-        return dx
+        _call("gate_backward", x, ctx.kind, gradients[0].contiguous(), x, dx, x.shape[0], x.shape[1] // 2)
+        return dx, None
 
 
 class Embed(Function):
@@ -227,58 +226,3 @@ class SplitHeads(Function):
             if side_by_side and base.shape[1] == len(gradients):
                 return base.flatten(1), None, None
         return torch.stack(gradients, dim=1).flatten(1), None, None
-
-
-class Attention(Function):
-    """Attention inside each sequence, scores kept in cache; q, k, v are views [n, heads, dim] whose heads lie together."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        starts: tuple[Tensor, Tensor],
-        places: tuple[Tensor, Tensor],
-        rule: Rule,
-        rotary: Rotary | None,
-    ) -> Tensor:
-        n, heads, dim = q.shape
-        out = q.new_empty(n, heads * dim)
-        lse = torch.empty(heads, n, dtype=torch.float32)
-        ctx.starts, ctx.places, ctx.rule, ctx.rotary = starts, places, rule, rotary
-        _attention("attention", q, k, v, ctx, out, lse, n)
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        n, heads, dim = q.shape
-        # The gradients lie as the projections do, so that taking them apart and together again copies nothing.
-        if n == len(k):
-            dq, dk, dv = q.new_empty(n, 3, heads, dim).unbind(1)
-        else:
-            dq = q.new_empty(n, heads, dim)
-            dk, dv = k.new_empty(len(k), 2, heads, dim).unbind(1)
-        g = gradients[0].contiguous()
-        _attention("attention_backward", q, k, v, ctx, out, g, lse, n, dq, dk, dv, dq.stride(0), dk.stride(0))
-        return dq, dk, dv, None, None, None, None
-
-
-def _attention(name: str, q: Tensor, k: Tensor, v: Tensor, ctx: Any, *rest: Any) -> None:
-    library = kernels.get()
-    assert library is not None
-    (key_starts, query_starts), (place, query_place), (heads, dim) = ctx.starts, ctx.places, q.shape[1:]
-    cosine, sine = ctx.rotary or (None, None)
-    window = -1 if ctx.rule.window is None else ctx.rule.window
-    arguments = [q, k, v, q.stride(0), k.stride(0), v.stride(0), key_starts, query_starts, len(key_starts) - 1, place]
-    arguments += [query_place, heads, dim, dim**-0.5, window, int(ctx.rule.causal), cosine, sine, *rest]
-    getattr(library, f"bk_{name}")(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
-
-
-def attention_usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the attention kernel reads these: bfloat16 on the CPU, heads together, of a width divisible by 32."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] % 32 or not kernels.has_attention():
-        return False
-    return all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (q, k, v))

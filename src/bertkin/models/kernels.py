@@ -19,21 +19,22 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-INCLUDED = Path(__file__).with_name("gemm.hpp")
+INCLUDED = [SOURCE.with_name(name) for name in ("vectors.hpp", "gemm.hpp", "thin.hpp", "attention.hpp")]
 # Not -ffast-math: it would switch the whole process to flushing subnormal numbers to zero when the library is loaded.
 FLAGS = ["-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math"]
 FLAGS += ["-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+BENDS = {"gelu": 0, "gelu-tanh": 1, "relu": 2, "silu": 3}
 
 P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float  # noqa: E741
 SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_has_attention": ([], I),
-    "bk_add_norm": ([I, P, P, P, P, P, P, P, P, L, I, F], None),
-    "bk_add_norm_backward": ([I, P, P, P, P, P, P, P, P, P, L, I], None),
-    "bk_gelu": ([I, P, P, L], None),
-    "bk_gelu_backward": ([I, P, P, P, L], None),
-    "bk_geglu": ([I, P, P, L, I], None),
-    "bk_geglu_backward": ([I, P, P, P, L, I], None),
+    "bk_add_norm": ([I, P, P, P, P, P, P, P, P, L, I, F, I], None),
+    "bk_add_norm_backward": ([I, P, P, P, P, P, P, P, P, P, L, I, I], None),
+    "bk_bend": ([I, I, P, P, L], None),
+    "bk_bend_backward": ([I, I, P, P, P, L], None),
+    "bk_gate": ([I, I, P, P, L, I], None),
+    "bk_gate_backward": ([I, I, P, P, P, L, I], None),
     "bk_column_sum": ([I, P, P, L, I], None),
     "bk_cross_entropy": ([I, P, P, P, P, P, L, I, F, F, I], None),
     "bk_scatter_add": ([I, P, P, P, L, I], None),
@@ -42,11 +43,10 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_muon_apply": ([I, P, P, P, L, F, F], None),
     "bk_square_sum": ([I, P, L], ctypes.c_double),
 }
-ATTENTION = [P, P, P, L, L, L, P, P, I, P, P, I, I, F, I, I, P, P, P]
-ATTENTION_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
-    "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, P], None),
-    "bk_attention": ([*ATTENTION, P, L], None),
-    "bk_attention_backward": ([*ATTENTION, P, P, L, P, P, P, L, L], None),
+DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, I, P], None),
+    "bk_attention": ([P, P, P], None),
+    "bk_attention_backward": ([P, P, P, P, P, P, P, L, L, P], None),
 }
 
 
@@ -62,7 +62,7 @@ def get() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
         signatures = dict(SIGNATURES)
         if library.bk_has_attention():
-            signatures |= ATTENTION_SIGNATURES
+            signatures |= DOT_SIGNATURES
         for name, (arguments, result) in signatures.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
@@ -99,9 +99,8 @@ def usable(*tensors: torch.Tensor | None) -> bool:
 def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor, compiled on first use and renamed into place."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout.split("\n")[0]
-    key = "\n".join(
-        [SOURCE.read_text(), INCLUDED.read_text(), " ".join(FLAGS), version, platform.machine(), _processor()]
-    )
+    sources = [path.read_text() for path in (SOURCE, *INCLUDED)]
+    key = "\n".join([*sources, " ".join(FLAGS), version, platform.machine(), _processor()])
     name = f"kernels-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.so"
     home = Path(os.environ.get("BERTKIN_CACHE") or Path.home() / ".cache" / "bertkin") / "kernels"
     try:

@@ -19,6 +19,10 @@ Kind = Literal["gelu", "gelu-tanh", "relu", "geglu", "geglu-tanh", "swiglu"]
 width is bent, by GELU, its tanh form or SiLU, and multiplies the second."""
 
 
+GATED: dict[str, str] = {"geglu": "gelu", "geglu-tanh": "gelu-tanh", "swiglu": "silu"}
+"""What bends the first half in each gated kind."""
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: [tokens, in] to [tokens, out]."""
     if kernels.usable(x, weight, bias):
@@ -34,8 +38,8 @@ def add_norm(
     The norm is layer norm (Ba et al. 2016) or, with `rms`, root mean square norm (Zhang & Sennrich 2019): no mean taken
     off and no bias.
     """
-    if not rms and kernels.usable(residual, x, weight, bias):
-        return fused.AddNorm.apply(residual, x, weight, bias, eps)
+    if kernels.usable(residual, x, weight, bias):
+        return fused.AddNorm.apply(residual, x, weight, bias, eps, rms)
     total = residual if x is None else residual + x
     if rms:
         # In float32 up to the weight: squares of bfloat16 numbers summed as such would lose the small ones.
@@ -53,24 +57,26 @@ def gelu(x: Tensor) -> Tensor:
 def bend(x: Tensor, kind: Kind) -> Tensor:
     """What stands between the two products of a feed-forward block: [tokens, wide] to [tokens, f], where wide is f, or
     2 * f if the kind is gated."""
-    if kind in ("gelu", "geglu") and kernels.usable(x):
-        return fused.Gelu.apply(x) if kind == "gelu" else fused.Geglu.apply(x)
-    if kind in ("gelu", "gelu-tanh"):
-        return F.gelu(x, approximate="tanh" if kind == "gelu-tanh" else "none")
-    if kind == "relu":
-        return F.relu(x)
-    value, gate = x.chunk(2, dim=-1)
-    if kind == "swiglu":
-        return F.silu(value) * gate
-    return F.gelu(value, approximate="tanh" if kind == "geglu-tanh" else "none") * gate
+    if kernels.usable(x):
+        which = kernels.BENDS[GATED.get(kind, kind)]
+        return fused.Gate.apply(x, which) if kind in GATED else fused.Bend.apply(x, which)
+    value, gate = x.chunk(2, dim=-1) if kind in GATED else (x, None)
+    match GATED.get(kind, kind):
+        case "relu":
+            value = F.relu(value)
+        case "silu":
+            value = F.silu(value)
+        case name:
+            value = F.gelu(value, approximate="tanh" if name == "gelu-tanh" else "none")
+    return value if gate is None else value * gate
 
 
 def feed_forward(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, *, kind: Kind
 ) -> Tensor:
     """Wider, bent, and back: [tokens, hidden] to the same; `up` has twice the rows where the kind is gated."""
-    if kind == "gelu" and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
-        return fused.FeedForward.apply(x, up, up_bias, down, down_bias)
+    if kind not in GATED and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
+        return fused.FeedForward.apply(x, up, up_bias, down, down_bias, kernels.BENDS[kind])
     return linear(bend(linear(x, up, up_bias), kind), down, down_bias)
 
 

@@ -15,7 +15,7 @@ from bertkin.models import kernels
 
 THIN = 32
 """Fewer rows, columns or terms than this are left to torch."""
-GELU, TIMES_SLOPE = 1, 2
+BEND, TIMES_SLOPE = 1, 2
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,22 +27,22 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
-def forward_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same, and its GELU, bent while it is in cache. Only where `usable`."""
+def forward_bent(x: Tensor, weight: Tensor, bias: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
+    """The same, and what one of `kernels.BENDS` makes of it while it is in cache. Only where `usable`."""
     y = x.new_empty(len(x), len(weight))
     bent = torch.empty_like(y)
-    _product(y, x, False, weight, False, bias=bias, then=GELU, other=bent)
+    _product(y, x, False, weight, False, bias=bias, then=BEND, kind=kind, other=bent)
     return y, bent
 
 
-def input_gradient(g: Tensor, weight: Tensor, *, bent_from: Tensor | None = None) -> Tensor:
-    """`g @ weight`: [rows, out], [out, in] to [rows, in]; times the slope of GELU at `bent_from` [rows, in], if given (only
-    where `usable`)."""
+def input_gradient(g: Tensor, weight: Tensor, *, bent_from: Tensor | None = None, kind: int = 0) -> Tensor:
+    """`g @ weight`: [rows, out], [out, in] to [rows, in]; times the slope of a bend at `bent_from` [rows, in], if given
+    (only where `usable`)."""
     if not _ours(g, weight):
         return g @ weight
     dx = g.new_empty(len(g), weight.shape[1])
     then = 0 if bent_from is None else TIMES_SLOPE
-    _product(dx, g, False, weight, True, then=then, other=bent_from)
+    _product(dx, g, False, weight, True, then=then, kind=kind, other=bent_from)
     return dx
 
 
@@ -90,11 +90,13 @@ def _product(
     add: bool = False,
     sums: Tensor | None = None,
     then: int = 0,
+    kind: int = 0,
     other: Tensor | None = None,
 ) -> None:
     """c = a b, each of a and b with the summed dimension down its rows or along them."""
     library = kernels.get()
     assert library is not None
     (m, n), k = c.shape, a.shape[0 if a_down else 1]
-    arguments: list[Any] = [m, n, k, a, a.shape[1], a_down, b, b.shape[1], b_down, c, bias, add, sums, then, other]
+    arguments: list[Any] = [m, n, k, a, a.shape[1], a_down, b, b.shape[1], b_down, c, bias, add, sums, then]
+    arguments += [kind, other]
     library.bk_product(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))

@@ -1,0 +1,443 @@
+// Attention inside each sequence, or from the sequences of another layout into them, on processors with AVX-512 bf16 dot
+// products.
+//
+// One task is one head of keys and values of one sequence, with all the heads of queries that share it: what they add to
+// its gradient is summed in one place and in order. Everything a task needs fits in the second-level cache, so the scores
+// never reach memory. Keys that no query of a block sees are never multiplied. bf16 dot products take pairs: an operand
+// "in pairs" is [k / 2, n] words that hold rows 2k and 2k + 1.
+#pragma once
+
+#include <omp.h>
+#include <vector>
+
+#include "vectors.hpp"
+
+// What is looked at, by whom. Mirrored by `fused.Looks`; outside of the namespace below, as functions named in C take it.
+struct Looks {
+    const void *q, *k, *v;  // element [token, head, i] is at token * stride + head * dim + i
+    int64_t q_stride, k_stride, v_stride;
+    const int32_t *key_starts, *query_starts;    // [sequences + 1]: which keys and which queries a sequence owns
+    const int32_t *position, *query_position;    // [keys], [queries]: places within the sequence
+    const int32_t* reach;                        // [queries]: how many of the first keys each sees; or null
+    const float *cosine, *sine;                  // [positions, dim / 2] or null
+    const float* distances;                      // [heads, 2 longest - 1] or null: added at longest - 1 + key - query
+    int64_t queries;                             // in all
+    int32_t sequences, heads, kv_heads, dim, window, causal, across, longest;
+    float scale;
+};
+
+namespace {
+
+typedef uint32_t pair;
+
+template <int M, int N>
+inline void tile(const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c, int64_t c_row, int k2,
+                 bool add) {
+    __m512 acc[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = add ? _mm512_loadu_ps(c + m * c_row + n * W) : _mm512_setzero_ps();
+    for (int k = 0; k < k2; ++k) {
+        __m512i right[N];
+        for (int n = 0; n < N; ++n) right[n] = _mm512_loadu_si512(b + k * b_row + n * W);
+        for (int m = 0; m < M; ++m) {
+            __m512i left = _mm512_set1_epi32(int(a[m * a_row + k * a_col]));
+            for (int n = 0; n < N; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], (__m512bh)left, (__m512bh)right[n]);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) _mm512_storeu_ps(c + m * c_row + n * W, acc[m][n]);
+}
+
+template <int N>
+inline void tile_rows(int m, const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c,
+                      int64_t c_row, int k2, bool add) {
+    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) tile<6, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add);
+    switch (m) {
+        case 5: tile<5, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 4: tile<4, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 3: tile<3, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 2: tile<2, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 1: tile<1, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+    }
+}
+
+// c [m, n] (+)= a [m, 2 k2] b [2 k2, n]; n a multiple of 16; the element strides of a count pairs.
+void product(int m, int n, int k2, const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c,
+             int64_t c_row, bool add) {
+    while (n >= 64) {
+        tile_rows<4>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add);
+        n -= 64, b += 64, c += 64;
+    }
+    switch (n / W) {
+        case 3: tile_rows<3>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 2: tile_rows<2>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 1: tile_rows<1>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+    }
+}
+
+// A thread's memory, kept between calls.
+struct Buffer {
+    std::vector<char> bytes;
+    size_t at = 0;
+    void need(size_t n) {
+        at = 0;
+        if (bytes.size() < n) bytes.resize(n);
+    }
+    template <class T>
+    T* take(size_t n) {
+        size_t start = reinterpret_cast<size_t>(bytes.data());
+        at = (start + at + 63) / 64 * 64 - start;
+        T* p = reinterpret_cast<T*>(bytes.data() + at);
+        at += n * sizeof(T);
+        return p;
+    }
+};
+inline Buffer& buffer() {
+    static thread_local Buffer one;
+    return one;
+}
+
+inline int up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Rows of one head, rotated if asked, packed tight as [rows, dim]; rows up to `padded` are zero.
+void gather(const bf16* x, int64_t stride, int rows, int padded, int dim, const float* cosine, const float* sine,
+            const int32_t* position, bf16* out) {
+    int half = dim / 2;
+    for (int r = 0; r < rows; ++r) {
+        const bf16* from = x + r * stride;
+        bf16* to = out + r * dim;
+        if (!cosine) {
+            std::memcpy(to, from, dim * sizeof(bf16));
+            continue;
+        }
+        const float *c = cosine + int64_t(position[r]) * half, *s = sine + int64_t(position[r]) * half;
+        for (int i = 0; i < half; i += W) {
+            vf a = load(from + i), b = load(from + half + i), co = load(c + i), si = load(s + i);
+            store(to + i, a * co - b * si);
+            store(to + half + i, b * co + a * si);
+        }
+    }
+    std::memset(out + int64_t(rows) * dim, 0, size_t(padded - rows) * dim * sizeof(bf16));
+}
+
+// float32 [rows, dim] back to the strided bf16 tensor, un-rotated if asked.
+void scatter(const float* x, int rows, int dim, const float* cosine, const float* sine, const int32_t* position, bf16* out,
+             int64_t stride) {
+    int half = dim / 2;
+    for (int r = 0; r < rows; ++r) {
+        const float* from = x + int64_t(r) * dim;
+        bf16* to = out + r * stride;
+        if (!cosine) {
+            for (int i = 0; i < dim; i += W) store(to + i, load(from + i));
+            continue;
+        }
+        const float *c = cosine + int64_t(position[r]) * half, *s = sine + int64_t(position[r]) * half;
+        for (int i = 0; i < half; i += W) {
+            vf a = load(from + i), b = load(from + half + i), co = load(c + i), si = load(s + i);
+            store(to + i, a * co + b * si);
+            store(to + half + i, b * co - a * si);
+        }
+    }
+}
+
+// 16x16 words transposed in registers: three rounds of interleaving, then lanes put in place.
+inline void transpose16(const pair* in, int64_t in_row, pair* out, int64_t out_row) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * in_row);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        _mm512_storeu_si512(out + (i)*out_row, _mm512_shuffle_i32x4(a, c, 0x88));
+        _mm512_storeu_si512(out + (i + 4) * out_row, _mm512_shuffle_i32x4(b, d, 0x88));
+        _mm512_storeu_si512(out + (i + 8) * out_row, _mm512_shuffle_i32x4(a, c, 0xdd));
+        _mm512_storeu_si512(out + (i + 12) * out_row, _mm512_shuffle_i32x4(b, d, 0xdd));
+    }
+}
+
+// [rows, dim] -> pairs along dim, transposed: [dim / 2, rows]; rows a multiple of 16, dim of 32.
+void pairs_across(const bf16* x, int rows, int dim, pair* out) {
+    const pair* in = reinterpret_cast<const pair*>(x);
+    for (int r = 0; r < rows; r += 16)
+        for (int c = 0; c < dim / 2; c += 16) transpose16(in + int64_t(r) * (dim / 2) + c, dim / 2, out + int64_t(c) * rows + r, rows);
+}
+
+// Two rows woven into one row of pairs, n elements each.
+inline void weave(const bf16* even, const bf16* odd, pair* out, int n) {
+    for (int i = 0; i < n; i += W) {
+        vu a = __builtin_convertvector(*reinterpret_cast<const vh*>(even + i), vu);
+        vu b = __builtin_convertvector(*reinterpret_cast<const vh*>(odd + i), vu);
+        *reinterpret_cast<vu*>(out + i) = a | (b << 16);
+    }
+}
+
+// [rows, dim] -> pairs along rows: [rows / 2, dim]; rows even.
+void pairs_down(const bf16* x, int rows, int dim, pair* out) {
+    for (int r = 0; r < rows; r += 2) weave(x + int64_t(r) * dim, x + int64_t(r + 1) * dim, out + int64_t(r / 2) * dim, dim);
+}
+
+// Which keys each query of a sequence sees: from[i] up to to[i], neither ever falling as i grows.
+struct Seen {
+    int32_t *from, *to;
+    void fill(const Looks& s, int q0, int queries, int padded, int keys) const {
+        for (int i = 0; i < padded; ++i) {
+            from[i] = 0, to[i] = i < queries ? keys : 0;
+            if (i >= queries || s.across) continue;
+            int at = s.query_position[q0 + i];
+            if (s.window >= 0) from[i] = std::max(0, at - s.window), to[i] = std::min(keys, at + s.window + 1);
+            if (s.reach)
+                to[i] = std::min(to[i], s.reach[q0 + i]);
+            else if (s.causal)
+                to[i] = std::min(to[i], at + 1);
+        }
+    }
+};
+
+constexpr int BLOCK = 48;  // queries (or keys) handled at a time: a multiple of the tile's 6 rows and of 16
+constexpr int SLACK = 64;  // numbers after a row that vectors may read or write beyond its end
+
+struct Task {
+    int sequence, q0, queries, k0, keys, kv, group;
+    const bf16 *q, *k, *v;  // of the first head of the group
+    Task(const Looks& s, int task) {
+        sequence = task / s.kv_heads, kv = task % s.kv_heads, group = s.heads / s.kv_heads;
+        q0 = s.query_starts[sequence], queries = s.query_starts[sequence + 1] - q0;
+        k0 = s.key_starts[sequence], keys = s.key_starts[sequence + 1] - k0;
+        q = (const bf16*)s.q + q0 * s.q_stride + kv * group * s.dim;
+        k = (const bf16*)s.k + k0 * s.k_stride + kv * s.dim;
+        v = (const bf16*)s.v + k0 * s.v_stride + kv * s.dim;
+    }
+};
+
+void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
+    int kp = up(t.keys, 32), dim = s.dim, qp = up(t.queries, 16), columns = 2 * s.longest - 1;
+    Buffer& b = buffer();
+    b.need(size_t(kp) * dim * 8 + size_t(BLOCK) * (kp * 6 + dim * 8) + size_t(qp) * 8 + size_t(columns + SLACK) * 4 + 4096);
+    bf16* rows = b.take<bf16>(size_t(kp) * dim);
+    pair* kt = b.take<pair>(size_t(dim / 2) * kp);
+    pair* vp = b.take<pair>(size_t(kp / 2) * dim);
+    bf16* qr = b.take<bf16>(size_t(BLOCK) * dim);
+    float* score = b.take<float>(size_t(BLOCK) * kp);
+    bf16* prob = b.take<bf16>(size_t(BLOCK) * kp);
+    float* mix = b.take<float>(size_t(BLOCK) * dim);
+    Seen seen{b.take<int32_t>(qp), b.take<int32_t>(qp)};
+    float* offset = s.distances ? b.take<float>(columns + SLACK) : nullptr;
+
+    gather(t.k, s.k_stride, t.keys, kp, dim, s.cosine, s.sine, s.position + t.k0, rows);
+    pairs_across(rows, kp, dim, kt);
+    gather(t.v, s.v_stride, t.keys, kp, dim, nullptr, nullptr, nullptr, rows);
+    pairs_down(rows, kp, dim, vp);
+    seen.fill(s, t.q0, t.queries, qp, t.keys);
+
+    for (int g = 0; g < t.group; ++g) {
+        int head = t.kv * t.group + g;
+        if (offset) {
+            std::memcpy(offset, s.distances + int64_t(head) * columns, columns * sizeof(float));
+            std::memset(offset + columns, 0, SLACK * sizeof(float));
+        }
+        for (int q0 = 0; q0 < t.queries; q0 += BLOCK) {
+            int m = std::min(BLOCK, t.queries - q0);
+            const int32_t* place = s.query_position + t.q0 + q0;
+            gather(t.q + q0 * s.q_stride + g * dim, s.q_stride, m, m, dim, s.cosine, s.sine, place, qr);
+            // The keys that any query of the block may see, widened to whole vectors.
+            int lo = seen.from[q0] / 32 * 32, hi = up(seen.to[q0 + m - 1], 32), n = std::max(hi - lo, 0);
+            product(m, n, dim / 2, reinterpret_cast<pair*>(qr), dim / 2, 1, kt + lo, kp, score, kp, false);
+            float inverse[BLOCK];
+            for (int r = 0; r < m; ++r) {
+                int from = seen.from[q0 + r] - lo, to = seen.to[q0 + r] - lo;
+                float *line = score + int64_t(r) * kp, scale = s.scale;
+                if (offset) {
+                    const float* add = offset + lo - place[r] + s.longest - 1;
+                    for (int c = 0; c < n; c += W) store(line + c, load(line + c) * scale + load(add + c));
+                    scale = 1;
+                }
+                for (int c = 0; c < from; ++c) line[c] = -INFINITY;
+                for (int c = to; c < n; ++c) line[c] = -INFINITY;
+                vf best = splat(-INFINITY);
+                for (int c = 0; c < n; c += W) best = larger(best, load(line + c));
+                float top = largest(best) * scale;
+                vf total{};
+                for (int c = 0; c < n; c += W) {
+                    vf x = load(line + c);
+                    vf p = x < -1e30f ? vf{} : exponential(x * scale - top);
+                    total += p;
+                    store(prob + int64_t(r) * kp + c, p);
+                }
+                float all = sum(total);
+                inverse[r] = all > 0 ? 1.0f / all : 0;
+                // Who sees nothing gets nothing, and hands nothing back.
+                if (lse) lse[head * s.queries + t.q0 + q0 + r] = all > 0 ? top + std::log(all) : INFINITY;
+            }
+            product(m, dim, n / 2, reinterpret_cast<pair*>(prob), kp / 2, 1, vp + int64_t(lo / 2) * dim, dim, mix, dim, false);
+            bf16* to = out + (int64_t(t.q0 + q0) * s.heads + head) * dim;
+            for (int r = 0; r < m; ++r)
+                for (int i = 0; i < dim; i += W)
+                    store(to + int64_t(r) * s.heads * dim + i, load(mix + r * dim + i) * inverse[r]);
+        }
+    }
+}
+
+struct Gradients {
+    bf16 *q, *k, *v;
+    int64_t q_stride, kv_stride;
+    float* distances;  // [sequences, heads, 2 longest - 1], each sequence's share; or null
+};
+
+void attention_backward_task(const Looks& s, const Task& t, const bf16* out, const bf16* d_out, const float* lse,
+                             const Gradients& d) {
+    int dim = s.dim, queries = t.queries, keys = t.keys, qp = up(queries, 32), kp = up(keys, 32), columns = 2 * s.longest - 1;
+    Buffer& b = buffer();
+    b.need(size_t(qp) * dim * 24 + size_t(kp) * dim * 16 + size_t(BLOCK) * (size_t(qp) * 16 + dim * 24) + size_t(qp) * 24 +
+           size_t(columns + SLACK) * 8 + 8192);
+    bf16* qr = b.take<bf16>(size_t(qp) * dim);
+    bf16* gr = b.take<bf16>(size_t(qp) * dim);
+    pair* qt = b.take<pair>(size_t(dim / 2) * qp);
+    pair* gt = b.take<pair>(size_t(dim / 2) * qp);
+    pair* qd = b.take<pair>(size_t(qp / 2) * dim);
+    pair* gd = b.take<pair>(size_t(qp / 2) * dim);
+    float* dq_sum = b.take<float>(size_t(qp) * dim);
+    bf16* kr = b.take<bf16>(size_t(kp) * dim);
+    pair* kd = b.take<pair>(size_t(kp / 2) * dim);
+    float* dk_sum = b.take<float>(size_t(kp) * dim);
+    float* dv_sum = b.take<float>(size_t(kp) * dim);
+    bf16* vr = b.take<bf16>(size_t(BLOCK) * dim);
+    float* score = b.take<float>(size_t(BLOCK) * qp);
+    float* d_prob = b.take<float>(size_t(BLOCK) * qp);
+    bf16* prob = b.take<bf16>(size_t(BLOCK) * qp);
+    bf16* d_score = b.take<bf16>(size_t(BLOCK) * qp);
+    pair* d_score_pairs = b.take<pair>(size_t(BLOCK / 2) * qp);
+    float* delta = b.take<float>(qp);
+    float* norm = b.take<float>(qp);
+    Seen seen{b.take<int32_t>(qp), b.take<int32_t>(qp)};
+    // Offsets by distance run from the farthest key ahead to the farthest behind, so that along queries they go upwards.
+    float* offset = s.distances ? b.take<float>(columns + SLACK) : nullptr;
+    float* d_offset = s.distances ? b.take<float>(columns + SLACK) : nullptr;
+
+    gather(t.k, s.k_stride, keys, kp, dim, s.cosine, s.sine, s.position + t.k0, kr);
+    pairs_down(kr, kp, dim, kd);
+    seen.fill(s, t.q0, queries, qp, keys);
+    const int32_t* place = s.query_position + t.q0;
+    bool limited = !s.across && (s.window >= 0 || s.causal || s.reach);
+    bool in_a_row = queries > 0 && place[queries - 1] - place[0] == queries - 1;
+    int64_t row = int64_t(s.heads) * dim;
+    bf16 *dk = d.k + t.k0 * d.kv_stride + t.kv * dim, *dv = d.v + t.k0 * d.kv_stride + t.kv * dim;
+    for (int g = 0; g < t.group; ++g) {
+        int head = t.kv * t.group + g;
+        bool last = g == t.group - 1;
+        const bf16 *o = out + t.q0 * row + head * dim, *from_above = d_out + t.q0 * row + head * dim;
+        gather(t.q + g * dim, s.q_stride, queries, qp, dim, s.cosine, s.sine, place, qr);
+        gather(from_above, row, queries, qp, dim, nullptr, nullptr, nullptr, gr);
+        pairs_across(qr, qp, dim, qt);
+        pairs_across(gr, qp, dim, gt);
+        pairs_down(qr, qp, dim, qd);
+        pairs_down(gr, qp, dim, gd);
+        std::memset(dq_sum, 0, size_t(qp) * dim * sizeof(float));
+        for (int r = 0; r < qp; ++r) {
+            vf x{};
+            if (r < queries)
+                for (int i = 0; i < dim; i += W) x += load(o + r * row + i) * load(gr + r * dim + i);
+            delta[r] = sum(x);
+            // A padded query has probability zero everywhere.
+            norm[r] = r < queries ? lse[head * s.queries + t.q0 + r] : INFINITY;
+        }
+        if (offset) {
+            const float* from = s.distances + int64_t(head) * columns;
+            for (int i = 0; i < columns; ++i) offset[i] = from[columns - 1 - i];
+            std::memset(offset + columns, 0, SLACK * sizeof(float));
+            std::memset(d_offset, 0, (columns + SLACK) * sizeof(float));
+        }
+        for (int k0 = 0; k0 < keys; k0 += BLOCK) {
+            int m = std::min(BLOCK, keys - k0), even = up(m, 2);
+            // The queries that may see any key of the block, widened to whole vectors.
+            int lo = 0, hi = qp;
+            if (limited) {
+                int from = 0, to = queries;
+                while (from < queries && seen.to[from] <= k0) ++from;
+                while (to > from && seen.from[to - 1] >= k0 + m) --to;
+                lo = from / 32 * 32, hi = from == to ? lo : up(to, 32);
+            }
+            int n = hi - lo;
+            float *dk_row = dk_sum + int64_t(k0) * dim, *dv_row = dv_sum + int64_t(k0) * dim;
+            if (n > 0) {
+                gather(t.v + k0 * s.v_stride, s.v_stride, m, m, dim, nullptr, nullptr, nullptr, vr);
+                pair* left = reinterpret_cast<pair*>(kr + int64_t(k0) * dim);
+                product(m, n, dim / 2, left, dim / 2, 1, qt + lo, qp, score, qp, false);
+                product(m, n, dim / 2, reinterpret_cast<pair*>(vr), dim / 2, 1, gt + lo, qp, d_prob, qp, false);
+            }
+            for (int r = 0; r < even && n > 0; ++r) {
+                bf16 *p_line = prob + int64_t(r) * qp, *d_line = d_score + int64_t(r) * qp;
+                if (r == m) {
+                    std::memset(d_line, 0, n * sizeof(bf16));
+                    continue;
+                }
+                int key = k0 + r, middle = s.longest - 1 - key;
+                for (int c = 0; c < n; c += W) {
+                    vf x = load(score + int64_t(r) * qp + c) * s.scale;
+                    if (offset && in_a_row)
+                        x += load(offset + middle + place[0] + lo + c);
+                    else if (offset)
+                        for (int i = 0; i < W && lo + c + i < queries; ++i) x[i] += offset[middle + place[lo + c + i]];
+                    vf p = exponential(x - load(norm + lo + c));
+                    if (lo + c + W > queries || limited) {
+                        vi from = *reinterpret_cast<const vi*>(seen.from + lo + c);
+                        vi to = *reinterpret_cast<const vi*>(seen.to + lo + c);
+                        p = (from <= key) & (to > key) ? p : vf{};
+                    }
+                    vf ds = p * (load(d_prob + int64_t(r) * qp + c) - load(delta + lo + c));
+                    store(p_line + c, p);
+                    store(d_line + c, ds * s.scale);
+                    if (offset && in_a_row) {
+                        float* to = d_offset + middle + place[0] + lo + c;
+                        store(to, load(to) + ds);
+                    } else if (offset) {
+                        for (int i = 0; i < W && lo + c + i < queries; ++i) d_offset[middle + place[lo + c + i]] += ds[i];
+                    }
+                }
+            }
+            if (n > 0) {
+                for (int r = 0; r < even; r += 2)
+                    weave(d_score + int64_t(r) * qp, d_score + int64_t(r + 1) * qp, d_score_pairs + int64_t(r / 2) * qp, n);
+                pair *p = reinterpret_cast<pair*>(prob), *ds = reinterpret_cast<pair*>(d_score);
+                product(m, dim, n / 2, p, qp / 2, 1, gd + int64_t(lo / 2) * dim, dim, dv_row, dim, g > 0);
+                product(m, dim, n / 2, ds, qp / 2, 1, qd + int64_t(lo / 2) * dim, dim, dk_row, dim, g > 0);
+                product(n, dim, even / 2, d_score_pairs, 1, qp, kd + int64_t(k0 / 2) * dim, dim, dq_sum + int64_t(lo) * dim, dim, true);
+            } else if (g == 0) {
+                std::memset(dk_row, 0, size_t(m) * dim * sizeof(float));
+                std::memset(dv_row, 0, size_t(m) * dim * sizeof(float));
+            }
+            if (last) {
+                scatter(dv_row, m, dim, nullptr, nullptr, nullptr, dv + k0 * d.kv_stride, d.kv_stride);
+                scatter(dk_row, m, dim, s.cosine, s.sine, s.position + t.k0 + k0, dk + k0 * d.kv_stride, d.kv_stride);
+            }
+        }
+        scatter(dq_sum, queries, dim, s.cosine, s.sine, place, d.q + t.q0 * d.q_stride + head * dim, d.q_stride);
+        if (offset) {
+            float* to = d.distances + (int64_t(t.sequence) * s.heads + head) * columns;
+            for (int i = 0; i < columns; ++i) to[i] = d_offset[columns - 1 - i];
+        }
+    }
+}
+
+inline void attention(const Looks& s, bf16* out, float* lse) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < s.sequences * s.kv_heads; ++i) {
+        Task task(s, i);
+        if (task.queries) attention_task(s, task, out, lse);
+    }
+}
+
+inline void attention_backward(const Looks& s, const bf16* out, const bf16* d_out, const float* lse, const Gradients& d) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < s.sequences * s.kv_heads; ++i) attention_backward_task(s, Task(s, i), out, d_out, lse, d);
+}
+
+}  // namespace

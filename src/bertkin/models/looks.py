@@ -1,0 +1,116 @@
+"""The attention kernels as functions of tensors: the fast bodies of `attention`, on the CPU and in bfloat16.
+
+They are called only where `usable` says so; `attention` holds the eager twin that the tests compare with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bertkin.models import kernels
+
+if TYPE_CHECKING:
+    from bertkin.models.attention import Rotary, Rule
+
+_HEADS = ("q", "k", "v")
+_TABLES = ("key_starts", "query_starts", "position", "query_position", "reach", "cosine", "sine", "distances")
+_SIZES = ("sequences", "heads", "kv_heads", "dim", "window", "causal", "across", "longest")
+
+
+class Looks(ctypes.Structure):
+    """What is looked at, by whom: `Looks` of attention.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _HEADS),
+        *((f"{name}_stride", ctypes.c_int64) for name in _HEADS),
+        *((name, ctypes.c_void_p) for name in _TABLES),
+        ("queries", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in _SIZES),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Attention(Function):
+    """Attention inside each sequence or from others into it, scores kept in cache; q, k, v are views [n, heads, dim] whose
+    heads lie together. See `attention.attention`; `starts` are of the keys and of the queries, `places` likewise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        distances: Tensor | None,
+        starts: tuple[Tensor, Tensor],
+        places: tuple[Tensor, Tensor],
+        reach: Tensor | None,
+        rule: Rule | None,
+        rotary: Rotary | None,
+        scale: float,
+    ) -> Tensor:
+        """`rule` is None where others look, at all there is."""
+        n, heads, dim = q.shape
+        out = q.new_empty(n, heads * dim)
+        lse = torch.empty(heads, n, dtype=torch.float32)
+        wide = None if distances is None else distances.float().contiguous()
+        ctx.starts, ctx.places, ctx.reach, ctx.rule, ctx.rotary, ctx.scale = starts, places, reach, rule, rotary, scale
+        _call("attention", _looks(q, k, v, wide, ctx), out, lse)
+        ctx.save_for_backward(q, k, v, wide, out, lse)
+        ctx.type = None if distances is None else distances.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, distances, out, lse = ctx.saved_tensors
+        n, heads, dim = q.shape
+        # The gradients lie as the projections do, so that taking them apart and together again copies nothing.
+        if n == len(k) and heads == k.shape[1] and ctx.rule is not None:
+            dq, dk, dv = q.new_empty(n, 3, heads, dim).unbind(1)
+        else:
+            dq = q.new_empty(n, heads, dim)
+            dk, dv = k.new_empty(len(k), 2, k.shape[1], dim).unbind(1)
+        shares = None
+        if distances is not None:
+            shares = distances.new_empty(len(ctx.starts[0]) - 1, *distances.shape)
+        looks, g = _looks(q, k, v, distances, ctx), gradients[0].contiguous()
+        _call("attention_backward", looks, out, g, lse, dq, dk, dv, dq.stride(0), dk.stride(0), shares)
+        return dq, dk, dv, None if shares is None else shares.sum(0).to(ctx.type), *(None,) * 6
+
+
+def _looks(q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, ctx: Any) -> Looks:
+    rule, (cosine, sine) = ctx.rule, ctx.rotary or (None, None)
+    window = -1 if rule is None or rule.window is None else rule.window
+    longest = 0 if distances is None else distances.shape[1] // 2 + 1
+    return Looks(
+        *_addresses(q, k, v),
+        *(x.stride(0) for x in (q, k, v)),
+        *_addresses(*ctx.starts, *ctx.places, ctx.reach, cosine, sine, distances),
+        len(q),
+        len(ctx.starts[0]) - 1,
+        *(q.shape[1], k.shape[1], q.shape[2]),
+        *(window, rule is not None and rule.causal, rule is None, longest),
+        ctx.scale,
+    )
+
+
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if x is None else x.data_ptr() for x in tensors]
+
+
+def _call(name: str, looks: Looks, *rest: Any) -> None:
+    library = kernels.get()
+    assert library is not None
+    plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in rest]
+    getattr(library, f"bk_{name}")(ctypes.byref(looks), *plain)
+
+
+def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the attention kernel reads these: bfloat16 on the CPU, heads together, of a width divisible by 32."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] % 32 or not kernels.has_attention():
+        return False
+    return all(t.dtype == q.dtype and t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (q, k, v))

@@ -1,0 +1,2 @@
+// Products with few rows.
+#pragma once

@@ -1,0 +1,166 @@
+// Vectors of 16 float32 numbers, read from and written to float32 or bfloat16, and the few functions of them that a
+// Transformer needs. GCC/Clang vector extensions, so any processor can compile it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define HAVE_BF16_DOT 1
+#endif
+
+namespace {
+
+constexpr int W = 16;
+typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline vf splat(float x) { return vf{} + x; }
+
+inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
+inline vf load(const bf16* p) {
+    vu wide = __builtin_convertvector(*reinterpret_cast<const vh*>(p), vu) << 16;
+    return reinterpret_cast<vf&>(wide);
+}
+inline void store(float* p, vf x) { *reinterpret_cast<vf*>(p) = x; }
+inline void store(bf16* p, vf x) {
+#ifdef HAVE_BF16_DOT
+    __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(p, &half, 32);
+#else
+    vu u = reinterpret_cast<vu&>(x);
+    u = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // round to nearest even
+    *reinterpret_cast<vh*>(p) = __builtin_convertvector(u, vh);
+#endif
+}
+// The last n < 16 elements of a row; missing lanes read as `fill`.
+template <class T>
+inline vf load(const T* p, int n, float fill) {
+    if (n >= W) return load(p);
+    T part[W] = {};
+    std::memcpy(part, p, n * sizeof(T));
+    vf x = load(part);
+    for (int i = n; i < W; ++i) x[i] = fill;
+    return x;
+}
+template <class T>
+inline void store(T* p, vf x, int n) {
+    if (n >= W) return store(p, x);
+    T part[W];
+    store(part, x);
+    std::memcpy(p, part, n * sizeof(T));
+}
+
+inline float sum(vf x) {
+    float total = 0;
+    for (int i = 0; i < W; ++i) total += x[i];
+    return total;
+}
+inline float largest(vf x) {
+    float top = x[0];
+    for (int i = 1; i < W; ++i) top = std::max(top, x[i]);
+    return top;
+}
+inline vf larger(vf a, vf b) { return a > b ? a : b; }
+inline vf smaller(vf a, vf b) { return a < b ? a : b; }
+
+// e^x to about 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, then n into the exponent.
+inline vf exponential(vf x) {
+    x = smaller(larger(x, splat(-87.3f)), splat(88.7f));
+    vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the addition rounds to the nearest integer
+    vi n = reinterpret_cast<vi&>(shifted) - 0x4b400000;
+    vf whole = __builtin_convertvector(n, vf);
+    vf r = x - whole * 0.693359375f;
+    r = r + whole * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vi scale = (n + 127) << 23;
+    return p * reinterpret_cast<vf&>(scale);
+}
+
+// The error function (Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7); also hands back e^(-x^2).
+inline vf error_function(vf x, vf& gaussian) {
+    vf size = x < 0.0f ? -x : x;
+    vf t = 1.0f / (1.0f + 0.3275911f * size);
+    gaussian = exponential(-x * x);
+    vf p = splat(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vf y = 1.0f - p * t * gaussian;
+    return x < 0.0f ? -y : y;
+}
+
+// ------------------------------------------------------------------------------------------------------------- bends
+
+constexpr float ROOT_HALF = 0.70710678f, ROOT_TWO_PI = 0.39894228f;
+
+// Each bend has its value, and its slope together with its value.
+struct Gelu {
+    static vf value(vf x) {
+        vf g;
+        return 0.5f * x * (1.0f + error_function(x * ROOT_HALF, g));
+    }
+    static vf slope(vf x, vf& value) {
+        vf g;
+        vf cdf = 0.5f * (1.0f + error_function(x * ROOT_HALF, g));
+        value = x * cdf;
+        return cdf + x * g * ROOT_TWO_PI;
+    }
+};
+
+// (1 + tanh u) / 2 is the logistic function of 2 u.
+struct GeluTanh {
+    static constexpr float A = 1.5957691f, B = 0.044715f;  // A: twice the root of 2 / pi
+    static vf value(vf x) { return x / (1.0f + exponential(-A * x * (1.0f + B * x * x))); }
+    static vf slope(vf x, vf& value) {
+        vf s = 1.0f / (1.0f + exponential(-A * x * (1.0f + B * x * x)));
+        value = x * s;
+        return s + value * (1.0f - s) * A * (1.0f + 3.0f * B * x * x);
+    }
+};
+
+struct Relu {
+    static vf value(vf x) { return larger(x, vf{}); }
+    static vf slope(vf x, vf& value) {
+        value = larger(x, vf{});
+        return x > 0.0f ? splat(1) : vf{};
+    }
+};
+
+struct Silu {
+    static vf value(vf x) { return x / (1.0f + exponential(-x)); }
+    static vf slope(vf x, vf& value) {
+        vf s = 1.0f / (1.0f + exponential(-x));
+        value = x * s;
+        return s + value * (1.0f - s);
+    }
+};
+
+// Calls `f` with the bend that a number stands for (`kernels.BENDS`).
+template <class F>
+inline void with_bend(int kind, F f) {
+    switch (kind) {
+        case 0: return f(Gelu{});
+        case 1: return f(GeluTanh{});
+        case 2: return f(Relu{});
+        default: return f(Silu{});
+    }
+}
+
+}  // namespace

@@ -1,0 +1,194 @@
+"""The kernels are their eager twins: values and gradients, whatever the lengths, the kind and who sees whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bertkin.models import kernels, ops, products
+from bertkin.models.attention import Rule, attention, attention_weights, rotary_tables
+from bertkin.text.layout import Layout
+
+needs_compiler = pytest.mark.skipif(kernels.get() is None, reason="no C++ compiler")
+needs_kernel = pytest.mark.skipif(not kernels.has_attention(), reason="no bf16 dot products here")
+HALF = torch.bfloat16
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = HALF) -> Tensor:
+    """Normal numbers, the same for a shape and seed."""
+    generator = torch.Generator().manual_seed(seed * 1000 + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def off(ours: Tensor, exact: Tensor) -> float:
+    """How far apart, as a share of the size (of a fifth, where all numbers are near zero)."""
+    ours, exact = ours.detach().double(), exact.detach().double()
+    return float((ours - exact).norm() / (exact.norm() + 0.2 * exact.numel() ** 0.5 + 1e-9))
+
+
+def agree(call: Callable[..., Any], inputs: list[Tensor | None], share: float) -> None:
+    """`call` of the inputs with kernels, and of their float64 copies without: the same values and gradients."""
+    outcomes = []
+    for wide in (False, True):
+        given = [None if x is None else (x.double() if wide else x.clone()).requires_grad_() for x in inputs]
+        found = call(*given)
+        found = [x for x in (found if isinstance(found, tuple) else (found,)) if x.requires_grad]
+        torch.autograd.backward(found, [draw(*x.shape, seed=7).to(x.dtype) for x in found])
+        outcomes.append([*found, *(x.grad for x in given if x is not None)])
+    for i, (ours, exact) in enumerate(zip(*outcomes, strict=True)):
+        assert off(ours, exact) < share, f"number {i} of outputs and gradients"
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    cols=st.sampled_from([1, 15, 16, 40, 256]),
+    rms=st.booleans(),
+    adds=st.booleans(),
+    has_bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, HALF]),
+)
+def test_norms(rows: int, cols: int, rms: bool, adds: bool, has_bias: bool, dtype: torch.dtype) -> None:
+    x = draw(rows, cols, seed=1, dtype=dtype) if adds else None
+    bias = draw(cols, seed=2, dtype=dtype) if has_bias and not rms else None
+    inputs = [draw(rows, cols, dtype=dtype) + 0.5, x, draw(cols, seed=3, dtype=dtype), bias]
+    share = 1e-4 if dtype == torch.float32 else 0.02
+    agree(lambda *given: ops.add_norm(*given, 1e-3, rms=rms), inputs, share)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("kind", ["gelu", "gelu-tanh", "relu", "geglu", "geglu-tanh", "swiglu"])
+def test_bends(kind: ops.Kind, dtype: torch.dtype) -> None:
+    agree(lambda x: ops.bend(x, kind), [3 * draw(7, 70, dtype=dtype)], 1e-5 if dtype == torch.float32 else 0.01)
+    far = torch.tensor([[-1e4, -200.0, -30.0, 30.0, 200.0, 1e4]], dtype=dtype).requires_grad_()
+    bent = ops.bend(far, kind)
+    bent.sum().backward()
+    assert bent.isfinite().all() and far.grad is not None and far.grad.isfinite().all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["gelu", "gelu-tanh", "relu", "geglu", "geglu-tanh", "swiglu"])
+def test_feed_forward(kind: ops.Kind) -> None:
+    wide = 260 if kind in ops.GATED else 130
+    inputs: list[Tensor | None] = [draw(70, 64), 0.2 * draw(wide, 64), draw(wide), 0.2 * draw(64, 130), draw(64)]
+    agree(lambda *given: ops.feed_forward(*given, kind=kind), inputs, 0.02)
+    # Bending inside the product gives the bits of bending afterwards.
+    x, up, up_bias, down, down_bias = inputs
+    assert x is not None and up is not None and down is not None and products.usable(x, up, down)
+    apart = ops.linear(ops.bend(ops.linear(x, up, up_bias), kind), down, down_bias)
+    assert torch.equal(ops.feed_forward(x, up, up_bias, down, down_bias, kind=kind), apart)
+
+
+LENGTHS = st.lists(st.integers(1, 110), min_size=1, max_size=4)
+
+
+@needs_kernel
+@settings(max_examples=120, deadline=None)
+@given(
+    lengths=LENGTHS,
+    window=st.none() | st.integers(0, 60),
+    sight=st.sampled_from(["all", "causal", "reach"]),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    dim=st.sampled_from([32, 64]),
+    turned=st.booleans(),
+    offsets=st.booleans(),
+    scale=st.sampled_from([None, 0.3]),
+    some=st.booleans(),
+    data=st.data(),
+)
+def test_attention(
+    lengths: list[int],
+    window: int | None,
+    sight: str,
+    kv_heads: int,
+    dim: int,
+    turned: bool,
+    offsets: bool,
+    scale: float | None,
+    some: bool,
+    data: st.DataObject,
+) -> None:
+    layout = Layout.from_lengths(lengths).to("cpu")
+    if sight == "reach":
+        prefixes = torch.tensor([data.draw(st.integers(1, n)) for n in lengths])[layout.sequence_ids()]
+        layout = replace(layout, reach=torch.maximum(prefixes, layout.positions + 1).int())
+    n, heads = layout.n_tokens, 4
+    picked = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=60))) if some else None
+    queries = None if picked is None else torch.tensor(picked)
+    rotary = rotary_tables(128, dim, 100.0, torch.device("cpu")) if turned else None
+    longest = layout.max_length + data.draw(st.integers(0, 3))
+    distances = draw(heads, 2 * longest - 1, seed=3, dtype=torch.float32) if offsets else None
+
+    def call(q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None) -> Tensor:
+        rule = Rule(window, causal=sight == "causal")
+        return attention(q, k, v, layout, rule, queries=queries, rotary=rotary, distances=distances, scale=scale)
+
+    asked = n if queries is None else len(queries)
+    agree(
+        call, [draw(asked, heads, dim), draw(n, kv_heads, dim, seed=1), draw(n, kv_heads, dim, seed=2), distances], 0.02
+    )
+
+
+@needs_kernel
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, kv_heads=st.sampled_from([1, 2, 4]), some=st.booleans(), data=st.data())
+def test_attention_to_other_sequences(lengths: list[int], kv_heads: int, some: bool, data: st.DataObject) -> None:
+    # Neither the rule nor the reach of what is looked at matters to those who look from outside.
+    layout = Layout.from_lengths(lengths).to("cpu")
+    layout = replace(layout, reach=layout.positions + 1)
+    asking = Layout.from_lengths([data.draw(st.integers(0 if some else 1, 60)) for _ in lengths]).to("cpu")
+    n = asking.n_tokens
+    picked = sorted(data.draw(st.sets(st.integers(0, n - 1), max_size=20))) if some and n else None
+    queries = None if picked is None else torch.tensor(picked, dtype=torch.int64)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, layout, Rule(3, causal=True), asking=asking, queries=queries)
+
+    keys = [draw(layout.n_tokens, kv_heads, 32, seed=seed) for seed in (1, 2)]
+    agree(call, [draw(n if queries is None else len(queries), 4, 32), *keys], 0.02)
+
+
+def test_weights_are_what_attention_mixes_with() -> None:
+    layout = Layout.from_lengths([5, 9]).to("cpu")
+    asking = Layout.from_lengths([4, 2]).to("cpu")
+    q, k, v = draw(6, 4, 8, dtype=torch.float32), draw(14, 2, 8, dtype=torch.float32), draw(14, 2, 8, seed=1).float()
+    weights = attention_weights(q, k, layout, Rule(), asking=asking)
+    assert weights.shape == (2, 4, 4, 9) and float(weights[0, :, :, 5:].abs().max()) == 0
+    mixed = weights @ layout.padded(v).repeat_interleave(2, dim=2).transpose(1, 2)
+    found = attention(q, k, v, layout, Rule(), asking=asking)
+    assert torch.allclose(asking.flat(mixed.transpose(1, 2)).flatten(1), found, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    layout = Layout.from_lengths([5, 9]).to("cpu")
+    q = draw(14, 2, 8, dtype=torch.float32)
+    with pytest.raises(ValueError, match="1 sequences ask, 2 are asked"):
+        attention(q, q, q, layout, Rule(), asking=Layout.from_lengths([14]).to("cpu"))
+    with pytest.raises(ValueError, match="15 offsets are too few for sequences of 9 tokens"):
+        attention(q, q, q, layout, Rule(), distances=torch.zeros(2, 15))
+
+
+@needs_kernel
+def test_attention_is_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
+    layout = Layout.from_lengths([60, 3, 100]).to("cpu")
+    q, k, v = draw(163, 4, 32), draw(163, 2, 32, seed=1), draw(163, 2, 32, seed=2)
+    offsets = draw(4, 199, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            given = [x.clone().requires_grad_() for x in (q, k, v, offsets)]
+            out = attention(*given[:3], layout, Rule(causal=True), distances=given[3])
+            found.append((out, *torch.autograd.grad(out, given, draw(163, 128, seed=3))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
