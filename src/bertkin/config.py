@@ -72,8 +72,9 @@ class Model:
     """Heads of the keys and values, each shared by a group of heads (llama); must divide the heads."""
     intermediate: int = AUTO
     """Width inside the feed-forward block."""
-    positions: Literal["learned", "sinusoidal", "rotary"] = AUTO
-    """How position enters: a learned table, fixed sinusoids, or rotation of queries and keys."""
+    positions: Literal["learned", "sinusoidal", "rotary", "relative"] = AUTO
+    """How position enters: a learned table, fixed sinusoids, rotation of queries and keys, or offsets of the attention
+    scores by distance (t5)."""
     max_length: int = AUTO
     """Longest sequence, in tokens."""
     dropout: float = AUTO

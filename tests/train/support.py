@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bertkin.config import Data, Model, Objective, Recipe, Train
 from bertkin.text.tokenizer import train_tokenizer
+from bertkin.train.loop import Result, Training
 
 KILLED = 9
 
@@ -33,12 +36,13 @@ def text(documents: int = 120, *, seed: int = 0) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def corpus(folder: Path, *, documents: int = 120, seed: int = 0) -> tuple[Path, Path]:
-    """A corpus, and a tokenizer trained on it: (text file, tokenizer folder)."""
+def corpus(folder: Path, *, documents: int = 120, seed: int = 0, sentinels: int = 0) -> tuple[Path, Path]:
+    """A corpus, and a tokenizer trained on it, with so many sentinels: (text file, tokenizer folder)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "corpus.txt"
     path.write_text(text(documents, seed=seed))
-    train_tokenizer(path.read_text().splitlines(), vocab_size=160).save(folder / "tokenizer")
+    tokenizer = train_tokenizer(path.read_text().splitlines(), vocab_size=160 + sentinels, sentinels=sentinels)
+    tokenizer.save(folder / "tokenizer")
     return path, folder / "tokenizer"
 
 
@@ -64,6 +68,38 @@ def recipe(
         objective=Objective(**(objective or {})),
         train=Train(**(plain | train)),
     )
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def killed_at(step: int, run: Callable[[], Result]) -> None:
+    """Run until `step` steps are done, then die without a word."""
+    real = Training.step
+
+    def dying(self: Training, progress: float) -> dict[str, float]:
+        if self.position.step == step:
+            raise Killed
+        return real(self, progress)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "step", dying)
+        run()
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """All that a run has learnt: the model's file, and the tensors of its last checkpoint."""
+    last = max((run / "checkpoints").glob("step-*"))
+    return {
+        "model": (run / "model" / "model.safetensors").read_bytes(),
+        "state": (last / "state.safetensors").read_bytes(),
+        "step": last.name.encode(),
+    }
+
+
+def checkpoints(run: Path) -> list[int]:
+    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))
 
 
 def in_a_child_killed_at(boundary: int, work: Callable[[], object]) -> bool:

@@ -29,18 +29,14 @@ from bertkin.models.pretrained import save_model
 from bertkin.text.store import Store
 from bertkin.text.tokenizer import train_tokenizer
 from bertkin.train import folder, loop
-from bertkin.train.loop import Result, Stopped, Training, pretrain, resume
+from bertkin.train.loop import Stopped, Training, pretrain, resume
 from bertkin.train.optim import Optimizer
 from bertkin.train.progress import QuietListener
 from bertkin.train.state import Position, read_checkpoint, read_log
 
-from .support import corpus, in_a_child_killed_at, recipe, text
+from .support import bits, checkpoints, corpus, in_a_child_killed_at, killed_at, recipe, text
 
 STEPS = 6
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
 
 
 class Listening(QuietListener):
@@ -75,34 +71,6 @@ Make = Callable[..., Recipe]
 def make(ground: tuple[tuple[Path, Path], Path]) -> Make:
     """Recipes on the common corpus; see `support.recipe`."""
     return lambda **fields: recipe(*ground, **fields)
-
-
-def killed_at(step: int, run: Callable[[], Result]) -> None:
-    """Run until `step` steps are done, then die without a word."""
-    real = Training.step
-
-    def dying(self: Training, progress: float) -> dict[str, float]:
-        if self.position.step == step:
-            raise Killed
-        return real(self, progress)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "step", dying)
-        run()
-
-
-def bits(run: Path) -> dict[str, bytes]:
-    """All that a run has learnt: the model's file, and the tensors of its last checkpoint."""
-    last = max((run / "checkpoints").glob("step-*"))
-    return {
-        "model": (run / "model" / "model.safetensors").read_bytes(),
-        "state": (last / "state.safetensors").read_bytes(),
-        "step": last.name.encode(),
-    }
-
-
-def checkpoints(run: Path) -> list[int]:
-    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))
 
 
 # It learns

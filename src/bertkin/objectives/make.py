@@ -1,14 +1,8 @@
 """From rows to what a model is asked: batch = f(split, seed, row), whatever the objective.
 
 `make_batch` is what training reads, `evaluation_batches` what every run is measured on. Both say which rows, cut them
-out of the corpus, and leave the rest to the maker of the objective's kind, a function
-
-    maker(split, ids, pieces, keys, objective, rate) -> Batch
-
-    masked, replaced         objectives/masked.py
-    causal, prefix           objectives/causal.py
-    hybrid, unilm            objectives/causal.py
-    denoise                  objectives/denoise.py
+out of the corpus, and leave the rest to the maker of the objective's kind (`MAKERS`). `SERVES` has which family of models
+can be asked which kind.
 """
 
 from __future__ import annotations
@@ -21,11 +15,23 @@ import numpy as np
 from bertkin.config import AUTO, Objective
 from bertkin.errors import UserError
 from bertkin.objectives.causal import causal, hybrid, prefix, unilm
+from bertkin.objectives.denoise import check_noise, denoise
 from bertkin.objectives.masked import masked
 from bertkin.text.batches import Batch, Pieces, Specials, SplitLike, cut, plan, stream_length
 from bertkin.text.shuffle import Bits, mix
 
 Maker = Callable[[SplitLike, Specials, Pieces, Bits, Objective, float], Batch]
+"""maker(split, ids, pieces, keys, objective, rate) makes rows of pieces [pieces], with keys [rows] for all that is random."""
+
+MAKERS: dict[str, Maker] = {
+    "masked": masked,
+    "replaced": masked,  # the model does the replacing
+    "causal": causal,
+    "prefix": prefix,
+    "hybrid": hybrid,
+    "unilm": unilm,
+    "denoise": denoise,
+}
 
 EVALUATION = Objective(kind="masked", unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
 """What every evaluation of a masked model asks: BERT's own 15% of tokens, 80% hidden, 10% replaced, 10% as they are."""
@@ -94,12 +100,7 @@ def measured(objective: Objective) -> Objective:
 
 
 def _maker(objective: Objective) -> Maker:
-    if objective.kind == "denoise":
-        from bertkin.objectives.denoise import denoise
-
-        return denoise
-    makers: dict[str, Maker] = {"causal": causal, "prefix": prefix, "hybrid": hybrid, "unilm": unilm}
-    return makers.get(objective.kind, masked)
+    return MAKERS["masked" if objective.kind is AUTO else objective.kind]
 
 
 _ONE_STACK = ("masked", "causal", "prefix", "hybrid", "unilm")
@@ -147,6 +148,27 @@ def check_objective(objective: Objective, family: str) -> None:
             f"noise is for denoise, not for {o.kind}",
             where="--objective.noise",
             mend="leave it out, or choose bart or t5",
+        )
+    if o.kind == "denoise":
+        check_noise(o)
+
+
+def check_tokenizer(objective: Objective, ids: Specials) -> None:
+    """Refuse a tokenizer that lacks what the objective hides tokens with.
+
+    Raises:
+        UserError: there is no [MASK], or no sentinels.
+    """
+    if objective.kind == "denoise":
+        check_noise(objective, ids)
+    masks = objective.kind in ("masked", "replaced", "unilm") or (
+        objective.kind == "hybrid" and objective.causal_share < 1
+    )
+    if masks and ids.mask < 0:
+        raise UserError(
+            f"the tokenizer has no [MASK], and {objective.kind} hides tokens with it",
+            where="--data.tokenizer",
+            mend="leave it out to train one on the corpus, or ask causal or prefix of a preset that serves it",
         )
 
 

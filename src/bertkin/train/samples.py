@@ -32,7 +32,7 @@ class Sample:
 def pick(split: Any, tokenizer: Tokenizer, count: int = 6) -> list[Sample]:
     """Up to `count` sentences of 8 to 32 tokens, spread over the split, each with one word hidden, always the same."""
     starts = np.asarray(split.sentences)
-    if len(starts) < 2:
+    if len(starts) < 2 or not tokenizer.has("mask"):
         return []
     lengths = np.diff(np.append(starts, split.n_tokens))
     fit = np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST))

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 from bertkin.config import AUTO, Data, Objective, Recipe, Train, fill_auto, merge
 from bertkin.errors import UserError
 from bertkin.models.presets import preset, resolve_model
-from bertkin.objectives.make import SERVES, check_objective
+from bertkin.objectives.make import SERVES, check_objective, check_tokenizer
 from bertkin.objectives.sentence import check_sentences
-from bertkin.text.batches import check_enough
+from bertkin.text.batches import Specials, check_enough
 from bertkin.text.cache import tokenizer_for
 from bertkin.text.readers import list_sources
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
+from bertkin.text.words import check_list, mark
 from bertkin.train.board import check_board
 from bertkin.train.schedule import parse_lengths
 
@@ -104,6 +105,7 @@ def _objective(objective: Objective, given: Objective, family: str) -> Objective
         objective = replace(objective, sentence="none")
     objective = fill_auto(objective, unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
     check_objective(objective, family)
+    check_list(objective.unit, objective.phrases)
     return cast(Objective, fill_auto(objective, rate_end=objective.rate))
 
 
@@ -145,6 +147,8 @@ def gather(
     for length, _ in parse_lengths(train):
         check_enough(store.train, length, max(1, train.batch_tokens // length))
     check_sentences(store.train, recipe.objective.sentence)
+    store = mark(store, tokenizer, recipe.objective.unit, recipe.objective.phrases, progress)
+    check_tokenizer(recipe.objective, Specials.of(tokenizer))
     recipe = replace(
         recipe,
         data=fill_auto(recipe.data, vocab_size=tokenizer.vocab_size),
