@@ -15,9 +15,6 @@ Results go into pretraining.json beside this file.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -30,6 +27,8 @@ from cyclopts import App, Parameter
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
+
+from side_by_side import in_process, wikipedia, write  # noqa: E402
 
 from bertkin.config import AUTO, Data, Model, Objective, Recipe, Train  # noqa: E402
 from bertkin.errors import UserError  # noqa: E402
@@ -78,7 +77,7 @@ def throughput(
         Where the figures go.
     """
     settle_threads(None)
-    data = _data(corpus, vocab_size, words=3_000_000)
+    data = wikipedia(corpus, vocab_size, words=3_000_000)
     gather(complete(Recipe(preset="bert-mini", data=data, train=Train(steps=1))), lambda *_: None)  # prepared once
     rates = {name: product_rate(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
     table: dict[str, Any] = {}
@@ -87,11 +86,11 @@ def throughput(
         for turn in range(repeats):
             for side in SIDES:
                 count = max(3, steps // 3) if shape == "12x768" else steps
-                took = _in_process("steps", side, shape, str(count), str(vocab_size), *data.corpus)
+                took = in_process(__file__, "steps", side, shape, str(count), str(vocab_size), *data.corpus)
                 seconds[side].append(median(took))
                 print(f"{shape} {side} turn {turn + 1}: {4096 / seconds[side][-1]:,.0f} tokens/s", file=sys.stderr)
         table[shape] = _row(shape, vocab_size, seconds, rates)
-    _write(record, "throughput", {"vocab_size": vocab_size, "matrix_product_flops": rates, "shapes": table})
+    write(record, "throughput", {"vocab_size": vocab_size, "matrix_product_flops": rates, "shapes": table})
     print(f"\n{'shape':8} {'bertkin':>12} {'Trainer':>12} {'tuned':>12} {'ratio':>8} {'to tuned':>9} {'of peak':>8}")
     for shape, row in table.items():
         t = row["tokens_per_second"]
@@ -128,7 +127,7 @@ def _recipe(shape: str, data: Data, train: Train) -> Recipe:
 def steps(side: str, shape: str, count: int, vocab_size: int, *corpus: str) -> None:
     """One side's seconds a step, as JSON; what `throughput` starts."""
     settle_threads(None)
-    recipe = complete(_recipe(shape, _data(corpus, vocab_size, words=3_000_000), Train(steps=1000)))
+    recipe = complete(_recipe(shape, wikipedia(corpus, vocab_size, words=3_000_000), Train(steps=1000)))
     materials = gather(recipe, lambda *_: None)
     if side == "bertkin":
         took = _our_steps(materials, count)
@@ -194,7 +193,7 @@ def loss(
     from heldout import evaluation_rows
 
     settle_threads(None)
-    data = replace(_data(corpus, vocab_size), tokenizer=tokenizer)
+    data = replace(wikipedia(corpus, vocab_size), tokenizer=tokenizer)
     materials = gather(complete(Recipe(preset=preset, data=data, train=Train(minutes=1.0))), lambda *_: None)
     rows = evaluation_rows(materials.store.heldout, materials.tokenizer)
     tokens = peer.stream(materials.store.train, materials.tokenizer)
@@ -234,7 +233,7 @@ def loss(
         "ratio": round(ratio, 1) if ratio else None,
         "equal": equal,
     }
-    _write(record, "time_to_loss", result)
+    write(record, "time_to_loss", result)
     print(f"\ntransformers' recipe: loss {mark['loss']:.3f} after {peer_minutes:g} minutes")
     ended = f"loss {ours[-1]['loss']:.3f} after {ours[-1]['minutes']:.2f} minutes"
     print(f"bertkin ({preset}):    {ended}; ratio {ratio or 0:.1f}×")
@@ -248,7 +247,7 @@ def _say(point: dict[str, float]) -> None:
 def _our_loss(preset: str, data: Data, minutes: float, work: Path) -> dict[str, float]:
     """Our recipe with this budget, asked on the same rows as the peer."""
     plain = {name: value for name, value in asdict(data).items() if value is not None}
-    return dict(_in_process("train", preset, str(minutes), json.dumps(plain), str(work)))
+    return dict(in_process(__file__, "train", preset, str(minutes), json.dumps(plain), str(work)))
 
 
 @app.command(show=False)
@@ -276,45 +275,6 @@ def _materials(run: Path) -> tuple[Any, Any]:
 
     tokenizer = Tokenizer.load(run / "tokenizer")
     return gather(load_recipe(run / "recipe.yaml"), lambda *_: None, tokenizer=tokenizer).store, tokenizer
-
-
-def _data(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Data:
-    if not corpus:
-        folder = os.environ.get("BERTKIN_DATA")
-        if not folder:
-            raise UserError("no corpus", mend="name some text, or set BERTKIN_DATA")
-        corpus = (str(Path(folder) / "text" / "enwiki.jsonl.gz"),)
-    return Data(corpus=corpus, vocab_size=vocab_size, tokenizer_kind="wordpiece", max_words=words)
-
-
-def _in_process(*arguments: str) -> Any:
-    """Run a hidden command of this file in a process of its own; what it prints last is the answer."""
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, *arguments], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"a measurement ended with exit code {done.returncode}", where=" ".join(arguments[:3]))
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _write(path: Path, part: str, figures: dict[str, Any]) -> None:
-    """Join one part into the record, with what it was measured on."""
-    record = json.loads(path.read_text()) if path.exists() else {}
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
-    record[part] = {
-        **figures,
-        "machine": machine | _flags(),
-        "versions": versions | {"python": platform.python_version()},
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _flags() -> dict[str, Any]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return {"model": name, **{flag: flag in text for flag in ("avx512f", "avx512_bf16", "amx_bf16")}}
 
 
 def main() -> None:

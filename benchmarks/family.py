@@ -1,0 +1,257 @@
+"""How fast each member of the family is pretrained, beside the same model of transformers on the same machine.
+
+    BERTKIN_DATA=shared/data python benchmarks/family.py                    # about 20 minutes
+    python benchmarks/family.py corpus/ --members gpt2 bart --repeats 1
+
+Whole training steps of 32 rows of 128 tokens at size 4x256 with AdamW: reading, hiding, forward, backward, update. The
+peer is the member's own class in transformers in a plain PyTorch loop that is handed ready batches, in float32 as a
+user gets it, and tuned (bfloat16 by autocast, and torch.compile); it does not pay for reading or hiding. ELECTRA is its
+two classes, the generator's draw between them. Each side runs in a process of its own, in turn; the table gives medians
+and ratios of medians. Results go into family.json beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, Parameter
+from side_by_side import in_process, wikipedia, write
+
+from bertkin.config import Data, Model, Recipe, Train
+from bertkin.errors import UserError
+from bertkin.train.machine import settle_threads
+from bertkin.train.progress import QuietListener
+from bertkin.train.setup import complete, gather
+
+HERE = Path(__file__).parent
+ROWS, LENGTH = 32, 128
+LAYERS, HIDDEN, HEADS, WIDE = 4, 256, 4, 1024
+MEMBERS = {
+    "bert": 30_522,
+    "gpt2": 50_257,
+    "llama": 32_000,
+    "albert": 30_000,
+    "electra": 30_522,
+    "bart": 50_265,
+    "t5": 32_128,
+}
+"""Members and the vocabulary each is measured with, that of its first publication."""
+SIDES = ("bertkin", "transformers", "tuned")
+
+app = App(help_format="plaintext")
+
+
+@app.default
+def main(
+    *corpus: str,
+    members: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = tuple(MEMBERS),
+    repeats: int = 3,
+    steps: int = 8,
+    record: Path = HERE / "family.json",
+) -> None:
+    """Seconds a training step of each member, ours and transformers'.
+
+    Parameters
+    ----------
+    corpus
+        Text to train on; by default the English Wikipedia of BERTKIN_DATA.
+    members
+        Which to measure.
+    repeats
+        Processes of each side, in turn.
+    steps
+        Timed steps of each process, after three that do not count.
+    record
+        Where the figures go.
+    """
+    settle_threads(None)
+    for member in members:
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for turn in range(repeats):
+            for side in SIDES:
+                took = in_process(__file__, "steps", member, side, str(steps), *_data(corpus).corpus)
+                seconds[side].append(median(took))
+                print(f"{member} {side} turn {turn + 1}: {seconds[side][-1]:.3f} s a step", file=sys.stderr)
+        rate = {side: ROWS * LENGTH / median(took) for side, took in seconds.items()}
+        figures = {
+            "vocab_size": MEMBERS[member],
+            "tokens_per_second": {side: round(value) for side, value in rate.items()},
+            "seconds_a_step": {side: [round(s, 4) for s in took] for side, took in seconds.items()},
+            "ratio": round(rate["bertkin"] / rate["transformers"], 2),
+            "ratio_tuned": round(rate["bertkin"] / rate["tuned"], 2),
+        }
+        write(record, member, figures)
+        shown = "  ".join(f"{side} {value:,.0f}" for side, value in rate.items())
+        print(
+            f"{member:8} {shown} tokens/s   {figures['ratio']:.1f}x   {figures['ratio_tuned']:.1f}x the tuned",
+            flush=True,
+        )
+
+
+def _data(corpus: tuple[str, ...]) -> Data:
+    return wikipedia(corpus, 8_192, words=3_000_000)
+
+
+@app.command(show=False, name="steps")
+def steps_of(member: str, side: str, count: int, *corpus: str) -> None:
+    """One side's seconds a step, as JSON; what the benchmark starts."""
+    settle_threads(None)
+    took = _ours(member, count, _data(corpus)) if side == "bertkin" else _theirs(member, count, side == "tuned")
+    print(json.dumps(took))
+
+
+def _ours(member: str, count: int, data: Data) -> list[float]:
+    from bertkin.train.loop import Training
+    from bertkin.train.parallel import World
+
+    sizes: dict[str, Any] = {"layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "vocab_size": MEMBERS[member]}
+    if member in ("bert", "albert", "electra", "gpt2", "bart"):
+        sizes["intermediate"] = WIDE
+    if member == "t5":
+        data = replace(data, sentinels=100)
+    train = Train(steps=1000, batch_tokens=ROWS * LENGTH, length=LENGTH, optimizer="adamw")
+    recipe = complete(Recipe(preset=f"{member}-mini", data=data, model=Model(**sizes), train=train))
+    materials = gather(recipe, lambda *_: None)
+    took = []
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(materials, Path(folder), QuietListener(), World(), "cpu")
+        for _ in range(3 + count):
+            begun = perf_counter()
+            training.step(training.progress())
+            took.append(perf_counter() - begun)
+    return took[3:]
+
+
+# The peer.
+
+
+def _theirs(member: str, count: int, tuned: bool) -> list[float]:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    modules, batch, loss = BUILDERS[member](hf, MEMBERS[member])
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-4)
+    for module in modules:
+        module.train()
+    run: Callable[..., Any] = torch.compile(loss) if tuned else loss
+    took = []
+    for _ in range(3 + count):
+        begun = perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+            value = run(**batch)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        took.append(perf_counter() - begun)
+    return took[3:]
+
+
+Built = tuple[list[torch.nn.Module], dict[str, torch.Tensor], Callable[..., torch.Tensor]]
+
+
+def _rows(vocab_size: int, rate: float = 0.15) -> dict[str, torch.Tensor]:
+    """Random ids [rows, length], and labels at a share of the places."""
+    ids = torch.randint(5, vocab_size, (ROWS, LENGTH))
+    asked = torch.rand(ids.shape) < rate
+    return {"input_ids": torch.where(asked, 4, ids), "labels": torch.where(asked, ids, -100)}
+
+
+def _plain(model: Any, batch: dict[str, torch.Tensor]) -> Built:
+    return [model], batch, lambda **given: model(**given).loss
+
+
+def _bert(hf: Any, vocab: int) -> Built:
+    return _plain(hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, **_bert_sizes())), _rows(vocab))
+
+
+def _bert_sizes() -> dict[str, int]:
+    return {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": WIDE}
+
+
+def _gpt2(hf: Any, vocab: int) -> Built:
+    config = hf.GPT2Config(vocab_size=vocab, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_inner=WIDE)
+    ids = torch.randint(5, vocab, (ROWS, LENGTH))
+    return _plain(hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids})
+
+
+def _llama(hf: Any, vocab: int) -> Built:
+    sizes = _bert_sizes() | {"intermediate_size": 704, "num_key_value_heads": 2}
+    ids = torch.randint(5, vocab, (ROWS, LENGTH))
+    config = hf.LlamaConfig(vocab_size=vocab, tie_word_embeddings=True, **sizes)
+    return _plain(hf.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids})
+
+
+def _albert(hf: Any, vocab: int) -> Built:
+    config = hf.AlbertConfig(vocab_size=vocab, embedding_size=128, **_bert_sizes())
+    batch = _rows(vocab) | {"sentence_order_label": torch.randint(0, 2, (ROWS,))}
+    return _plain(hf.AlbertForPreTraining(config), batch)
+
+
+def _electra(hf: Any, vocab: int) -> Built:
+    sizes = _bert_sizes()
+    small = sizes | {"hidden_size": HIDDEN // 4, "num_attention_heads": HEADS // 4, "intermediate_size": WIDE // 4}
+    generator = hf.ElectraForMaskedLM(hf.ElectraConfig(vocab_size=vocab, embedding_size=128, **small))
+    model = hf.ElectraForPreTraining(hf.ElectraConfig(vocab_size=vocab, embedding_size=128, **sizes))
+    generator.electra.embeddings = model.electra.embeddings
+
+    def loss(input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        guess = generator(input_ids=input_ids, labels=labels)
+        asked = labels >= 0
+        with torch.no_grad():
+            chances = guess.logits[asked].float().softmax(-1)
+            drawn = torch.multinomial(chances, 1).squeeze(1)
+        seen = input_ids.masked_scatter(asked, drawn)
+        wrong = torch.zeros_like(input_ids).masked_scatter(asked, (drawn != labels[asked]).long())
+        found: torch.Tensor = model(input_ids=seen, labels=wrong).loss
+        return guess.loss + 50 * found  # type: ignore[no-any-return]
+
+    return [generator, model], _rows(vocab), loss
+
+
+def _bart(hf: Any, vocab: int) -> Built:
+    sizes: dict[str, int] = {"d_model": HIDDEN, "max_position_embeddings": 512}
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_layers": LAYERS, f"{half}_attention_heads": HEADS, f"{half}_ffn_dim": WIDE}
+    model = hf.BartForConditionalGeneration(hf.BartConfig(vocab_size=vocab, **sizes))
+    return _plain(model, _seq2seq(vocab, LENGTH))
+
+
+def _t5(hf: Any, vocab: int) -> Built:
+    sizes = {"d_model": HIDDEN, "d_kv": HIDDEN // HEADS, "d_ff": 704, "num_layers": LAYERS, "num_heads": HEADS}
+    config = hf.T5Config(vocab_size=vocab, feed_forward_proj="gated-gelu", **sizes)
+    return _plain(hf.T5ForConditionalGeneration(config), _seq2seq(vocab, LENGTH * 25 // 100))
+
+
+def _seq2seq(vocab: int, written: int) -> dict[str, torch.Tensor]:
+    """A source [rows, length] and what is to be written [rows, written]: all of it for BART, the spans for T5."""
+    source, target = torch.randint(5, vocab, (ROWS, LENGTH)), torch.randint(5, vocab, (ROWS, written))
+    return {"input_ids": source, "labels": target}
+
+
+BUILDERS = {
+    "bert": _bert,
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "albert": _albert,
+    "electra": _electra,
+    "bart": _bart,
+    "t5": _t5,
+}
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"family: {error}")

@@ -1,0 +1,56 @@
+"""What every benchmark here does: each side in a process of its own, in turn, and medians written down with the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertkin.config import AUTO, Data
+from bertkin.errors import UserError
+
+
+def in_process(file: str, *arguments: str) -> Any:
+    """Run a hidden command of a benchmark's file in a process of its own; what it prints last is the answer, in JSON."""
+    done = subprocess.run([sys.executable, "-W", "ignore", file, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"a measurement ended with exit code {done.returncode}", where=" ".join(arguments[:3]))
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def write(path: Path, part: str, figures: dict[str, Any]) -> None:
+    """Join one part into the record, with what it was measured on."""
+    record = json.loads(path.read_text()) if path.exists() else {}
+    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
+    record[part] = {
+        **figures,
+        "machine": machine | _flags(),
+        "versions": versions | {"python": platform.python_version()},
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _flags() -> dict[str, Any]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return {"model": name, **{flag: flag in text for flag in ("avx512f", "avx512_bf16", "amx_bf16")}}
+
+
+def wikipedia(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Data:
+    """The corpus that was named, or the English Wikipedia of BERTKIN_DATA; its tokenizer is trained on it."""
+    if not corpus:
+        folder = os.environ.get("BERTKIN_DATA")
+        if not folder:
+            raise UserError("no corpus", mend="name some text, or set BERTKIN_DATA")
+        corpus = (str(Path(folder) / "text" / "enwiki.jsonl.gz"),)
+    return Data(corpus=corpus, vocab_size=vocab_size, tokenizer_kind="wordpiece", max_words=words)
