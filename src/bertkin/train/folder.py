@@ -13,6 +13,7 @@ from bertkin.errors import UserError, disk_errors
 from bertkin.text.readers import list_sources
 from bertkin.text.store import Store
 from bertkin.text.tokenizer import Tokenizer
+from bertkin.text.words import find_marks, mark
 from bertkin.train.setup import Materials, gather
 from bertkin.train.state import write_text
 
@@ -59,6 +60,8 @@ def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store) -> None
         try:
             out.mkdir(parents=True, exist_ok=True)
             made_of = {"store": store.fingerprint, "folder": str(store.folder.resolve())}
+            if store.marks is not None:
+                made_of["marks"] = store.marks.name
             write_text(out / CORPUS, json.dumps(made_of, indent=1) + "\n")
             tokenizer.save(out / "tokenizer")
             write_text(out / RECIPE, dump_recipe(recipe))
@@ -88,37 +91,50 @@ def reopen(out: Path, progress: Callable[[int, int, str], None]) -> Materials:
     if not (out / RECIPE).exists():
         raise UserError("not a run folder (no recipe.yaml)", where=out, mend="give the --out of a `bertkin pretrain`")
     recipe, tokenizer = load_recipe(out / RECIPE), Tokenizer.load(out / "tokenizer")
-    fingerprint, folder = _corpus_of(out)
+    fingerprint, folder, marks = _corpus_of(out)
     if _readable(recipe.data.corpus) or not folder.is_dir():
         if "-" in recipe.data.corpus:
             what = "its corpus came from standard input, and the store that was made of it is gone"
             raise UserError(what, where=out, mend="start a new run")
         materials = gather(recipe, progress, tokenizer=tokenizer)
     else:
-        materials = Materials(recipe, tokenizer, Store.open(folder))
-        materials.store.check_tokenizer(tokenizer)
+        materials = Materials(recipe, tokenizer, _marked(recipe, tokenizer, folder, marks, progress))
     if materials.store.fingerprint != fingerprint:
         raise UserError("the corpus has changed since this run began", where=out, mend="start a new run")
+    found = materials.store.marks
+    if (found.name if found else None) != marks:
+        raise UserError("what is hidden at once has changed since this run began", where=out, mend="start a new run")
     return materials
+
+
+def _marked(
+    recipe: Recipe, tokenizer: Tokenizer, folder: Path, marks: str | None, progress: Callable[[int, int, str], None]
+) -> Store:
+    """The store of a run, with its marks: those it began with if they are still there."""
+    store = Store.open(folder)
+    store.check_tokenizer(tokenizer)
+    if marks is None:
+        return store
+    return find_marks(store, marks) or mark(store, tokenizer, recipe.objective.unit, recipe.objective.phrases, progress)
 
 
 def shared(out: Path) -> Materials:
     """For the other processes of a training: what the first one has prepared and written down."""
-    fingerprint, folder = _corpus_of(out)
+    fingerprint, folder, marks = _corpus_of(out)
     recipe, tokenizer = load_recipe(out / RECIPE), Tokenizer.load(out / "tokenizer")
     if folder.is_dir():
-        return Materials(recipe, tokenizer, Store.open(folder))
+        return Materials(recipe, tokenizer, _marked(recipe, tokenizer, folder, marks, lambda *_: None))
     materials = gather(recipe, lambda *_: None, tokenizer=tokenizer)  # on another machine
     if materials.store.fingerprint != fingerprint:
         raise UserError("the corpus is another one than that of the first process", where=out)
     return materials
 
 
-def _corpus_of(out: Path) -> tuple[str, Path]:
-    """The fingerprint of the store that a run is trained on, and where that store was."""
+def _corpus_of(out: Path) -> tuple[str, Path, str | None]:
+    """The fingerprint of the store that a run is trained on, where that store was, and the name of its marks, if any."""
     try:
         made_of: Any = json.loads((out / CORPUS).read_text(encoding="utf-8"))
-        return str(made_of["store"]), Path(made_of.get("folder", ""))
+        return str(made_of["store"]), Path(made_of.get("folder", "")), made_of.get("marks")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError("damaged or missing", where=out / CORPUS, mend="start a new run") from None
 
@@ -141,4 +157,6 @@ def settled(recipe: Recipe, *, precision: Any) -> Recipe:
     cache = data.cache and str(Path(data.cache).expanduser().absolute())
     tokenizer = data.tokenizer and str(Path(data.tokenizer).absolute())
     data = replace(data, corpus=corpus, cache=cache, tokenizer=tokenizer)
+    phrases = recipe.objective.phrases and str(Path(recipe.objective.phrases).expanduser().absolute())
+    recipe = replace(recipe, objective=replace(recipe.objective, phrases=phrases))
     return replace(recipe, data=data, train=replace(recipe.train, precision=precision))
