@@ -183,7 +183,16 @@ def layout_of(queries: Tensor, layout: Layout) -> Layout:
     return Layout.from_lengths(counts.cpu().numpy()).to(queries.device)
 
 
-def cached_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float | None = None) -> Tensor:
+def cached_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float | None = None,
+    *,
+    window: int | None = None,
+    distances: Tensor | None = None,
+) -> Tensor:
     """One new token of each sequence looks at all that its sequence has so far: a step of generation.
 
     Args:
@@ -192,6 +201,8 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, s
             be views of a longer cache.
         lengths: int32 [n], how many of them there are, at least 1; what lies after them is not read.
         scale: factor on the scores; None for head_dim ** -0.5.
+        window: the last of them sees those at most this many places before it; None for all.
+        distances: as for `attention`, with longest at least the capacity.
 
     Returns:
         [n, heads * head_dim].
@@ -201,7 +212,11 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, s
     scale = dim**-0.5 if scale is None else scale
     grouped = q.view(n, kv_heads, heads // kv_heads, dim)
     scores = torch.einsum("nghd,ncgd->nghc", grouped, keys).float() * scale
-    beyond = torch.arange(keys.shape[1], device=q.device) >= lengths[:, None]
+    ahead = torch.arange(keys.shape[1], device=q.device) - lengths[:, None] + 1
+    beyond = ahead > 0 if window is None else (ahead > 0) | (ahead < -window)
+    if distances is not None:
+        offsets = distances.float()[:, (ahead + distances.shape[1] // 2).clamp(max=distances.shape[1] - 1)]
+        scores = scores + offsets.transpose(0, 1).view_as(scores)
     weights = scores.masked_fill(beyond[:, None, None], -torch.inf).softmax(dim=-1)
     # What was never written may be anything, and nothing times NaN is NaN.
     clean = values.masked_fill(beyond[:, :, None, None], 0)

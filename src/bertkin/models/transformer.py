@@ -20,12 +20,16 @@ from torch.nn.functional import dropout as drop
 
 from bertkin.models.architecture import Architecture
 from bertkin.models.attention import Rotary, Rule, attention, attention_weights, layout_of, rotary_tables
+from bertkin.models.cache import Cache
 from bertkin.models.embeddings import Embeddings
 from bertkin.models.ops import add_norm, feed_forward, linear, split_heads
 from bertkin.text.layout import Layout
 
 Memory = tuple[Tensor, Layout]
 """What a decoder looks at beside its own sequence: hidden states [tokens of the source, hidden] and their layout."""
+
+Kept = tuple[Cache, int]
+"""What was read before, and the number of the layer that asks."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,35 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(a.hidden, self.parts * self.key_heads * self.head_dim, bias=a.attention_bias)
         self.out = nn.Linear(a.heads * self.head_dim, a.hidden, bias=a.attention_bias)
 
-    def forward(self, x: Tensor, layout: Layout, places: Places, asked: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Layout, places: Places, asked: Tensor | None, kept: Kept | None = None
+    ) -> Tensor:
         """Each token looks at its own sequence; with `asked` (sorted flat positions) only those tokens do."""
         q, k, v = self.project(x, asked)
         dropout = self.dropout if self.training else 0.0
         assert self.rule is not None
+        if kept is not None:
+            cache, layer = kept
+            if cache.stepping:
+                mixed = cache.look(layer, q, k, v, layout, places, self.rule, self.scale)
+                return linear(mixed, self.out.weight, self.out.bias)
+            cache.keep(layer, k, v, layout, places)
         mixed = attention(
             q, k, v, layout, self.rule, queries=asked, rotary=places.rotary, distances=places.distances,
             scale=self.scale, dropout=dropout,
         )  # fmt: skip
         return linear(mixed, self.out.weight, self.out.bias)
 
-    def across(self, x: Tensor, memory: Memory, asking: Layout) -> Tensor:
+    def across(self, x: Tensor, memory: Memory | None, asking: Layout, kept: Kept | None = None) -> Tensor:
         """Each token of x, laid out as `asking`, looks at the whole sequence of the memory that goes with its own."""
+        q = self.queries(x)
+        if kept is not None and kept[0].stepping:
+            return linear(kept[0].look_across(kept[1], q, self.scale), self.out.weight, self.out.bias)
+        assert memory is not None
         hidden, layout = memory
-        q, (k, v) = self.queries(x), self.keys_values(hidden)
+        k, v = self.keys_values(hidden)
+        if kept is not None:
+            kept[0].keep_crossed(kept[1], k, v, layout)
         dropout = self.dropout if self.training else 0.0
         mixed = attention(q, k, v, layout, Rule(), asking=asking, scale=self.scale, dropout=dropout)
         return linear(mixed, self.out.weight, self.out.bias)
@@ -145,15 +163,16 @@ class Block(nn.Module):
         asked: Tensor | None = None,
         memory: Memory | None = None,
         asking: Layout | None = None,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments are as for `Stack.forward`; `asking` is the layout of the asked tokens, where they look at a memory."""
         stream, x = self.read(stream, update)
-        y = self._drop(self.attention(x, layout, places, asked))
+        y = self._drop(self.attention(x, layout, places, asked, kept))
         stream = stream if asked is None else stream[asked]
         if self.cross is not None:
-            assert memory is not None and asking is not None
+            assert asking is not None
             stream, x = self._then(stream, y, self.cross_norm if self.pre else self.attention_norm)
-            y = self._drop(self.cross.across(x, memory, asking))
+            y = self._drop(self.cross.across(x, memory, asking, kept))
         elif not self.pre:
             stream, x = self._then(stream, y, self.attention_norm)
         if self.pre:
@@ -213,7 +232,14 @@ class Stack(nn.Module):
         self.distances = nn.Parameter(torch.empty(a.buckets, a.heads)) if a.positions == "relative" else None
         self.norm = _norm(a) if a.norm == "pre" else None
 
-    def forward(self, ids: Tensor, layout: Layout, asked: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        layout: Layout,
+        asked: Tensor | None = None,
+        memory: Memory | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """Hidden states of all tokens, or, with `asked` (sorted flat positions, int64 [n]), of those alone: [n, hidden].
 
         The numbers are the same either way; with `asked`, the last layer computes keys and values for all tokens but
@@ -221,14 +247,19 @@ class Stack(nn.Module):
 
         Args:
             memory: what a decoder looks at: sequence s of it belongs to sequence s of the layout.
+            cache: keeps what is read here, and is looked at instead of the memory once it holds something: then there is
+                one token of each of its sequences, laid out as `Cache.next` says.
         """
         stream, update = self.embed(ids, layout), None
-        places = self.places(layout)
-        for layer in self.blocks[:-1]:
-            stream, update = layer(stream, update, layout, places(layer), None, memory, layout)
+        places = self.places(layout, 0 if cache is None else cache.capacity)
+        kept: list[Kept | None] = [None if cache is None else (cache, layer) for layer in range(self.depth)]
+        for layer, had in zip(self.blocks[:-1], kept[:-1], strict=True):
+            stream, update = layer(stream, update, layout, places(layer), None, memory, layout, had)
         asking = layout if asked is None or memory is None else layout_of(asked, layout)
         last = self.blocks[-1]
-        stream, update = last(stream, update, layout, places(last), asked, memory, asking)
+        stream, update = last(stream, update, layout, places(last), asked, memory, asking, kept[-1])
+        if cache is not None and not cache.stepping:
+            cache.read(layout)
         return self._finish(stream, update)
 
     def embed(self, ids: Tensor, layout: Layout) -> Tensor:
