@@ -37,6 +37,8 @@ app = App(
 )
 tokenizers = App(name="tokenizer", sort_key=2, help="Train a tokenizer on a corpus, or look at one.")
 app.command(tokenizers)
+inspect = App(name="inspect", sort_key=9, help="Look inside a model: who may see whom.")
+app.command(inspect)
 
 CORPUS_HELP = "Files, folders or globs of text (.txt .jsonl .csv .tsv .parquet, .gz .zst …), or - for standard input."
 Corpus = Annotated[str, Parameter(help=CORPUS_HELP)]
@@ -285,6 +287,36 @@ def fill(
         print(_json(filled.as_dict()) if json else f"{chr(10) if number else ''}{filled}")
 
 
+@inspect.command(name="mask")
+def inspect_mask(
+    what: str,
+    /,
+    *,
+    text: str | None = None,
+    ascii: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+    model: Annotated[ModelOptions, Parameter(group=Group("Model", sort_key=2))] = ModelOptions(),  # type: ignore[valid-type]  # noqa: B008
+    objective: Annotated[ObjectiveOptions, Parameter(group=Group("Objective", sort_key=3))] = ObjectiveOptions(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Draw who may see whom: rows look, columns are looked at. bertkin inspect mask gpt2-mini --objective.kind hybrid
+
+    Parameters
+    ----------
+    what
+        A preset, a run folder, a model folder, or a hub id.
+    text
+        What it is drawn of. [default: two short sentences]
+    ascii
+        Draw with # and . alone.
+    json
+        Write one JSON object.
+    """
+    from bertkin.inspect.mask import inspect_mask as draw
+
+    masks = draw(what, text=text and _whole_text(text), model=typed(model), objective=typed(objective))
+    print(_json(masks.as_dict()) if json else masks.draw(ascii=ascii))
+
+
 @app.command(sort_key=1)
 def demo(
     *,
@@ -410,7 +442,7 @@ def _arguments(tokens: Sequence[str]) -> list[str]:
 
 def _verbs(tokens: Sequence[str]) -> list[str]:
     """The names that were possible for the first word that is no verb."""
-    inside = tokenizers if tokens[:1] == ["tokenizer"] else app
+    inside = {"tokenizer": tokenizers, "inspect": inspect}.get(tokens[0] if tokens else "", app)
     return [name for name in inside if not name.startswith("-")]
 
 
