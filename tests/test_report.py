@@ -58,11 +58,27 @@ def test_the_report_stands_alone_and_shows_everything(tmp_path: Path) -> None:
     assert not [a for _, a in tags.tags if "src" in a or "href" in a]
     assert "url(" not in text
     assert ("meta", {"name": "viewport", "content": "width=device-width,initial-scale=1"}) in tags.tags
-    for part in ("Loss", "Masked accuracy", "Learning rate", "Throughput", "held-out loss 8.5 at 2", "bigram", "8.500"):
+    for part in (
+        "Loss",
+        "Accuracy",
+        "15% masked",
+        "Learning rate",
+        "Throughput",
+        "held-out loss 8.5 at 2",
+        "bigram",
+        "8.500",
+    ):
         assert part in text
     assert "&lt;dog&gt;" in text
     assert "&lt;not a tag&gt;" in text
     assert "<dog>" not in text
+
+
+def test_the_report_says_what_the_loss_is_of() -> None:
+    writer = page("run", "preset: gpt2-mini\nobjective:\n  kind: causal\n", RECORDS)
+    assert "every token" in writer and "15% masked" not in writer and "bertkin generate run" in writer
+    filler = page("run", "preset: bert-mini\nobjective:\n  kind: masked\n", RECORDS)
+    assert "15% masked" in filler and "bertkin fill run" in filler
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30, 400, 700, 1000])
@@ -139,7 +155,7 @@ def test_without_a_terminal_lines_stand_for_the_bar() -> None:
     text = console.export_text()
     assert text.count("training:") == 2  # the first and the last
     assert "training a tokenizer …" in text
-    assert "held-out loss 8.500 · masked accuracy 10.0%" in text
+    assert "held-out loss 8.500 · accuracy 10.0%" in text
 
 
 def test_on_a_terminal_the_bar_goes_when_it_is_done() -> None:

@@ -119,6 +119,22 @@ SERVES: dict[str, tuple[str, ...]] = {
 """The kinds of objective that each family of models can be asked; the first is what it is asked by default."""
 
 
+FILLERS = ("masked", "unilm", "hybrid")
+"""The kinds that teach a model to fill blanks with words; hybrid answers at the token before the blank."""
+WRITERS = ("causal", "prefix", "hybrid", "denoise")
+"""The kinds that teach a model to go on with a text, or to write one for another."""
+ASKED = {
+    "masked": "15% masked",
+    "replaced": "15% masked, the generator's",
+    "causal": "every token",
+    "prefix": "every token after a beginning",
+    "hybrid": "its own mixture",
+    "unilm": "15% masked, seen in three ways",
+    "denoise": "what the decoder writes",
+}
+"""What the held-out loss of each kind is of (see `measured`)."""
+
+
 def check_objective(objective: Objective, family: str) -> None:
     """Refuse an objective that the family cannot serve, or whose fields do not go together.
 

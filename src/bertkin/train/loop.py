@@ -27,7 +27,7 @@ from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
 from bertkin.models.presets import build
 from bertkin.models.pretrained import save_model
-from bertkin.objectives.make import evaluation_batches, make_batch, side_count, side_weight
+from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
@@ -37,7 +37,7 @@ from bertkin.train.parallel import World, join
 from bertkin.train.price import estimate
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
-from bertkin.train.samples import FILLERS, Sample, answer, pick
+from bertkin.train.samples import Sample, answer, pick
 from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
 from bertkin.train.setup import Materials, complete, gather
 from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
@@ -56,6 +56,8 @@ class Result:
     minutes: float
     loss: float
     accuracy: float
+    kind: str = "masked"
+    """What it was asked (`objective.kind`)."""
 
 
 class Stopped(Exception):
@@ -173,7 +175,8 @@ class Training:
         self._close()
         self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
         p = self.position
-        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy)
+        kind = self.objective.kind or "masked"
+        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, kind)
 
     def _train(self) -> None:
         begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step

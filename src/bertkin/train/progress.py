@@ -117,7 +117,7 @@ class RichListener:
     def evaluation(self, record: dict[str, Any]) -> None:
         loss, accuracy = _number(record["loss"], ".3f"), _number(record["accuracy"], ".1%")
         moment = f"step {record['step']:>6,} · {record['minutes']:.2f} min"
-        self._print(f"  {moment} · held-out loss {loss} · masked accuracy {accuracy}")
+        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}")
 
     def close(self) -> None:
         self._end()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkin.errors import disk_errors
+from bertkin.objectives.make import ASKED, WRITERS
 from bertkin.train.charts import STYLE, Curve, svg
 from bertkin.train.state import read_log, write_text
 
@@ -35,14 +36,16 @@ def write_report(run: str | Path) -> Path:
 
 def page(name: str, recipe: str, records: list[Record]) -> str:
     """The page as HTML."""
-    preset = next((line.split(":", 1)[1].strip() for line in recipe.splitlines() if line.startswith("preset:")), "")
+    named = dict(line.strip().split(": ", 1) for line in recipe.splitlines() if ": " in line)
+    preset, kind = named.get("preset", ""), named.get("kind", "masked")
+    verb = "generate" if kind in WRITERS else "fill"
     body = [
         f"<h1>{escape(name)}</h1><p class=quiet>{escape(preset)} · grown with bertkin</p>",
         _tiles(records),
-        f'<div class="charts">{"".join(_figures(records))}</div>',
+        f'<div class="charts">{"".join(_figures(records, ASKED.get(kind, "")))}</div>',
         _samples(records),
         f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
-        f"<p class=quiet>In the folder that holds it: {_command('resume', name)}, {_command('fill', name, ' …')}.</p>",
+        f"<p class=quiet>In the folder that holds it: {_command('resume', name)}, {_command(verb, name, ' …')}.</p>",
     ]
     title = escape(f"{name} · bertkin")
     return (
@@ -86,7 +89,7 @@ def _loss(records: list[Record], style: str = "") -> str:
     return svg(curves, label="loss by step", x_form=_steps, y_form=lambda y: f"{y:.4g}", style=style)
 
 
-def _figures(records: list[Record]) -> list[str]:
+def _figures(records: list[Record], asked: str) -> list[str]:
     accuracy = [
         Curve("training accuracy", series(records, "step", "accuracy")),
         Curve("held-out accuracy", series(records, "evaluation", "accuracy"), accent=True),
@@ -102,11 +105,11 @@ def _figures(records: list[Record]) -> list[str]:
         curve = Curve(name, series(records, "step", field))
         return svg([curve], label=f"{name} by step", x_form=_steps, y_form=lambda y: format(y, form))
 
-    both = "<span class=faint>training</span>; <b class=strong>held-out</b>, 15% masked"
+    both = f"<span class=faint>training</span>; <b class=strong>held-out</b>, {asked}"
     return [
         one("Loss", both, _loss(records)),
         one(
-            "Masked accuracy",
+            "Accuracy",
             both,
             svg(accuracy, label="accuracy by step", x_form=_steps, y_form=lambda y: f"{y:.0%}", levels=levels),
         ),
@@ -124,7 +127,7 @@ def _tiles(records: list[Record]) -> str:
     if evaluations and _is_number(evaluations[-1].get("loss")):
         tiles += [("held-out loss", f"{evaluations[-1]['loss']:.3f}")]
     if evaluations and _is_number(evaluations[-1].get("accuracy")):
-        tiles += [("masked accuracy", f"{evaluations[-1]['accuracy']:.1%}")]
+        tiles += [("accuracy", f"{evaluations[-1]['accuracy']:.1%}")]
     for name, field, form in (("steps", "step", ",.0f"), ("tokens", "tokens", ",.0f"), ("minutes", "minutes", ".1f")):
         if _is_number(last.get(field)):
             tiles.append((name, format(last[field], form)))

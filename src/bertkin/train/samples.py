@@ -13,8 +13,6 @@ from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
 SHORTEST, LONGEST = 8, 32
-FILLERS = ("masked", "unilm", "hybrid")
-"""The kinds of objective that teach a model to fill blanks with words."""
 
 
 @dataclass(frozen=True)
