@@ -110,10 +110,9 @@ def main(
         content["members"] = {key: content["members"][key] for key in MEMBERS if key in content["members"]}
         record.write_text(json.dumps(content, indent=1) + "\n")
         draw(content, record.with_suffix(".png"))
-        if page is not None and page.exists():
-            inside = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
-            page.write_text(inside.sub(lambda m: m[1] + table(content) + m[2], page.read_text()))
         print(table(content))
+        if page is not None and page.is_file():
+            _put(page, table(content))
 
 
 def _data(name: str) -> str:
@@ -180,6 +179,12 @@ def table(content: dict[str, Any]) -> str:
         learnt = f"{one['loss']:.3f} | {one['accuracy']:.1%} | {one['blimp']['mean']:.1%} | {one['blimp']['method']}"
         lines.append(f"| {one['title']} | {size} | {learnt} |")
     return "\n".join(lines) + "\n"
+
+
+def _put(page: Path, lines: str) -> None:
+    """The lines in place of what stands between the page's two marks."""
+    inside = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+    page.write_text(inside.sub(lambda mark: mark[1] + lines + mark[2], page.read_text()))
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

@@ -56,6 +56,14 @@ def bertkin_process(*arguments: str, **more: object) -> subprocess.Popen[bytes]:
 # Before anything runs.
 
 
+@pytest.mark.parametrize("option", [["--objective", "hybrid"], ["--objective=hybrid"], ["--objective.kind", "hybrid"]])
+def test_an_objective_is_chosen_by_its_name(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "corpus", "--preset", "gpt2-tiny", *option, "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["objective"]["kind"] == "hybrid"
+    assert main(["pretrain", "corpus", "--preset", "gpt2-tiny", *option[:-1], option[-1].replace("hyb", "hib")]) == 2
+    assert "did you mean hybrid?" in said(capsys)
+
+
 def test_help_needs_none_of_the_heavy_libraries() -> None:
     code = """if True:
         import sys

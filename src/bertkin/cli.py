@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from bertkin.train.loop import Result
     from bertkin.train.progress import Listener
 
+OBJECTIVE = re.compile(r"^--objective(?==|$)")
+"""Written alone it means the objective's kind, where the parser would read all of its fields."""
 INTERRUPTED, PIPE_CLOSED = 130, 141
 """What a shell expects of a program stopped by Ctrl-C, and of one whose reader has gone."""
 
@@ -345,14 +348,19 @@ def demo(
 
 def _show(result: Result) -> None:
     """How a run ended, where it is, and what to do with it."""
+    from bertkin.objectives.make import FILLERS, WRITERS
+
     if os.environ.get("RANK", "0") != "0":
         return
     learnt = [f"held-out loss {result.loss:.3f}"] if math.isfinite(result.loss) else []
-    learnt += [f"masked accuracy {result.accuracy:.1%}"] if math.isfinite(result.accuracy) else []
+    learnt += [f"accuracy {result.accuracy:.1%}"] if math.isfinite(result.accuracy) else []
     spent = [f"{result.step:,} steps", f"{result.tokens:,} tokens", f"{result.minutes:.1f} minutes"]
     print(" · ".join(learnt + spent))
     print(f"run      {result.run} (report.html shows how it went)")
-    print(f'next     bertkin fill {result.run} "Text with a [MASK] in it."')
+    if result.kind in FILLERS:
+        print(f'next     bertkin fill {result.run} "Text with a [MASK] in it."')
+    if result.kind in WRITERS:
+        print(f'next     bertkin generate {result.run} "How a text begins"')
 
 
 def _listener(quiet: bool) -> Listener:
@@ -435,9 +443,10 @@ def _complain(error: UserError) -> int:
 
 
 def _arguments(tokens: Sequence[str]) -> list[str]:
-    """The arguments with a lone - before any -- made safe from the parser."""
+    """The arguments with a lone - before any -- made safe from the parser, and --objective in full."""
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    return [STDIN if token == "-" and i < end else token for i, token in enumerate(tokens)]
+    safe = [STDIN if token == "-" and i < end else token for i, token in enumerate(tokens)]
+    return [OBJECTIVE.sub(r"--objective.kind", token) if i < end else token for i, token in enumerate(safe)]
 
 
 def _verbs(tokens: Sequence[str]) -> list[str]:

@@ -31,7 +31,8 @@ def given(cls: type, *, leave_out: Iterable[str] = (), short: Iterable[str] = ()
 
     Args:
         leave_out: fields that are no options.
-        short: fields that may also be written without their room: --encoding-errors for --data.encoding-errors.
+        short: fields that may also be written without their room: --encoding-errors for --data.encoding-errors. A
+            field `kind` may be written as its room alone: --objective causal.
     """
     from cyclopts import Parameter
 
@@ -44,6 +45,7 @@ def given(cls: type, *, leave_out: Iterable[str] = (), short: Iterable[str] = ()
         default = "" if f.default is AUTO or isinstance(f.default, tuple) else f" [default: {_shown(f.default)}]"
         dashed = f.name.replace("_", "-")
         name = (f"--{room}.{dashed}", f"--{dashed}") if f.name in short else None
+        name = (f"--{room}.{dashed}", f"--{room}") if f.name == "kind" else name
         whole = _whole if hints[f.name] is int else None
         parameter = Parameter(help=text + default, name=name, show_default=False, converter=whole)
         made.append((f.name, Annotated[hints[f.name] | None, parameter], AUTO))
