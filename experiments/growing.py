@@ -1,0 +1,92 @@
+"""What experiments that grow many models share: each is trained once, goes on where it stopped, and is asked once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bertkin.api import make_recipe
+from bertkin.errors import UserError
+from bertkin.models.pretrained import load_model
+from bertkin.tasks.pairs import evaluate_pairs
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.loop import pretrain, resume
+from bertkin.train.progress import RichListener
+from bertkin.train.setup import complete
+
+
+def data(name: str) -> str:
+    """A file or folder of $BERTKIN_DATA."""
+    folder = os.environ.get("BERTKIN_DATA")
+    if not folder:
+        raise UserError("no corpus or no --blimp", mend="give both, or set BERTKIN_DATA to the folder that holds them")
+    return str(Path(folder) / name)
+
+
+def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Train a preset with these options, or go on, or read what it came to: its figures and the curve of its loss."""
+    run, done, begun = folder / "run", folder / "done.json", folder / "begun.json"
+    settings = {"preset": preset, "options": options, "corpus": list(corpus)}
+    if done.exists() and json.loads(done.read_text())["settings"] == settings:
+        return dict(json.loads(done.read_text())["figures"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if (run / "recipe.yaml").exists() and begun.exists() and json.loads(begun.read_text()) == settings:
+        result = resume(run, listener=RichListener())
+    else:
+        begun.write_text(json.dumps(settings))
+        recipe = complete(make_recipe(corpus, preset=preset, options=options))
+        result = pretrain(recipe, run, listener=RichListener(), overwrite=run.exists())
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    kept = ("step", "tokens", "minutes", "loss", "accuracy")
+    curve = [{key: line[key] for key in kept} for line in lines if line["kind"] == "evaluation"]
+    figures = {
+        "parameters": sum(p.numel() for p in load_model(run).parameters()),
+        "steps": result.step,
+        "tokens": result.tokens,
+        "minutes": round(result.minutes, 3),
+        "tokens_per_second": round(result.tokens / 60 / result.minutes),
+        "loss": curve[-1]["loss"],
+        "accuracy": curve[-1]["accuracy"],
+        "curve": curve,
+    }
+    done.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
+    return figures
+
+
+def asked(folder: Path, pairs: Path, limit: int) -> dict[str, Any]:
+    """The score on minimal pairs of what was grown in a folder."""
+    file, model = folder / "pairs.json", folder / "run" / "model"
+    told = json.loads((folder / "done.json").read_text())["figures"]["loss"]
+    key = {"limit": limit, "loss": told}
+    if file.exists() and json.loads(file.read_text())["of"] == key:
+        return dict(json.loads(file.read_text())["scores"])
+    print(f"asking {model} minimal pairs", flush=True)
+    scores = evaluate_pairs(load_model(model), Tokenizer.load(model), pairs, limit)
+    file.write_text(json.dumps({"of": key, "scores": scores.to_mapping()}, indent=1) + "\n")
+    return scores.to_mapping()
+
+
+def draw(parts: dict[str, Any], path: Path) -> None:
+    """Held-out loss and accuracy over minutes, a curve a part."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    for number, one in enumerate(parts.values()):
+        minutes = [point["minutes"] for point in one["curve"]]
+        style = {"marker": ".", "markersize": 4, "linewidth": 1.2, "color": colours[number % 20], "label": one["title"]}
+        axes[0].plot(minutes, [point["loss"] for point in one["curve"]], **style)
+        axes[1].plot(minutes, [100 * point["accuracy"] for point in one["curve"]], **style)
+    for axis, what in zip(
+        axes, ("held-out loss in its own terms (nats)", "accuracy in its own terms (%)"), strict=True
+    ):
+        axis.set(xlabel="minutes of training", ylabel=what)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
