@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bertkin.config import Recipe, load_recipe
+from bertkin.config import Recipe, fill_auto, load_recipe
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
@@ -133,7 +133,8 @@ class Training:
     ) -> None:
         self.recipe, self.store, self.tokenizer = materials.recipe, materials.store, materials.tokenizer
         self.out, self.listener, self.world, self.device = out, listener, world, device
-        self.train, self.objective = self.recipe.train, self.recipe.objective
+        self.train = self.recipe.train
+        self.objective = fill_auto(self.recipe.objective, kind="masked")  # runs from before there were others
         self.ids = Specials.of(self.tokenizer)
         self.stages = parse_lengths(self.train)
         self.threads = settle_threads(self.train.threads, world.local_size)
@@ -175,8 +176,7 @@ class Training:
         self._close()
         self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
         p = self.position
-        kind = self.objective.kind or "masked"
-        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, kind)
+        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, self.objective.kind)
 
     def _train(self) -> None:
         begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step
