@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bertkin.models import kernels, ops, products
+from bertkin.models import fused, kernels, ops, products
 from bertkin.models.attention import Rule, attention, attention_weights, rotary_tables
 from bertkin.text.layout import Layout
 
@@ -192,3 +192,58 @@ def test_attention_is_the_same_to_the_bit_whatever_the_number_of_threads() -> No
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 150),
+    vocab=st.sampled_from([33, 700, 1111]),
+    has_bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, HALF]),
+    z_loss=st.sampled_from([0.0, 0.01]),
+    size=st.sampled_from([0.05, 0.5, 3.0]),
+    chunk=st.sampled_from([40, 64, 1000]),
+)
+def test_vocabulary_loss(
+    rows: int, vocab: int, has_bias: bool, dtype: torch.dtype, z_loss: float, size: float, chunk: int
+) -> None:
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(rows))
+    hidden, table = draw(rows, 64, dtype=dtype), (size * draw(vocab, 64, dtype=torch.float32)).to(dtype)
+    if size == 3.0:
+        # Targets a hundred nats from the top, where powers of e leave float32; whole numbers, so that bfloat16 is exact.
+        hidden, table = hidden.round(), table.round()
+    bias = draw(vocab, dtype=dtype) if has_bias else None
+    loss, correct, gradients = [], [], []
+    for wide in (False, True):
+        given = [
+            None if x is None else (x.double() if wide else x.clone()).requires_grad_() for x in (hidden, table, bias)
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "CHUNK", chunk * vocab * hidden.element_size())
+            total, n = ops.vocabulary_loss(*given, targets, z_loss=z_loss, scale=0.25)  # type: ignore[arg-type]
+        (2 * total).backward()
+        loss.append(float(total.detach())), correct.append(int(n))
+        gradients.append([x.grad for x in given if x is not None])
+    share = 2e-4 if dtype == torch.float32 else 0.02
+    assert loss[0] == pytest.approx(loss[1], rel=share)
+    assert correct[0] == pytest.approx(correct[1], abs=0 if dtype == torch.float32 else 0.02 * rows + 1)
+    for ours, exact in zip(*gradients, strict=True):
+        assert float((ours.double() - exact).norm() / exact.norm()) < share
+
+
+@needs_kernel
+def test_the_vocabulary_loss_adds_to_gradients_that_are_there_and_keeps_no_logits() -> None:
+    hidden, table = draw(200, 64).requires_grad_(), (0.1 * draw(3000, 64)).requires_grad_()
+    targets = torch.arange(200)
+    ops.vocabulary_loss(hidden, table, None, targets)[0].backward()
+    assert table.grad is not None and hidden.grad is not None
+    once = table.grad.clone()
+    loss, _ = ops.vocabulary_loss(hidden, table, None, targets)
+    loss.backward(retain_graph=True)
+    assert off(table.grad, 2 * once) < 0.01
+    with pytest.raises(RuntimeError, match="can be taken once"):
+        loss.backward()
+    with torch.no_grad():
+        again, _ = ops.vocabulary_loss(hidden, table, None, targets)
+    assert torch.equal(again, loss.detach())

@@ -14,6 +14,11 @@ from torch.autograd import Function
 
 from bertkin.models import kernels, products
 
+CHUNK = 64 << 20
+"""Bytes of logits that are in memory at a time."""
+FARTHEST = 1e20
+"""Sums of powers of e above this are left to the cross entropy that looks for the largest logit first."""
+
 
 def _call(name: str, like: Tensor, *arguments: Any) -> Any:
     """Call a kernel for the type of `like`; tensors become pointers."""
@@ -168,45 +173,89 @@ class Embed(Function):
 
 
 class VocabularyLoss(Function):
-    """Logits, cross entropy and their gradient in one: the logits [n, vocab] are overwritten by their own gradient.
+    """Logits, cross entropy and its gradients in one, some rows at a time: all logits of a causal model's batch together
+    would be the largest thing in memory by far.
 
-    The table's gradient goes straight into `table.grad`: as it is by far the largest one, handing it to autograd to be
-    added to that of the embedding would cost two more passes over it.
+    The gradients are made along with the loss, for the logits are gone afterwards. The table's goes straight into
+    `table.grad`: as it is by far the largest one, handing it to autograd to be added to that of the embedding would cost
+    two more passes over it.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, scale: float
     ) -> tuple[Tensor, Tensor]:
-        logits = products.forward(hidden, table)  # the kernel adds the bias: one pass over the logits less
-        n, vocab = logits.shape
-        loss, correct = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.uint8)
-        wanted = any(ctx.needs_input_grad)
-        _call("cross_entropy", logits, logits, bias, targets, loss, correct, n, vocab, z_loss, scale, int(wanted))
-        if wanted:
-            ctx.save_for_backward(hidden, logits)
-            ctx.table, ctx.has_bias, ctx.scale = table, bias is not None, scale
-        n_correct = correct.sum()
+        ctx.table, wanted = table, ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if any(wanted) else None
+        d_table: Tensor | None = None
+        sums = torch.zeros(len(table)) if bias is not None and wanted[2] else None
+        total, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        rows = min(max(CHUNK // (len(table) * table.element_size()), products.THIN), len(hidden))
+        room = hidden.new_empty(rows, len(table))
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            x, aims, g = hidden[part], targets[part], room[: len(hidden) - start]
+            loss, correct, read, factor = _cross_entropy(x, table, bias, aims, z_loss, scale, g, any(wanted))
+            total, n_correct = total + loss.sum(dtype=torch.float64), n_correct + correct.sum()
+            if d_hidden is None:
+                continue
+            dx = products.input_gradient(g, table)
+            d_hidden[part] = dx if factor is None else dx * factor
+            if wanted[1]:
+                more = None if sums is None else torch.empty_like(sums)
+                d_table = products.weight_gradient(g, read, into=d_table, sums=more)
+                sums = None if sums is None or more is None else sums.add_(more)
+            elif sums is not None:
+                sums += g.sum(0, dtype=torch.float32)
+        ctx.d_hidden, ctx.d_table, ctx.d_bias = d_hidden, d_table, None if sums is None else sums.to(table.dtype)
         ctx.mark_non_differentiable(n_correct)
-        return loss.sum() * scale, n_correct
+        return total.float() * scale, n_correct
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, d_logits = ctx.saved_tensors
-        table = ctx.table
-        factor = float(gradients[0])
+        table, factor = ctx.table, float(gradients[0])
+        found = [ctx.d_hidden, ctx.d_table, ctx.d_bias]
+        ctx.d_hidden = ctx.d_table = ctx.d_bias = None
+        if found[0] is None:
+            raise RuntimeError("the gradients of a vocabulary loss can be taken once")
         if factor != 1.0:
-            d_logits.mul_(factor)
-        d_hidden = products.input_gradient(d_logits, table)
-        if not ctx.needs_input_grad[1]:
-            return d_hidden, None, d_logits.sum(0) if ctx.has_bias else None, None, None, None
-        sums = torch.empty(len(table), dtype=torch.float32) if ctx.has_bias else None
-        into = table.grad if table.is_leaf else None
-        d_table: Tensor | None = products.weight_gradient(d_logits, hidden, into=into, sums=sums)
-        if table.is_leaf:
-            table.grad, d_table = d_table, None
-        d_bias = None if sums is None else sums.to(d_logits.dtype)
-        return d_hidden, d_table, d_bias, None, None, None
+            found = [None if x is None else x.mul_(factor) for x in found]
+        if found[1] is not None and table.is_leaf:
+            table.grad = found[1] if table.grad is None else table.grad.add_(found[1])
+            found[1] = None
+        return *found, None, None, None
+
+
+def _cross_entropy(
+    x: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    z_loss: float,
+    scale: float,
+    g: Tensor,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of some rows: the losses (not scaled) and whether the target has the largest logit. If wanted, `g` receives the
+    gradient of the logits but for a factor to each row; x times that factor, and the factor [rows, 1], or None for 1."""
+    n, vocab = len(x), len(table)
+    if bias is None and products.usable(x, table):
+        # Powers of e need a shift that keeps them in range: the target's own logit, as the loss tells how far it is from
+        # the top. They are never normed, which would be another pass over them; their row's factor stands beside them.
+        shift = (x.float() * table[targets].float()).sum(1)
+        own, sums, tops = products.exponentials(x, table, targets, shift, g)
+        if bool((sums < FARTHEST).all()):
+            partition = sums.log() + shift
+            loss = partition - own + z_loss * partition.square()
+            tilt = 1 + 2 * z_loss * partition
+            factor = (scale * tilt / sums)[:, None]
+            if wanted:
+                g[torch.arange(n), targets] = ((own - shift).exp() - sums / tilt).to(g.dtype)
+            return loss, own >= tops, (x * factor).to(x.dtype), factor
+    products.forward(x, table, out=g)  # the kernel adds the bias: one pass over the logits less
+    loss, correct = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.uint8)
+    _call("cross_entropy", g, g, bias, targets, loss, correct, n, vocab, z_loss, scale, int(wanted))
+    return loss, correct, x, None
 
 
 class SplitHeads(Function):

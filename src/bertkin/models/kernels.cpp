@@ -383,6 +383,38 @@ void bk_product(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row, i
     });
 }
 
+// Logits c [rows, vocab] = hidden [rows, k] table [vocab, k], each made e^(logit - shift of its row) while in cache, so that
+// no pass over c is left to do: `own` [rows] are the targets' logits, `sums` and `tops` [rows, ceil(vocab / 256)] (0, -inf at first) what
+// each block of columns adds to the sum of its row, and its largest logit.
+void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden, const void* table, const int64_t* target,
+                     const float* shift, void* c, float* own, float* sums, float* tops) {
+    constexpr int64_t SLOT = 256;  // no block of a product is narrower
+    constexpr float LOG2_E = 1.44269504f;
+    int64_t slots = (vocab + SLOT - 1) / SLOT;
+    gemm::Matrix left{(const gemm::half*)hidden, k, false}, right{(const gemm::half*)table, k, false};
+    gemm::Out out{(gemm::half*)c, vocab, nullptr, false, nullptr};
+    gemm::product(rows, vocab, k, left, right, out, [=](int64_t row, int64_t n, int64_t col, int64_t cols) {
+        for (int64_t r = row; r < row + n; ++r) {
+            bf16* x = (bf16*)c + r * vocab + col;
+            int64_t at = target[r] - col;
+            if (at >= 0 && at < cols) {
+                uint32_t bits = uint32_t(x[at].bits) << 16;
+                std::memcpy(own + r, &bits, 4);
+            }
+            vf base = splat(shift[r] * LOG2_E), best = splat(-INFINITY), all{};
+            for (int64_t i = 0; i < cols; i += W) {
+                int left = int(std::min<int64_t>(cols - i, W));
+                vf logit = load(x + i, left, -INFINITY);
+                best = larger(best, logit);
+                vf p = (vf)power_of_two((__m512)(logit * LOG2_E - base));
+                all += p;
+                store(x + i, p, left);
+            }
+            sums[r * slots + col / SLOT] = sum(all);
+            tops[r * slots + col / SLOT] = largest(best);
+        }
+    });
+}
 // See `Looks` in attention.hpp. out, d_out [queries, heads * dim], lse [heads, queries].
 void bk_attention(const Looks* looks, void* out, float* lse) { attention(*looks, (bf16*)out, lse); }
 void bk_attention_backward(const Looks* looks, const void* out, const void* d_out, const float* lse, void* dq, void* dk,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bertkin.models import kernels
@@ -18,11 +19,11 @@ THIN = 32
 BEND, TIMES_SLOPE = 1, 2
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`: [rows, in], [out, in] to [rows, out]."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`: [rows, in], [out, in] to [rows, out], which may be given (where there is no bias)."""
     if not _ours(x, weight):
-        return torch.nn.functional.linear(x, weight, bias)
-    y = x.new_empty(len(x), len(weight))
+        return F.linear(x, weight, bias) if out is None else torch.mm(x, weight.t(), out=out)
+    y = x.new_empty(len(x), len(weight)) if out is None else out
     _product(y, x, False, weight, False, bias=bias)
     return y
 
@@ -59,6 +60,23 @@ def weight_gradient(g: Tensor, x: Tensor, *, into: Tensor | None = None, sums: T
     dw = g.new_empty(g.shape[1], x.shape[1]) if into is None else into
     _product(dw, g, True, x, True, add=into is not None, sums=sums)
     return dw
+
+
+def exponentials(
+    hidden: Tensor, table: Tensor, targets: Tensor, shift: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the logits `hidden @ table.T`, e to the power of each less the `shift` (float32 [rows]) of its row, into `out`
+    [rows, vocab]; and in float32 [rows] the targets' logits, the sum of each row's powers and its largest logit. Only where
+    `usable`."""
+    (rows, k), vocab = hidden.shape, len(table)
+    own = torch.empty(rows, dtype=torch.float32)
+    sums = torch.zeros(rows, -(-vocab // 256))
+    tops = torch.full_like(sums, -torch.inf)
+    library = kernels.get()
+    assert library is not None
+    arguments = (hidden, table, targets, shift, out, own, sums, tops)
+    library.bk_exponentials(rows, vocab, k, *(x.data_ptr() for x in arguments))
+    return own, sums.sum(1), tops.amax(1)
 
 
 def usable(x: Tensor, *weights: Tensor) -> bool:

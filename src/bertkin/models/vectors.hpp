@@ -92,6 +92,17 @@ inline vf exponential(vf x) {
     return p * reinterpret_cast<vf&>(scale);
 }
 
+#ifdef HAVE_BF16_DOT
+// 2^x to 3 units in the last place, from zero to infinity.
+inline __m512 power_of_two(__m512 x) {
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(1.5403530e-4f);
+    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(p, n);
+}
+#endif
+
 // The error function (Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7); also hands back e^(-x^2).
 inline vf error_function(vf x, vf& gaussian) {
     vf size = x < 0.0f ? -x : x;
