@@ -149,6 +149,8 @@ def test_joined_noises_follow_each_other(documents: list[int], seed: int) -> Non
         assert written == text
         left = [[token for token in sentence if token in set(source)] for sentence in sentences]
         assert concatenates(source, [sentence for sentence in left if sentence])
+    twice = unframed(make(split, ids, asking("permutation+permutation"), seed=seed), ids)
+    assert all(concatenates(source, sentences) for (source, _), (_, sentences) in zip(twice, texts, strict=True))
     for source, written in unframed(make(split, ids, asking("rotation+infilling"), seed=seed), ids):
         visible = [token for token in source if token != ids.mask]
         falls = sum(a > b for a, b in itertools.pairwise(visible))
@@ -172,6 +174,17 @@ def test_marks_in_the_text_are_neither_hidden_nor_asked(noise: str, frame: str) 
         assert len(batch.ids) <= 4 * LENGTH and len(source_of(batch).ids) <= 4 * LENGTH
 
     property_()
+
+
+@given(long_lengths, seeds, st.integers(1, 3))
+def test_spans_that_marks_in_the_text_break_use_no_sentinel_twice(documents: list[int], seed: int, n: int) -> None:
+    split, plain = distinct(documents)
+    split.tokens[1::2] = UNK
+    ids = with_sentinels(plain, n)
+    batch = make(split, ids, asking("spans", rate=0.5, span_mean=6.0), seed=seed)
+    texts = text_of(split, pieces_of(split, seed=seed, row=0))
+    for (source, written), (text, _) in zip(unframed(batch, ids), texts, strict=True):
+        assert expanded(source, written, ids) == text
 
 
 # A row is its own.

@@ -126,6 +126,13 @@ def test_repeated_noises_draw_anew() -> None:
     )
 
 
+def test_repeated_turns_are_not_the_same_turn() -> None:
+    split, ids = distinct([400] * 50)
+    batch = make_batch(split, ids, seed=0, first_row=0, n_rows=64, length=32, objective=asking("rotation+rotation"))
+    turned = [source.index(text[0]) for source, text in unframed(batch, ids) if len(text) == 30]
+    assert {turn % 2 for turn in turned} == {0, 1}  # twice the same turn of an even length is even
+
+
 def test_a_mixture_hits_its_shares() -> None:
     split, ids = distinct([200] * 200)
     mixed = asking("deletion:0.7, rotation:0.2, prefix:0.1")
