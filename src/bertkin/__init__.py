@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertkin.api import fill, load, make_recipe, prepare, pretrain, resume, train_tokenizer
+    from bertkin.api import fill, generate, load, make_recipe, prepare, pretrain, resume, train_tokenizer
     from bertkin.config import Recipe
     from bertkin.errors import UserError
     from bertkin.text.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ __all__ = [
     "UserError",
     "__version__",
     "fill",
+    "generate",
     "load",
     "make_recipe",
     "prepare",

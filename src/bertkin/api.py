@@ -13,13 +13,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from bertkin.config import AUTO, Recipe, TokenizerKind, from_mapping, load_recipe, merge
 from bertkin.errors import UserError
 
 if TYPE_CHECKING:
-    from bertkin.tasks.fill import Filled, Loaded
+    from bertkin.tasks.fill import Filled, Loaded, Order
+    from bertkin.tasks.generate import Generated, Precision, Writer
     from bertkin.text.store import Store
     from bertkin.text.tokenizer import NormalForm, Tokenizer
     from bertkin.train.loop import Result
@@ -207,17 +208,22 @@ def load(path: str | Path) -> Loaded:
 
 @overload
 def fill(  # type: ignore[overload-overlap]  # a str is a sequence of str too
-    model: Loaded | str | Path, texts: str, *, top_k: int = 5
+    model: Loaded | str | Path, texts: str, *, top_k: int = 5, order: Order = "once"
 ) -> Filled: ...
 @overload
-def fill(model: Loaded | str | Path, texts: Sequence[str], *, top_k: int = 5) -> list[Filled]: ...
-def fill(model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> Filled | list[Filled]:
+def fill(
+    model: Loaded | str | Path, texts: Sequence[str], *, top_k: int = 5, order: Order = "once"
+) -> list[Filled]: ...
+def fill(
+    model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int = 5, order: Order = "once"
+) -> Filled | list[Filled]:
     """What a model puts where a text says [MASK].
 
     Args:
         model: from `load`, or what `load` takes.
         texts: one text or several.
         top_k: answers for each blank.
+        order: "confident" fills in the surest blank and reads the text again, until none is left.
 
     Returns:
         One `Filled` for one text, a list for several. Printed, it shows the answers with their probabilities.
@@ -227,5 +233,67 @@ def fill(model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int =
     """
     from bertkin.tasks import fill as room
 
-    filled = room.fill(model, texts, top_k=top_k)
+    filled = room.fill(model, texts, top_k=top_k, order=order)
     return filled[0] if isinstance(texts, str) else filled
+
+
+@overload
+def generate(  # type: ignore[overload-overlap]
+    model: Writer | Loaded | str | Path,
+    prompts: str,
+    *,
+    greedy: bool = False,
+    stop: str | Sequence[str] = (),
+    truncate: Literal["left"] | None = None,
+    precision: Precision = "auto",
+    **how: Any,
+) -> Generated: ...
+@overload
+def generate(
+    model: Writer | Loaded | str | Path,
+    prompts: Sequence[str],
+    *,
+    greedy: bool = False,
+    num: int = 1,
+    stop: str | Sequence[str] = (),
+    truncate: Literal["left"] | None = None,
+    precision: Precision = "auto",
+    **how: Any,
+) -> list[Generated]: ...
+def generate(
+    model: Writer | Loaded | str | Path,
+    prompts: str | Sequence[str],
+    *,
+    greedy: bool = False,
+    num: int = 1,
+    stop: str | Sequence[str] = (),
+    truncate: Literal["left"] | None = None,
+    precision: Precision = "auto",
+    **how: Any,
+) -> Generated | list[Generated]:
+    """What a model writes after a text; an encoder–decoder, for it.
+
+    Args:
+        model: a run folder, a model folder, a hub id, or what is open: `load`, `bertkin.tasks.generate.open_writer`.
+        prompts: one text or several.
+        greedy: always take the likeliest token; short for temperature=0.
+        num: texts for each prompt, by chance.
+        stop: strings that end a text.
+        truncate: "left" lets a prompt that is too long lose its beginning.
+        precision: of the weights, where the model is opened here.
+        how: fields of `bertkin.models.generate.Decoding`: max_new_tokens, temperature, top_k, top_p, min_p, beams,
+            length_penalty, repetition_penalty, seed.
+
+    Returns:
+        One `Generated` for one prompt and num=1, otherwise a list.
+
+    Raises:
+        UserError: a model that cannot write, or a prompt longer than it reads.
+    """
+    from bertkin.tasks import generate as room
+
+    chosen = room.decoding(**how, **({"temperature": 0.0} if greedy else {}))
+    stops = [stop] if isinstance(stop, str) else stop
+    writer = room.open_writer(model, precision=precision)
+    written = room.generate(writer, prompts, chosen, num=num, stop=stops, truncate=truncate)
+    return written[0] if isinstance(prompts, str) and num == 1 else written

@@ -258,6 +258,7 @@ def fill(
     *texts: str,
     file: Path | None = None,
     top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 5,
+    order: Literal["once", "confident"] = "once",
     json: Annotated[bool, Flag] = False,
 ) -> None:
     """Fill the blanks of texts: bertkin fill runs/mine "Paris is the [MASK] of France."
@@ -272,22 +273,111 @@ def fill(
         A file with a text on each line.
     top_k
         Answers for each blank.
+    order
+        once: all blanks as if the others stayed blank. confident: the surest first, then the text is read again.
     json
         Write a JSON object a line.
     """
     from bertkin.tasks.fill import fill_stream, load
 
-    wanted = [text for given in texts for text in (_lines_of(None) if given == STDIN else [_whole_text(given)])]
-    if file is not None:
-        wanted += _lines_of(file)
-    if not texts and file is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UserError("no text to fill", mend='give one, such as "Paris is the [MASK] of France.", or --file')
-        wanted = _lines_of(None)
-    if not wanted:
-        raise UserError("no text to fill", where=file or "<stdin>", mend="write a text on each line")
-    for number, filled in enumerate(fill_stream(load(model), wanted, top_k=top_k)):
+    wanted = _texts(texts, file, "text to fill", "Paris is the [MASK] of France.")
+    for number, filled in enumerate(fill_stream(load(model), wanted, top_k=top_k, order=order)):
         print(_json(filled.as_dict()) if json else f"{chr(10) if number else ''}{filled}")
+
+
+@app.command(sort_key=7)
+def generate(
+    model: str,
+    /,
+    *prompts: str,
+    file: Path | None = None,
+    max_new_tokens: int = 64,
+    greedy: Annotated[bool, Flag] = False,
+    temperature: float = 0.8,
+    top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 0,
+    top_p: float = 0.95,
+    min_p: float = 0.0,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: Annotated[list[str] | None, Parameter(negative="")] = None,
+    num: Annotated[int, Parameter(name=["--num", "-n"])] = 1,
+    seed: int = 0,
+    truncate: Literal["left"] | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    stream: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Go on with texts: bertkin generate runs/gpt "Once upon a time". An encoder–decoder writes a text for each.
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    prompts
+        How a text begins; without any (or with -) lines are read from standard input.
+    file
+        A file with a prompt on each line.
+    max_new_tokens
+        Tokens to write at most.
+    greedy
+        Always take the likeliest token; without it, tokens are drawn by chance.
+    temperature
+        What scores are divided by: below 1 the likely gets likelier, and 0 is --greedy.
+    top_k
+        Draw among the k likeliest tokens; 0 for all.
+    top_p
+        Draw among the likeliest tokens that together have this chance.
+    min_p
+        Draw among tokens with at least this share of the likeliest one's chance.
+    beams
+        More than 1: search the likeliest text with so many beginnings side by side.
+    length_penalty
+        Of beams: above 1 favours longer texts.
+    repetition_penalty
+        Above 1: what was there already gets less likely.
+    stop
+        A string that ends the text; may be given several times.
+    num
+        Texts for each prompt.
+    seed
+        Of what is drawn.
+    truncate
+        left: a prompt longer than the model reads loses its beginning instead of being refused.
+    precision
+        Of the weights; auto is bfloat16 where the processor gains by it.
+    stream
+        Show the text as it comes.
+    json
+        Write a JSON object a line.
+    """
+    from bertkin.models.generate import Decoding
+    from bertkin.tasks import generate as room
+
+    wanted = _texts(prompts, file, "prompt", "Once upon a time")
+    how = Decoding(
+        max_new_tokens,
+        0.0 if greedy else temperature,
+        top_k,
+        top_p,
+        min_p,
+        beams,
+        length_penalty,
+        repetition_penalty,
+        seed,
+    )
+    room.check(how, num, stop or ())
+    writer = room.open_writer(model, precision=precision)
+    if stream and not json and num == 1:
+        for number, prompt in enumerate(wanted):
+            print(f"{chr(10) if number else ''}{prompt if writer.goes_on else ''}", end="", flush=True)
+            for piece in room.stream(writer, prompt, how, stop=stop or (), truncate=truncate):
+                print(piece, end="", flush=True)
+            print()
+        return
+    made = room.generate_stream(writer, wanted, how, num=num, stop=stop or (), truncate=truncate)
+    for number, text in enumerate(made):
+        print(_json(text.as_dict()) if json else f"{chr(10) if number else ''}{text}")
 
 
 @inspect.command(name="mask")
@@ -373,6 +463,20 @@ def _named(corpus: Sequence[str]) -> tuple[str, ...]:
     return tuple("-" if path == STDIN else path for path in corpus)
 
 
+def _texts(texts: Sequence[str], file: Path | None, what: str, example: str) -> list[str]:
+    """Texts from arguments, a file, and (for -, or without any) standard input."""
+    wanted = [text for given in texts for text in (_lines_of(None) if given == STDIN else [_whole_text(given)])]
+    if file is not None:
+        wanted += _lines_of(file)
+    if not texts and file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError(f"no {what}", mend=f'give one, such as "{example}", or --file')
+        wanted = _lines_of(None)
+    if not wanted:
+        raise UserError(f"no {what}", where=file or "<stdin>", mend="write one on each line")
+    return wanted
+
+
 def _lines_of(path: Path | None) -> list[str]:
     """The lines of a file, or of standard input, that hold something."""
     try:
@@ -446,7 +550,16 @@ def _arguments(tokens: Sequence[str]) -> list[str]:
     """The arguments with a lone - before any -- made safe from the parser, and --objective in full."""
     end = tokens.index("--") if "--" in tokens else len(tokens)
     safe = [STDIN if token == "-" and i < end else token for i, token in enumerate(tokens)]
-    return [OBJECTIVE.sub(r"--objective.kind", token) if i < end else token for i, token in enumerate(safe)]
+    full = [OBJECTIVE.sub("--objective.kind", token) if i < end else token for i, token in enumerate(safe)]
+    joined: list[str] = []
+    for i, token in enumerate(full):
+        # A flag takes no word after it, so `--train.tensorboard true` would read a corpus called true.
+        answers = i < end and token in ("true", "false") and joined and joined[-1].startswith("--")
+        if answers and "=" not in joined[-1] and not Path(token).exists():
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
 
 
 def _verbs(tokens: Sequence[str]) -> list[str]:

@@ -82,7 +82,7 @@ def write(
 
     Args:
         prompts: ids of each, at least one; of an encoder–decoder, what the encoder reads.
-        ends: tokens that end a text; they are handed out too.
+        ends: tokens that end a text; they are handed out too. A text also ends where the model reads no further.
         numbers: of the prompts, which their draws depend on; by default 0, 1, 2 …
         stopped: asked after each token (number of the prompt, token) whether the prompt's text shall end here.
 
@@ -105,8 +105,12 @@ def write(
             tokens = chosen.tolist()
             written = list(zip(rows, tokens, strict=True))
             yield written
-            over = [i for i, (row, token) in enumerate(written) if token in ends or (stopped and stopped(row, token))]
-            if len(over) == len(rows) or step + 1 == how.max_new_tokens:
+            over = [
+                i
+                for i, (row, token) in enumerate(written)
+                if (stopped is not None and stopped(row, token)) or token in ends or step + 1 >= reader.rooms[row]
+            ]
+            if len(over) == len(rows):
                 return
             for i in reversed(over):
                 reader.cache.drop(i)
@@ -132,6 +136,10 @@ class Reader:
     Args:
         room: tokens that will be written at most.
         copies: sequences for each prompt (beams).
+
+    Attributes:
+        begins: what each decoder's sequence begins with.
+        rooms: how many tokens each may get, as the model reads no longer sequences.
     """
 
     def __init__(
@@ -140,8 +148,9 @@ class Reader:
         self.model, self.manner, self.copies = model, manner, copies
         self.source = _packed(prompts, model) if model.source is not None else None
         self.begins = [list(manner.start)] * len(prompts) if model.source is not None else [list(p) for p in prompts]
-        longest = max(map(len, self.begins)) + room
-        capacity = min(longest + (manner.blank is not None), model.architecture.max_length)
+        extra, longest = int(manner.blank is not None), model.architecture.max_length
+        self.rooms = [min(room, longest - len(begin) - extra + 1) for begin in self.begins]  # the last is never read
+        capacity = min(max(map(len, self.begins)) + room + extra, longest)
         self.cache = Cache(model.stack, len(prompts) * copies, capacity)
 
     def first(self) -> Tensor:
@@ -241,7 +250,9 @@ def beam_search(
     scores = reader.first()
     reader.cache.pick(torch.arange(len(prompts), device=scores.device).repeat_interleave(width))
     scores = scores.repeat_interleave(width, dim=0)
-    groups = [_Beams(number, list(reader.begins[number]), width) for number in range(len(prompts))]
+    groups = [
+        _Beams(n, begin, room, width) for n, (begin, room) in enumerate(zip(reader.begins, reader.rooms, strict=True))
+    ]
     for step in range(1, how.max_new_tokens + 1):
         chances = scores.float().log_softmax(dim=-1)
         if how.repetition_penalty != 1:
@@ -254,7 +265,7 @@ def beam_search(
         for i, group in enumerate(groups):
             best_here = [(total, *divmod(place, vocabulary)) for total, place in zip(best[i], places[i], strict=True)]
             went_on = group.go_on(best_here, ends, step, how)
-            if group.done or step == how.max_new_tokens:
+            if group.done:
                 yield [(group.number, token) for token in group.over[0][1][len(reader.begins[group.number]) :]]
             else:
                 rows += [i * width + beam for beam in went_on]
@@ -270,8 +281,8 @@ def beam_search(
 class _Beams:
     """The beginnings of one prompt."""
 
-    def __init__(self, number: int, begin: list[int], width: int) -> None:
-        self.number, self.width, self.done = number, width, False
+    def __init__(self, number: int, begin: list[int], room: int, width: int) -> None:
+        self.number, self.room, self.width, self.done = number, room, width, False
         self.texts = [begin] * width
         self.sums = [0.0] + [-1e9] * (width - 1)  # all are the same yet: only one may be continued
         self.over: list[tuple[float, list[int]]] = []
@@ -281,9 +292,9 @@ class _Beams:
     ) -> list[int]:
         """Take the best continuations (sum, beam, token), likeliest first; the beams that went on, as they were numbered.
 
-        Those that reach max_new_tokens are over, as those with an end are.
+        Those that have no room left are over, as those with an end are.
         """
-        last = length == how.max_new_tokens
+        last = length == self.room
         for total, beam, token in best[: self.width]:
             if token in ends or last:
                 self.over.append((total / length**how.length_penalty, [*self.texts[beam], token]))
@@ -292,5 +303,5 @@ class _Beams:
         self.texts = [[*self.texts[beam], token] for _, beam, token in went_on]
         self.sums = [total for total, _, _ in went_on]
         full = len(self.over) == self.width
-        self.done = full and self.sums[0] / length**how.length_penalty <= self.over[-1][0]
+        self.done = last or (full and self.sums[0] / length**how.length_penalty <= self.over[-1][0])
         return [beam for _, beam, _ in went_on]

@@ -6,17 +6,19 @@ print(fill(loaded, "Paris is the [MASK] of France.")[0])
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from bertkin.errors import UserError
+from bertkin.errors import UserError, nearest
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.text.layout import Layout
@@ -28,6 +30,10 @@ BATCH_TOKENS = 8192
 """Tokens that go through the model at once."""
 BAR = 24
 
+Order = Literal["once", "confident"]
+"""All blanks of a text at once, each as if the others stayed blank; or the one the model is surest of, then the text is
+read again."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -37,9 +43,18 @@ class Loaded:
     model: LanguageModel
     tokenizer: Tokenizer
 
-    def fill(self, texts: str | Sequence[str], *, top_k: int = 5) -> list[Filled]:
+    def fill(self, texts: str | Sequence[str], *, top_k: int = 5, order: Order = "once") -> list[Filled]:
         """See `fill`."""
-        return fill(self, texts, top_k=top_k)
+        return fill(self, texts, top_k=top_k, order=order)
+
+    @cached_property
+    def objective(self) -> str | None:
+        """The kind of objective it was trained with, where its folder says so (ours do)."""
+        try:
+            told = json.loads((self.folder / "bertkin.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return told.get("objective") if isinstance(told, dict) else None
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.folder)!r}, {self.model.architecture.family}, {self.tokenizer})"
@@ -54,13 +69,16 @@ class Filled:
     """For each blank, in order, the likeliest tokens and their probabilities, the likeliest first."""
     filled: str
     """The text with the likeliest token in each blank."""
+    order: tuple[int, ...] = ()
+    """The numbers of the blanks, from 0, in the order they were filled in; () where all were at once."""
 
     def __str__(self) -> str:
         lines = [self.text]
         width = max((len(token) for blank in self.blanks for token, _ in blank), default=0)
         for number, blank in enumerate(self.blanks, start=1):
             if len(self.blanks) > 1:
-                lines.append(f"  blank {number}")
+                when = f", filled {self.order.index(number - 1) + 1} of {len(self.blanks)}" if self.order else ""
+                lines.append(f"  blank {number}{when}")
             for token, chance in blank:
                 lines.append(f"  {token:<{width}}  {chance:6.1%}  {'▇' * round(BAR * chance)}".rstrip())
         return "\n".join(lines)
@@ -70,7 +88,8 @@ class Filled:
         blanks = [
             [{"token": token, "probability": round(chance, 6)} for token, chance in blank] for blank in self.blanks
         ]
-        return {"text": self.text, "filled": self.filled, "blanks": blanks}
+        order = {"order": list(self.order)} if self.order else {}
+        return {"text": self.text, "filled": self.filled, "blanks": blanks, **order}
 
 
 def load(path: str | Path) -> Loaded:
@@ -96,30 +115,37 @@ def load(path: str | Path) -> Loaded:
     return Loaded(folder, model, tokenizer)
 
 
-def fill(model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int = 5) -> list[Filled]:
+def fill(
+    model: Loaded | str | Path, texts: str | Sequence[str], *, top_k: int = 5, order: Order = "once"
+) -> list[Filled]:
     """What the model would put in the blanks of each text.
 
     Args:
         model: from `load`, or what `load` takes.
         texts: one or many; each blank is written [MASK], or as the tokenizer writes it.
         top_k: answers to give for each blank.
+        order: "confident" fills in the blank that the model is surest of and reads the text again, until none is left;
+            the answers for a blank are then those at the time it was filled in.
 
     Raises:
         UserError: a text without a blank, or longer than the model reads.
     """
-    return list(fill_stream(model, [texts] if isinstance(texts, str) else texts, top_k=top_k))
+    return list(fill_stream(model, [texts] if isinstance(texts, str) else texts, top_k=top_k, order=order))
 
 
-def fill_stream(model: Loaded | str | Path, texts: Sequence[str], *, top_k: int = 5) -> Iterator[Filled]:
+def fill_stream(
+    model: Loaded | str | Path, texts: Sequence[str], *, top_k: int = 5, order: Order = "once"
+) -> Iterator[Filled]:
     """`fill`, a batch of texts at a time."""
     loaded = model if isinstance(model, Loaded) else load(model)
     if top_k < 1:
         raise UserError(f"cannot give {top_k} answers", where="top_k", mend="ask for 1 or more")
+    if order not in get_args(Order):
+        raise UserError(f"{order!r} is not a choice", where="--order", mend=nearest(str(order), get_args(Order)))
     coded = [_encode(loaded, text, number) for number, text in enumerate(texts, start=1)]
+    few = min(top_k, loaded.model.architecture.vocab_size)
     for first, last in _batches([len(ids) for ids in coded]):
-        yield from _answer(
-            loaded, texts[first:last], coded[first:last], min(top_k, loaded.model.architecture.vocab_size)
-        )
+        yield from _answer(loaded, texts[first:last], coded[first:last], few, order)
 
 
 def _encode(loaded: Loaded, text: str, number: int) -> np.ndarray:
@@ -161,25 +187,50 @@ def _batches(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, len(lengths)
 
 
+Answers = list[tuple[int, float]]
+"""Tokens and their probabilities, the likeliest first."""
+
+
+def _answer(
+    loaded: Loaded, texts: Sequence[str], coded: Sequence[np.ndarray], top_k: int, order: Order
+) -> Iterator[Filled]:
+    """One batch. All blanks at once take one reading, the surest first as many as the text with most blanks has."""
+    tokenizer = loaded.tokenizer
+    whole = [ids.copy() for ids in coded]
+    found: list[dict[int, Answers]] = [{} for _ in coded]
+    left = list(range(len(coded)))
+    while left:
+        for number, answers in zip(left, _ask(loaded, [whole[i] for i in left], top_k), strict=True):
+            sure = max(answers, key=lambda place: answers[place][0][1])
+            for place in answers if order == "once" else [sure]:
+                found[number][place] = answers[place]
+                whole[number][place] = answers[place][0][0]
+        left = [i for i in left if len(found[i]) < int((coded[i] == tokenizer.mask_id).sum())]
+    for text, ids, answered in zip(texts, whole, found, strict=True):
+        places = sorted(answered)
+        blanks = [[(word(tokenizer, token), chance) for token, chance in answered[place]] for place in places]
+        steps = () if order == "once" else tuple(places.index(place) for place in answered)
+        yield Filled(text, blanks, tokenizer.decode(ids[1:-1]).strip(), steps)
+
+
 @torch.no_grad()
-def _answer(loaded: Loaded, texts: Sequence[str], coded: Sequence[np.ndarray], top_k: int) -> Iterator[Filled]:
-    """One batch: all texts packed, and only the blanks of all of them reach the vocabulary."""
+def _ask(loaded: Loaded, coded: Sequence[np.ndarray], top_k: int) -> list[dict[int, Answers]]:
+    """The answers for the blanks of each text, by their places: all texts packed, and only the blanks of all of them
+    reach the vocabulary. A hybrid model sees both sides and answers at the token before."""
     tokenizer, device = loaded.tokenizer, next(loaded.model.parameters()).device
-    ids = np.concatenate(coded)
-    layout = Layout.from_lengths([len(part) for part in coded])
-    asked = np.flatnonzero(ids == tokenizer.mask_id)
+    ids, sizes = np.concatenate(coded), [len(part) for part in coded]
+    shifted = loaded.objective == "hybrid"
+    layout = Layout.from_lengths(sizes, reach=np.repeat(sizes, sizes).astype(np.int32) if shifted else None)
+    blanks = np.flatnonzero(ids == tokenizer.mask_id)
     logits = loaded.model.logits(
-        torch.from_numpy(ids).to(device), layout.to(device), torch.from_numpy(asked).to(device)
+        torch.from_numpy(ids).to(device), layout.to(device), torch.from_numpy(blanks - shifted).to(device)
     ).float()
     best = logits.softmax(-1).topk(top_k)
-    rows = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    owner = layout.sequence_ids()[asked]
-    for number, (text, part) in enumerate(zip(texts, coded, strict=True)):
-        mine = [rows[i] for i in np.flatnonzero(owner == number)]
-        blanks = [[(word(tokenizer, t), p) for t, p in zip(*row, strict=True)] for row in mine]
-        whole = part.copy()
-        whole[part == tokenizer.mask_id] = [tokens[0] for tokens, _ in mine]
-        yield Filled(text, blanks, tokenizer.decode(whole[1:-1]).strip())
+    answers: list[dict[int, Answers]] = [{} for _ in coded]
+    owners = layout.sequence_ids()[blanks]
+    for owner, blank, tokens, chances in zip(owners, blanks, best.indices.tolist(), best.values.tolist(), strict=True):
+        answers[owner][int(blank - layout.starts[owner])] = list(zip(tokens, chances, strict=True))
+    return answers
 
 
 def word(tokenizer: Tokenizer, token: int) -> str:
