@@ -19,7 +19,7 @@ class MemorySplit:
     tokens: np.ndarray
     documents: Ints
     sentences: Ints
-    continues: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -175,7 +175,7 @@ class _OneText:
     tokens: Ints
     documents: Ints
     sentences: Ints
-    continues: None = None
+    marks: None = None
 
     @property
     def n_tokens(self) -> int:

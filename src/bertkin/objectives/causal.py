@@ -20,7 +20,7 @@ import numpy as np
 
 from bertkin.config import Objective
 from bertkin.objectives.masked import hide
-from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, continued, lay
+from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, lay, marks_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, below, mix, noise, unit
 
@@ -49,7 +49,7 @@ def hybrid(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objectiv
     """
     original, layout, row_starts = lay(split, pieces, ids)
     left = np.repeat(unit(_draws(pieces, keys, 6)) < objective.causal_share, layout.lengths)
-    maskable, marks = ids.ordinary[original] & ~left, continued(split, pieces)
+    maskable, marks = ids.ordinary[original] & ~left, marks_of(split, pieces)
     seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, maskable, marks)
     wanted = answerable(split, ids, pieces, original, layout) & left
     wanted[hidden] = True
@@ -64,7 +64,7 @@ def unilm(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objective
     Tokens are hidden as in `masked` under all three, in the beginnings too.
     """
     original, layout, row_starts = lay(split, pieces, ids)
-    maskable, marks = ids.ordinary[original], continued(split, pieces)
+    maskable, marks = ids.ordinary[original], marks_of(split, pieces)
     seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, maskable, marks)
     least = np.choose(below(_draws(pieces, keys, 6), 3), [layout.lengths, 0, _beginnings(pieces, keys)])
     reach = np.maximum(layout.positions + 1, np.repeat(least, layout.lengths))

@@ -7,7 +7,7 @@ import numpy as np
 from bertkin.config import Objective
 from bertkin.objectives.masking import choose, corrupt, edges_of, units
 from bertkin.objectives.sentence import pair_up
-from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, continued, lay, rows_of
+from bertkin.text.batches import Batch, Bools, Ints, Marks, Pieces, Specials, SplitLike, lay, marks_of, rows_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, mix, noise
 
@@ -28,7 +28,7 @@ def masked(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objectiv
     if objective.sentence in ("next", "order"):
         pieces, paired, labels = pair_up(split, pieces, objective.sentence, mix(keys, 4))
     original, layout, row_starts = lay(split, pieces, ids)
-    maskable, marks = ids.ordinary[original], continued(split, pieces)
+    maskable, marks = ids.ordinary[original], marks_of(split, pieces)
     seen, hidden = hide(original, layout, row_starts, ids, keys, objective, rate, maskable, marks)
     return Batch(
         ids=seen,
@@ -51,7 +51,7 @@ def hide(
     objective: Objective,
     rate: float,
     maskable: Bools,
-    continues: Bools | None = None,
+    marks: Marks | None = None,
 ) -> tuple[Ints, Ints]:
     """Hide a share of each row's maskable tokens.
 
@@ -59,7 +59,7 @@ def hide(
         original: [tokens], the text.
         keys: uint64 [rows].
         maskable: [tokens], whether the token may be hidden.
-        continues: see `units`.
+        marks: see `units`.
 
     Returns:
         The text with what is hidden replaced, [tokens], and the hidden positions, [n], sorted.
@@ -70,7 +70,7 @@ def hide(
 
     spans = noise(mix(keys, 2)[row], place) if objective.unit == "span" else None
     begins, mean = layout.starts[:-1], objective.span_mean
-    groups = units(original, begins, ids, objective.unit, bits=spans, span_mean=mean, continues=continues)
+    groups = units(original, begins, ids, objective.unit, bits=spans, span_mean=mean, marks=marks)
     hidden = np.flatnonzero(choose(groups, maskable, row_starts, rate, bits))
     decider = np.searchsorted(groups, groups[hidden]) if spans is not None else hidden  # a span shares one fate
     seen = corrupt(

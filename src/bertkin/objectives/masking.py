@@ -16,7 +16,7 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bertkin.text.batches import Bools, Ints, Specials
+from bertkin.text.batches import BEGINS, GOES_ON, Bools, Ints, Marks, Specials
 from bertkin.text.shuffle import Bits, below, unit
 
 Unit = Literal["token", "word", "span", "phrase", "entity"]
@@ -49,7 +49,7 @@ def units(
     *,
     bits: Bits | None = None,
     span_mean: float = 3.0,
-    continues: Bools | None = None,
+    marks: Marks | None = None,
 ) -> Ints:
     """The unit each token belongs to, [tokens]: numbers that begin at 0 and grow by one where a unit begins.
 
@@ -63,17 +63,17 @@ def units(
         sequence_starts: [sequences], the position of each sequence's first token.
         bits: uint64 [tokens], uniform; needed for spans alone.
         span_mean: mean words in a span; SpanBERT's geometric with p = 0.2 has 3.8.
-        continues: [tokens], whether the token goes on with what began before it, for units that the tokens alone do not
-            tell: phrases, entities, words of a text without spaces.
+        marks: uint8 [tokens], for units that the tokens do not tell: phrases, entities, words of a text without spaces.
+            `GOES_ON` with what began before it, `BEGINS` a unit, or 0: as the token tells.
     """
     if kind == "token":
         return np.arange(len(ids))
     ordinary = specials.ordinary[ids]
     starts = _word_starts(ordinary, specials.word_starts[ids], sequence_starts)
-    if continues is not None:
+    if marks is not None:
         apart = ~ordinary | np.append(True, ~ordinary[:-1])
         apart[sequence_starts] = True
-        starts = _divided(starts & (apart | ~continues), LONGEST_PHRASE)
+        starts = _divided(starts & (apart | (marks != GOES_ON)) | (marks == BEGINS), LONGEST_PHRASE)
     if kind == "span":
         if bits is None:
             raise ValueError("spans need noise")

@@ -25,7 +25,10 @@ from bertkin.text.shuffle import Bits, below, mix, permute
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Marks = NDArray[np.uint8]
 
+GOES_ON, BEGINS = 1, 2
+"""Marks of a token: it is hidden with what began before it; it begins what is hidden at once."""
 IGNORED = -100
 """The target of a position that only fills up a shape; torch's cross_entropy leaves it out by default."""
 
@@ -46,8 +49,8 @@ class SplitLike(Protocol):
         """int64, sorted: offsets at which a sentence starts."""
 
     @property
-    def continues(self) -> Any:
-        """uint8 [n_tokens]: 1 where a token goes on with the unit begun before it (`bertkin.text.words`); or None."""
+    def marks(self) -> Any:
+        """uint8 [n_tokens], see `bertkin.text.words`: what is hidden at once, where the tokens do not tell; or None."""
 
     @property
     def n_tokens(self) -> int: ...
@@ -370,12 +373,12 @@ def offsets(pieces: Pieces) -> Ints:
     return cast(Ints, source)
 
 
-def continued(split: SplitLike, pieces: Pieces) -> Bools | None:
-    """Of each token as `lay` writes them, whether it goes on with the unit begun before it; None for an unmarked split."""
-    if split.continues is None:
+def marks_of(split: SplitLike, pieces: Pieces) -> Marks | None:
+    """The mark of each token as `lay` writes them, uint8 [tokens], 0 for special ones; None for an unmarked split."""
+    if split.marks is None:
         return None
     at = offsets(pieces)
-    return (at >= 0) & (split.continues[np.maximum(at, 0)] > 0)
+    return np.where(at >= 0, split.marks[np.maximum(at, 0)], np.uint8(0))
 
 
 def _places(pieces: Pieces) -> tuple[Bools, Bools, Ints, Ints]:

@@ -30,7 +30,7 @@ MOST_TOKENS = 1 << 26
 MOST_KEYS = 1 << 22
 """Words or pairs counted at once; beyond, the rarest half is forgotten (as in Manku and Motwani 2002)."""
 ROUNDS = 2
-LEAST_NPMI = 0.5
+LEAST_NPMI = 0.4
 LEAST_COUNT = 5
 """A phrase stands in the corpus at least so often, and more often in a large one: once in every million words."""
 

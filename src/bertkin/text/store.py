@@ -48,15 +48,14 @@ class Split:
         tokens: uint16 or uint32 [tokens].
         documents: int64 [documents + 1], offsets into `tokens`.
         sentences: int64 [sentences], offsets into `tokens`; every document begins one.
-        continues: uint8 [tokens], 1 where a token goes on with the phrase, entity or word begun before it, if the store
-            is marked (`bertkin.text.words`).
+        marks: uint8 [tokens], which tokens belong together, if the store is marked (`bertkin.text.words`).
     """
 
     name: str
     tokens: np.ndarray
     documents: np.ndarray
     sentences: np.ndarray
-    continues: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -136,7 +135,7 @@ class Store:
             array("tokens", self.manifest["dtype"]),
             array("documents", "<i8"),
             array("sentences", "<i8"),
-            None if self.marks is None else array("continues", np.uint8, self.marks),
+            None if self.marks is None else array("marks", np.uint8, self.marks),
         )
 
     @cached_property

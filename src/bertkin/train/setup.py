@@ -12,12 +12,14 @@ from bertkin.objectives.make import SERVES, check_objective, check_tokenizer
 from bertkin.objectives.sentence import check_sentences
 from bertkin.text.batches import Specials, check_enough
 from bertkin.text.cache import tokenizer_for
+from bertkin.text.matching import check_list
 from bertkin.text.readers import list_sources
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.text.words import check_list, mark
+from bertkin.text.words import mark
 from bertkin.train.board import check_board
 from bertkin.train.schedule import parse_lengths
+from bertkin.train.start import continued
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ class Materials:
     recipe: Recipe
     tokenizer: Tokenizer
     store: Store
+    kept: Store | None = None
+    """Of other text, whose held-out loss is measured too."""
 
 
 def complete(recipe: Recipe) -> Recipe:
@@ -40,10 +44,13 @@ def complete(recipe: Recipe) -> Recipe:
     Raises:
         UserError: no corpus, two budgets, a length the model cannot read, or a number out of its range.
     """
+    _check_start(recipe)
+    recipe = continued(recipe) if recipe.train.init else recipe
     full = merge(preset(recipe.preset), recipe)
-    # The vocabulary is the tokenizer's; any size will do for the check of the shape.
-    model = resolve_model(full.model, full.model.vocab_size or 1024)
-    model = replace(model, vocab_size=full.model.vocab_size)
+    model = full.model
+    if not full.train.init:
+        # The vocabulary is the tokenizer's; any size will do for the check of the shape.
+        model = replace(resolve_model(model, model.vocab_size or 1024), vocab_size=model.vocab_size)
     train = _budget(full.train)
     if train.tensorboard:
         check_board()
@@ -92,6 +99,14 @@ def complete(recipe: Recipe) -> Recipe:
         if not low < value < high:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=_between(low, high))
     return replace(full, model=model, train=train, objective=objective)
+
+
+def _check_start(recipe: Recipe) -> None:
+    if recipe.data.grow_vocab and not recipe.train.init:
+        mend = "leave it out, or name a model to go on with: --train.init"
+        raise UserError("only a model that is gone on with has a vocabulary to grow", "--data.grow-vocab", mend)
+    if recipe.data.grow_vocab < 0:
+        raise UserError(f"cannot grow by {recipe.data.grow_vocab} words", "--data.grow-vocab", "ask for 1 or more")
 
 
 def _objective(objective: Objective, given: Objective, family: str) -> Objective:
@@ -152,9 +167,16 @@ def gather(
     recipe = replace(
         recipe,
         data=fill_auto(recipe.data, vocab_size=tokenizer.vocab_size),
-        model=resolve_model(recipe.model, tokenizer.vocab_size),
+        model=recipe.model if train.init else resolve_model(recipe.model, tokenizer.vocab_size),
     )
-    return Materials(recipe, tokenizer, store)
+    return Materials(recipe, tokenizer, store, read_kept(recipe.data, progress, tokenizer))
+
+
+def read_kept(data: Data, progress: Callable[[int, int, str], None], tokenizer: Tokenizer) -> Store | None:
+    """The token store of the text whose held-out loss is measured too, if there is one."""
+    if not data.keep_text:
+        return None
+    return read_corpus(replace(data, corpus=(data.keep_text,), max_words=AUTO), progress, tokenizer)[1]
 
 
 def read_corpus(
