@@ -46,6 +46,10 @@ class Data:
     """Tokens <extra_id_N> that stand for hidden spans, for T5; by default 100 with a t5 preset, else none."""
     lowercase: bool = True
     """Lowercase the text (WordPiece, Unigram, word and character tokenizers)."""
+    grow_vocab: int = 0
+    """How many of the corpus's own words the tokenizer of --train.init is given, each as one token."""
+    keep_text: str = AUTO
+    """Other text, such as what --train.init learnt from, whose held-out loss is measured beside the corpus's."""
     heldout: float = 0.01
     """Share of the documents held out for evaluation, chosen by a hash of their text."""
     workers: int = AUTO
@@ -140,6 +144,8 @@ class Objective:
 class Train:
     """How it learns: budget, batch, optimiser, schedule, and what is kept."""
 
+    init: str = AUTO
+    """A model to go on with, instead of weights drawn anew: a run folder, a model folder, or a hub id."""
     steps: int = AUTO
     """Budget in optimiser steps."""
     tokens: int = AUTO

@@ -14,14 +14,15 @@ from bertkin.text.readers import list_sources
 from bertkin.text.store import Store
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.text.words import find_marks, mark
-from bertkin.train.setup import Materials, gather
+from bertkin.train.setup import Materials, gather, read_kept
+from bertkin.train.start import START, Start
 from bertkin.train.state import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECIPE, CORPUS = "recipe.yaml", "corpus.json"
-OURS = ("checkpoints", "model", "tokenizer", "tensorboard", "log.jsonl", "report.html", RECIPE, CORPUS)
+OURS = ("checkpoints", "model", START, "tokenizer", "tensorboard", "log.jsonl", "report.html", RECIPE, CORPUS)
 """What a run writes at the top of its folder; the marks of a run folder go last when it is cleared."""
 
 
@@ -45,7 +46,7 @@ def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
         raise UserError("already exists", where=out, mend=more + last)
 
 
-def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store) -> None:
+def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store, start: Start | None = None) -> None:
     """Clear away the run that is there, if any, and write what says what this one is. The recipe comes last.
 
     Files that no run wrote are left where they are. If the disk refuses, nothing of ours is left.
@@ -64,6 +65,8 @@ def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store) -> None
                 made_of["marks"] = store.marks.name
             write_text(out / CORPUS, json.dumps(made_of, indent=1) + "\n")
             tokenizer.save(out / "tokenizer")
+            if start is not None:
+                start.save(out)
             write_text(out / RECIPE, dump_recipe(recipe))
         except BaseException:
             for name in OURS:
@@ -98,7 +101,8 @@ def reopen(out: Path, progress: Callable[[int, int, str], None]) -> Materials:
             raise UserError(what, where=out, mend="start a new run")
         materials = gather(recipe, progress, tokenizer=tokenizer)
     else:
-        materials = Materials(recipe, tokenizer, _marked(recipe, tokenizer, folder, marks, progress))
+        store = _marked(recipe, tokenizer, folder, marks, progress)
+        materials = Materials(recipe, tokenizer, store, read_kept(recipe.data, progress, tokenizer))
     if materials.store.fingerprint != fingerprint:
         raise UserError("the corpus has changed since this run began", where=out, mend="start a new run")
     found = materials.store.marks
@@ -120,11 +124,16 @@ def _marked(
 
 def shared(out: Path) -> Materials:
     """For the other processes of a training: what the first one has prepared and written down."""
+
+    def quiet(*_: object) -> None:
+        pass
+
     fingerprint, folder, marks = _corpus_of(out)
     recipe, tokenizer = load_recipe(out / RECIPE), Tokenizer.load(out / "tokenizer")
     if folder.is_dir():
-        return Materials(recipe, tokenizer, _marked(recipe, tokenizer, folder, marks, lambda *_: None))
-    materials = gather(recipe, lambda *_: None, tokenizer=tokenizer)  # on another machine
+        store, kept = _marked(recipe, tokenizer, folder, marks, quiet), read_kept(recipe.data, quiet, tokenizer)
+        return Materials(recipe, tokenizer, store, kept)
+    materials = gather(recipe, quiet, tokenizer=tokenizer)  # on another machine
     if materials.store.fingerprint != fingerprint:
         raise UserError("the corpus is another one than that of the first process", where=out)
     return materials
@@ -156,7 +165,9 @@ def settled(recipe: Recipe, *, precision: Any) -> Recipe:
     corpus = tuple(path if path == "-" else str(Path(path).absolute()) for path in data.corpus)
     cache = data.cache and str(Path(data.cache).expanduser().absolute())
     tokenizer = data.tokenizer and str(Path(data.tokenizer).absolute())
-    data = replace(data, corpus=corpus, cache=cache, tokenizer=tokenizer)
+    keep, init = data.keep_text and str(Path(data.keep_text).absolute()), recipe.train.init
+    init = str(Path(init).absolute()) if init and Path(init).is_dir() else init
+    data = replace(data, corpus=corpus, cache=cache, tokenizer=tokenizer, keep_text=keep)
     phrases = recipe.objective.phrases and str(Path(recipe.objective.phrases).expanduser().absolute())
     recipe = replace(recipe, objective=replace(recipe.objective, phrases=phrases))
-    return replace(recipe, data=data, train=replace(recipe.train, precision=precision))
+    return replace(recipe, data=data, train=replace(recipe.train, precision=precision, init=init))

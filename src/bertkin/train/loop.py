@@ -25,7 +25,6 @@ from bertkin.config import Recipe, fill_auto, load_recipe
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
-from bertkin.models.presets import build
 from bertkin.models.pretrained import save_model
 from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
@@ -40,6 +39,7 @@ from bertkin.train.report import write_report
 from bertkin.train.samples import Sample, answer, pick
 from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
 from bertkin.train.setup import Materials, complete, gather
+from bertkin.train.start import facts_of, first_model, open_start
 from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
 
 CHECKPOINT_SECONDS = 120
@@ -94,9 +94,12 @@ def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, ove
 
     def prepare() -> Materials:
         refuse_existing(out, overwrite=overwrite)
-        materials = gather(recipe, listener.preparing)
+        start = open_start(recipe, listener.preparing) if recipe.train.init else None
+        materials = gather(recipe, listener.preparing, tokenizer=start.tokenizer if start else None)
         used = settled(materials.recipe, precision=str(pick_precision(recipe.train.precision, device)).split(".")[1])
-        begin(out, used, materials.tokenizer, materials.store)
+        if start:
+            used = replace(used, model=replace(used.model, vocab_size=start.model.architecture.vocab_size))
+        begin(out, used, materials.tokenizer, materials.store, start)
         return replace(materials, recipe=used)
 
     try:
@@ -132,6 +135,7 @@ class Training:
         self, materials: Materials, out: Path, listener: Listener, world: World, device: str, *, resumed: bool = False
     ) -> None:
         self.recipe, self.store, self.tokenizer = materials.recipe, materials.store, materials.tokenizer
+        self.kept = materials.kept
         self.out, self.listener, self.world, self.device = out, listener, world, device
         self.train = self.recipe.train
         self.objective = fill_auto(self.recipe.objective, kind="masked")  # runs from before there were others
@@ -140,12 +144,10 @@ class Training:
         self.threads = settle_threads(self.train.threads, world.local_size)
         keep_memory()
         self.dtype = pick_precision(self.train.precision, device)
-        heads = {"sentence": self.objective.sentence != "none", "boundary": self.objective.boundary}
-        model = build(self.recipe.model, **heads, seed=self.train.seed)
-        self.model = model.to(device=device, dtype=self.dtype).train()
+        self.model = first_model(self.recipe, out).to(device=device, dtype=self.dtype).train()
         self.optimizer = Optimizer(self.model, self.train)
         # A second model whose weights are the float32 ones: what is evaluated and saved.
-        self.finished = build(self.recipe.model, **heads, seed=self.train.seed).to(device).eval()
+        self.finished = first_model(self.recipe, out).to(device).eval()
         for name, parameter in self.finished.named_parameters():
             parameter.data = self.optimizer.weights()[name]
         self.position = Position()
@@ -157,7 +159,7 @@ class Training:
             if world.first:
                 sweep(out)
             self._take_up()
-        until = self.position.step if resumed else None
+        until = (self.position.step or -1) if resumed else None  # who begins again has said nothing yet
         self.log = Log(out, until=until, board=self.train.tensorboard) if world.first else None
         if resumed and self.log:
             self.log.write({"kind": "resumed", "step": self.position.step})
@@ -179,6 +181,8 @@ class Training:
         return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, self.objective.kind)
 
     def _train(self) -> None:
+        if self.train.init and not self.position.step:
+            self._look_before()
         begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step
         saved, window = begun, _Window()
         while (progress := self.progress()) < 1.0:
@@ -204,6 +208,17 @@ class Training:
         elif self.position.step == first_step:  # killed between the last checkpoint and its model
             self.world.lead(self._export)
 
+    def _look_before(self) -> None:
+        """Say what the run begins with, and how good that is already."""
+        if self.log:
+            facts = facts_of(self.out)
+            self.log.write({"kind": "start", "step": 0, **facts})
+            if "fertility" in facts:
+                old, new = facts["fertility"]
+                grown = f"{len(facts['words']):,} words of the corpus's own, such as {', '.join(facts['words'][:5])}"
+                self.listener.message(f"the vocabulary grew by {grown}: {old:.3f} tokens a word, now {new:.3f}")
+        self.evaluate()
+
     def progress(self) -> float:
         """How much of the budget is spent, from 0 to 1."""
         t, p = self.train, self.position
@@ -220,9 +235,12 @@ class Training:
         """One batch and one update; returns sums over all processes."""
         length = length_at(self.stages, progress)
         n_rows = rows_at(self.train, length, progress)
+        ids, difficulty = self.ids, self.difficulty
+        if difficulty is not None:
+            ids = replace(ids, weights=difficulty.weights(self.objective.adaptive))
         batch = make_batch(
             self.store.train,
-            self.ids,
+            ids,
             seed=self.train.seed,
             first_row=self.position.row(length),
             n_rows=n_rows,
@@ -232,12 +250,16 @@ class Training:
         )
         generator(self.train.seed, self.position.step, self.world.rank)
         asked, side = len(batch.asked), side_count(batch, self.objective)
-        sums = [0.0, 0.0, 0.0, 0.0]
+        sums, targets = [0.0, 0.0, 0.0, 0.0], np.unique(batch.targets)
+        right = np.zeros(len(targets), np.int64)
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
             if len(part.asked) or len(part.pairs):
-                self._learn(part, asked, side, sums)
+                correct = self._learn(part, asked, side, sums)
+                right += rightly(targets, part.targets, correct)
         self.world.sum_gradients(self.model)
-        loss, correct, pair_loss, pair_correct = self.world.sum(sums)
+        loss, n_correct, pair_loss, pair_correct = self.world.sum(sums)
+        if difficulty is not None:
+            difficulty.learn(batch.targets, np.array(self.world.sum(right.astype(float).tolist())))
         norm = self.optimizer.gradient_norm()
         p = self.position
         if not math.isfinite(loss + pair_loss):
@@ -252,7 +274,7 @@ class Training:
         p.loss = p.accuracy = None
         return {
             "loss": loss,
-            "correct": correct,
+            "correct": n_correct,
             "asked": asked,
             "pair_loss": pair_loss,
             "pair_correct": pair_correct,
@@ -262,11 +284,14 @@ class Training:
             "factor": factor,
         }
 
-    def _learn(self, part: Batch, asked: int, side: int, sums: list[float]) -> None:
+    def _learn(self, part: Batch, asked: int, side: int, sums: list[float]) -> Any:
         """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same.
 
         Args:
             asked, side: how much the whole batch is asked, in the first loss and in the second.
+
+        Returns:
+            Which of the share's targets were predicted rightly, bool [n].
         """
         given = tensors(part, self.device)
         losses = self.model(**given, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
@@ -279,6 +304,7 @@ class Training:
         if losses.pair_loss_sum is not None and losses.pair_correct is not None:
             sums[2] += float(losses.pair_loss_sum.detach())
             sums[3] += float(losses.pair_correct)
+        return losses.correct.cpu().numpy()
 
     def _refuse(self, what: str, step: int) -> None:
         kept = sorted((self.out / "checkpoints").glob("step-*"))
@@ -303,6 +329,9 @@ class Training:
         p.loss, p.accuracy = self.loss, self.accuracy
         record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 5)}
         record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
+        if self.kept is not None:
+            loss, accuracy = evaluate(model, self.kept.heldout, self.ids, self.recipe, self.world, self.device)
+            record |= {"kept_loss": round(loss, 5), "kept_accuracy": round(accuracy, 5)}
         if self.log:
             self.log.write(record)
             if self.samples and isinstance(self.finished, LanguageModel):

@@ -6,6 +6,8 @@ A training writes the same records to log.jsonl, one JSON object a line:
      "tokens_per_second", "progress"}       means since the record before; progress is the share of the budget, 0 to 1
     {"kind": "evaluation", "step", "tokens", "minutes", "loss", "accuracy"}             on held-out documents
     {"kind": "samples", "step", "fills": [{"text", "answers": [[token, p], …], "truth"}]}
+                                            with kept_loss and kept_accuracy on other text (data.keep_text)
+    {"kind": "start", "step", "from", "weights", "words", "fertility"}      of a run that goes on with a model
     {"kind": "resumed", "step"}
     {"kind": "baselines", "step", "frequent", "bigram"}         accuracies, written by `bertkin demo`
 """
@@ -117,7 +119,8 @@ class RichListener:
     def evaluation(self, record: dict[str, Any]) -> None:
         loss, accuracy = _number(record["loss"], ".3f"), _number(record["accuracy"], ".1%")
         moment = f"step {record['step']:>6,} · {record['minutes']:.2f} min"
-        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}")
+        kept = f" · old text {_number(record['kept_loss'], '.3f')}" if "kept_loss" in record else ""
+        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}{kept}")
 
     def close(self) -> None:
         self._end()

@@ -102,11 +102,12 @@ def complete(recipe: Recipe) -> Recipe:
 
 
 def _check_start(recipe: Recipe) -> None:
+    where = "--data.grow-vocab"
     if recipe.data.grow_vocab and not recipe.train.init:
         mend = "leave it out, or name a model to go on with: --train.init"
-        raise UserError("only a model that is gone on with has a vocabulary to grow", "--data.grow-vocab", mend)
+        raise UserError("only a model that is gone on with has a vocabulary to grow", where=where, mend=mend)
     if recipe.data.grow_vocab < 0:
-        raise UserError(f"cannot grow by {recipe.data.grow_vocab} words", "--data.grow-vocab", "ask for 1 or more")
+        raise UserError(f"cannot grow by {recipe.data.grow_vocab} words", where=where, mend="ask for 1 or more")
 
 
 def _objective(objective: Objective, given: Objective, family: str) -> Objective:

@@ -214,7 +214,7 @@ class Log:
 
     def __init__(self, run: Path, *, until: int | None = None, board: bool = False) -> None:
         self.path = run / "log.jsonl"
-        self.board = Board(run, until or 0) if board else None
+        self.board = Board(run, max(until or 0, 0)) if board else None
         if until is not None:
             kept = [json.dumps(record) + "\n" for record in read_log(run) if record.get("step", 0) <= until]
             write_text(self.path, "".join(kept))
