@@ -70,6 +70,7 @@ def _halves(encoder: dict[str, str], decoder: dict[str, str]) -> dict[str, str]:
     return ours | {f"source.{name}": f"encoder.{theirs}" for name, theirs in encoder.items()}
 
 
+_T5_TABLE = {"embeddings.tokens": "shared.weight", "source.embeddings.tokens": "shared.weight"}
 STACKS = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -117,8 +118,8 @@ STACKS = {
         "norm": "norm",
     },
     "bart": {"embeddings.tokens": "shared.weight"} | _halves(_BART, _BART),
-    "t5": {"embeddings.tokens": "shared.weight"} | _halves(_t5(1, True), _t5(2, True)),
-    "t5-plain": {"embeddings.tokens": "shared.weight"} | _halves(_t5(1, False), _t5(2, False)),
+    "t5": _T5_TABLE | _halves(_t5(1, True), _t5(2, True)),
+    "t5-plain": _T5_TABLE | _halves(_t5(1, False), _t5(2, False)),
 }
 """Our names under `stack.` (with `source.` in front of those of an encoder before it), and transformers' after the
 prefix. `*` is the number of the layer, `|` parts that we keep as one tensor. A module's name stands for its weight and
@@ -161,6 +162,41 @@ HEADS = {
 """The same for what answers, without a prefix. What is not here is called the same on both sides: ModernBERT's head, and
 sentence heads that transformers has no place for."""
 
+_SPAN = {"classifier": "qa_outputs"}
+_PLAIN = {"classifier": "classifier"}
+TASK_HEADS = {
+    "class": {
+        "bert": {"dense": "bert.pooler.dense", "classifier": "classifier"},
+        "roberta": {"dense": "classifier.dense", "classifier": "classifier.out_proj"},
+        "albert": {"dense": "albert.pooler", "classifier": "classifier"},
+        "electra": {"dense": "classifier.dense", "classifier": "classifier.out_proj"},
+        "modern": {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+        "gpt2": {"classifier": "score"},
+        "llama": {"classifier": "score"},
+        "bart": {"dense": "classification_head.dense", "classifier": "classification_head.out_proj"},
+        "t5": {"dense": "classification_head.dense", "classifier": "classification_head.out_proj"},
+    },
+    "choice": {
+        "bert": {"dense": "bert.pooler.dense", "classifier": "classifier"},
+        "roberta": {"dense": "roberta.pooler.dense", "classifier": "classifier"},
+        "albert": {"dense": "albert.pooler", "classifier": "classifier"},
+        "electra": {"dense": "sequence_summary.summary", "classifier": "classifier"},
+        "modern": {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+    },
+    "tokens": {
+        **dict.fromkeys(("bert", "roberta", "albert", "electra", "gpt2", "t5"), _PLAIN),
+        "modern": {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+        "llama": {"classifier": "score"},
+    },
+    "span": {
+        **dict.fromkeys(("bert", "roberta", "albert", "electra", "gpt2", "llama", "bart", "t5"), _SPAN),
+        "modern": {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+    },
+}
+"""What transformers calls the parts of a task's head, for each head and family it has."""
+TASK_PREFIX = {"llama:span": "transformer.", "t5:class": "transformer.", "t5:tokens": "transformer."}
+"""Where a family's stack is called otherwise under a task's head."""
+
 CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
 """GPT-2's weights that lie the other way round, [in, out]."""
 
@@ -170,14 +206,22 @@ UNREAD = re.compile(
 """Tensors of a stack that we need no place for: constants, copies of a tied table, and a pooler that no head reads."""
 
 
-def named(a: Architecture) -> str:
-    """The table of names of an architecture: its family, or what T5's first version calls its feed-forward block."""
-    return "t5-plain" if a.family == "t5" and not a.gated else a.family
+def named(a: Architecture, head: str = "") -> str:
+    """The table of names of an architecture: its family (or what T5's first version calls its feed-forward block), and
+    after a colon the head of a task, where it has one."""
+    family = "t5-plain" if a.family == "t5" and not a.gated else a.family
+    return f"{family}:{head}" if head else family
 
 
 def turned(name: str, family: str) -> bool:
     """Whether a weight of ours lies the other way round on disk."""
-    return family == "gpt2" and CONV1D.search(theirs(name, family)[0]) is not None
+    return family.startswith("gpt2") and CONV1D.search(theirs(name, family)[0]) is not None
+
+
+def prefix_of(family: str) -> str:
+    """What the names of a stack's weights begin with."""
+    base = family.partition(":")[0]
+    return TASK_PREFIX.get(family.replace("-plain", ""), PREFIX.get(base, ""))
 
 
 def theirs(name: str, family: str) -> tuple[str, ...]:
@@ -185,11 +229,16 @@ def theirs(name: str, family: str) -> tuple[str, ...]:
     tensor of ours is several of theirs, to be put one after the other.
 
     Families that transformers does not have keep our names.
+
+    Args:
+        family: as `named` gives it.
     """
-    if family not in STACKS:
+    base, _, head = family.partition(":")
+    if base not in STACKS:
         return (name,)
     inside = name.startswith(("stack.", "source."))
-    table, prefix = (STACKS[family], PREFIX.get(family, "")) if inside else (HEADS[family], "")
+    heads = TASK_HEADS[head][base.replace("-plain", "")] if head else HEADS[base]
+    table, prefix = (STACKS[base], prefix_of(family)) if inside else (heads, "")
     stem, suffix = name.removeprefix("stack.") if inside else name, ""
     number = re.search(r"\.(\d+)\.", stem)
     stem = re.sub(r"\.\d+\.", ".*.", stem)
@@ -206,7 +255,7 @@ def theirs(name: str, family: str) -> tuple[str, ...]:
 def canonical(names: list[str], family: str) -> dict[str, str]:
     """Names as `theirs` gives them, each with what it is called in the file: a bare encoder's have no prefix there, and
     the oldest BERT folders call a norm's weight and bias gamma and beta."""
-    prefix = PREFIX.get(family, "")
+    prefix = prefix_of(family)
     if any(name.startswith(prefix) for name in names):
         prefix = ""
     greek = {".gamma": ".weight", ".beta": ".bias"}
