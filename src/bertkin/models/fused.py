@@ -189,14 +189,14 @@ class VocabularyLoss(Function):
         d_hidden = torch.empty_like(hidden) if any(wanted) else None
         d_table: Tensor | None = None
         sums = torch.zeros(len(table)) if bias is not None and wanted[2] else None
-        total, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+        total, right = torch.zeros((), dtype=torch.float64), torch.empty(len(hidden), dtype=torch.bool)
         rows = min(max(CHUNK // (len(table) * table.element_size()), products.THIN), len(hidden))
         room = hidden.new_empty(rows, len(table))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             x, aims, g = hidden[part], targets[part], room[: len(hidden) - start]
-            loss, correct, read, factor = _cross_entropy(x, table, bias, aims, z_loss, scale, g, any(wanted))
-            total, n_correct = total + loss.sum(dtype=torch.float64), n_correct + correct.sum()
+            loss, right[part], read, factor = _cross_entropy(x, table, bias, aims, z_loss, scale, g, any(wanted))
+            total = total + loss.sum(dtype=torch.float64)
             if d_hidden is None:
                 continue
             dx = products.input_gradient(g, table)
@@ -208,8 +208,8 @@ class VocabularyLoss(Function):
             elif sums is not None:
                 sums += g.sum(0, dtype=torch.float32)
         ctx.d_hidden, ctx.d_table, ctx.d_bias = d_hidden, d_table, None if sums is None else sums.to(table.dtype)
-        ctx.mark_non_differentiable(n_correct)
-        return total.float() * scale, n_correct
+        ctx.mark_non_differentiable(right)
+        return total.float() * scale, right
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

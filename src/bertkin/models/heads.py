@@ -100,6 +100,8 @@ class Losses:
     pair_loss_sum: Tensor | None = None
     n_pairs: int = 0
     pair_correct: Tensor | None = None
+    correct: Tensor | None = None
+    """Which of the n are right, bool [n]."""
 
 
 Source = tuple[Tensor, Layout]
@@ -212,7 +214,7 @@ class LanguageModel(nn.Module):
         loss, correct = vocabulary_loss(
             head.transform(words), self.table, head.bias, targets, z_loss=z_loss, scale=scale
         )
-        losses = Losses(loss, len(targets), correct)
+        losses = Losses(loss, len(targets), correct.sum(), correct=correct)
         if pairs is not None:
             if self.sentence is None or pair_labels is None:
                 raise ValueError("sentence pairs need a model with a sentence head, and their labels")
@@ -224,8 +226,8 @@ class LanguageModel(nn.Module):
                 raise ValueError("span boundaries need a model with a boundary head")
             left, right = hidden[torch.searchsorted(wanted, edges.flatten())].view(len(edges), 2, -1).unbind(1)
             guess = self.boundary(left.contiguous(), right.contiguous(), asked - edges[:, 0] - 1)
-            losses.pair_loss_sum, losses.pair_correct = vocabulary_loss(guess, self.table, head.bias, targets)
-            losses.n_pairs = len(targets)
+            losses.pair_loss_sum, right = vocabulary_loss(guess, self.table, head.bias, targets)
+            losses.n_pairs, losses.pair_correct = len(targets), right.sum()
         return losses
 
     loss = forward
@@ -270,7 +272,7 @@ class Replaced(nn.Module):
         head = g._head()
         hidden = head.transform(g.hidden(ids, layout, asked))
         loss, correct = vocabulary_loss(hidden, g.table, head.bias, targets, z_loss=z_loss, scale=scale)
-        losses = Losses(loss, len(targets), correct)
+        losses = Losses(loss, len(targets), correct.sum(), correct=correct)
         with torch.no_grad():
             drawn = draw(linear(hidden, g.table, head.bias))
             seen = ids.clone()

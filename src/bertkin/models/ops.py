@@ -106,7 +106,7 @@ def vocabulary_loss(
         scale: factor on the sum; given here because a factor put on later costs another pass over the gradient.
 
     Returns:
-        The loss summed over the n targets, in nats, times the scale; and how many targets have the largest logit.
+        The loss summed over the n targets, in nats, times the scale; and which targets have the largest logit, bool [n].
     """
     if len(targets) and kernels.usable(hidden, table, bias):
         return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)
@@ -115,7 +115,7 @@ def vocabulary_loss(
     loss = (partition - scores.gather(1, targets[:, None]).squeeze(1)).sum()
     if z_loss:
         loss = loss + z_loss * partition.square().sum()
-    return loss * scale, (scores.argmax(dim=-1) == targets).sum()
+    return loss * scale, scores.argmax(dim=-1) == targets
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

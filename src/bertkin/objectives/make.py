@@ -159,6 +159,12 @@ def check_objective(objective: Objective, family: str) -> None:
             where="--objective.boundary",
             mend="choose --objective.kind masked --objective.unit span --objective.sentence none, or leave it out",
         )
+    if o.adaptive and (o.kind in ("causal", "prefix", "denoise") or o.static):
+        raise UserError(
+            "static masks are drawn once" if o.static else f"{o.kind} hides no tokens",
+            where="--objective.adaptive",
+            mend="leave it out" + (", or leave out --objective.static" if o.static else ", or choose masked"),
+        )
     if o.noise is not AUTO and o.kind != "denoise":
         raise UserError(
             f"noise is for denoise, not for {o.kind}",

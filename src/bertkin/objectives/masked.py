@@ -71,7 +71,8 @@ def hide(
     spans = noise(mix(keys, 2)[row], place) if objective.unit == "span" else None
     begins, mean = layout.starts[:-1], objective.span_mean
     groups = units(original, begins, ids, objective.unit, bits=spans, span_mean=mean, marks=marks)
-    hidden = np.flatnonzero(choose(groups, maskable, row_starts, rate, bits))
+    weights = None if ids.weights is None else ids.weights[original]
+    hidden = np.flatnonzero(choose(groups, maskable, row_starts, rate, bits, weights))
     decider = np.searchsorted(groups, groups[hidden]) if spans is not None else hidden  # a span shares one fate
     seen = corrupt(
         original,

@@ -141,7 +141,14 @@ def edges_of(hidden: Ints) -> Ints:
     return np.stack([before[run], after[run]], axis=1)
 
 
-def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: Bits) -> Bools:
+def choose(
+    groups: Ints,
+    maskable: Bools,
+    row_starts: Ints,
+    rate: float,
+    bits: Bits,
+    weights: NDArray[np.float64] | None = None,
+) -> Bools:
     """Which tokens are asked, [tokens].
 
     Each row asks `quota(rate, its maskable tokens)` tokens: its units are gone through in random order, and each that
@@ -154,6 +161,8 @@ def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: B
         row_starts: [rows + 1].
         rate: share of the maskable tokens.
         bits: uint64 [tokens], uniform.
+        weights: [tokens], above 0: how readily a token is asked, beside the others of its row; a unit has the mean of
+            its tokens' weights. None for all alike.
     """
     n_rows = len(row_starts) - 1
     if not len(groups) or rate <= 0:
@@ -164,6 +173,11 @@ def choose(groups: Ints, maskable: Bools, row_starts: Ints, rate: float, bits: B
     heads = np.flatnonzero(np.diff(groups, prepend=-1))
     size = np.add.reduceat(maskable, heads, dtype=np.int64)
     lots = bits[heads] >> np.uint64(36)  # 28 bits
+    if weights is not None:
+        weight = np.add.reduceat(np.where(maskable, weights, 0.0), heads) / np.maximum(size, 1)
+        # Drawing by weight without putting back is taking the smallest of such lots (Efraimidis and Spirakis 2006).
+        drawn = 1 - (1 - unit(bits[heads])) ** (1 / np.maximum(weight, 1e-9))
+        lots = np.minimum(drawn * 2**28, 2**28 - 1).astype(np.uint64)
     first_unit = np.searchsorted(heads, row_starts)
     row_of = np.repeat(np.arange(n_rows), np.diff(first_unit))
 

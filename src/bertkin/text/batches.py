@@ -76,6 +76,8 @@ class Specials:
     """[vocab]: whether the token begins a word."""
     sentinels: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """T5's <extra_id_0>, <extra_id_1>, …, in the order they are used; empty where the tokenizer has none."""
+    weights: NDArray[np.float64] | None = None
+    """[vocab]: how readily each token is hidden (`bertkin.objectives.adaptive`); None for all alike."""
 
     @staticmethod
     def of(tokenizer: Any) -> Specials:

@@ -26,6 +26,7 @@ from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
 from bertkin.models.pretrained import save_model
+from bertkin.objectives.adaptive import Difficulty, Tally
 from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
@@ -151,6 +152,7 @@ class Training:
         for name, parameter in self.finished.named_parameters():
             parameter.data = self.optimizer.weights()[name]
         self.position = Position()
+        self.difficulty = Difficulty(self.ids.vocab_size) if self.objective.adaptive else None
         self.loss, self.accuracy = math.nan, math.nan
         self.stop = False
         fills = world.first and self.objective.kind in FILLERS
@@ -250,16 +252,14 @@ class Training:
         )
         generator(self.train.seed, self.position.step, self.world.rank)
         asked, side = len(batch.asked), side_count(batch, self.objective)
-        sums, targets = [0.0, 0.0, 0.0, 0.0], np.unique(batch.targets)
-        right = np.zeros(len(targets), np.int64)
+        sums, right = [0.0, 0.0, 0.0, 0.0], Tally(batch.targets)
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
             if len(part.asked) or len(part.pairs):
-                correct = self._learn(part, asked, side, sums)
-                right += rightly(targets, part.targets, correct)
+                self._learn(part, asked, side, sums, right)
         self.world.sum_gradients(self.model)
         loss, n_correct, pair_loss, pair_correct = self.world.sum(sums)
         if difficulty is not None:
-            difficulty.learn(batch.targets, np.array(self.world.sum(right.astype(float).tolist())))
+            difficulty.learn(right.ids, right.asked, self.world.sum(right.right.tolist()))
         norm = self.optimizer.gradient_norm()
         p = self.position
         if not math.isfinite(loss + pair_loss):
@@ -284,14 +284,11 @@ class Training:
             "factor": factor,
         }
 
-    def _learn(self, part: Batch, asked: int, side: int, sums: list[float]) -> Any:
+    def _learn(self, part: Batch, asked: int, side: int, sums: list[float], right: Tally) -> None:
         """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same.
 
         Args:
             asked, side: how much the whole batch is asked, in the first loss and in the second.
-
-        Returns:
-            Which of the share's targets were predicted rightly, bool [n].
         """
         given = tensors(part, self.device)
         losses = self.model(**given, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
@@ -304,7 +301,8 @@ class Training:
         if losses.pair_loss_sum is not None and losses.pair_correct is not None:
             sums[2] += float(losses.pair_loss_sum.detach())
             sums[3] += float(losses.pair_correct)
-        return losses.correct.cpu().numpy()
+        if self.difficulty is not None:
+            right.add(part.targets, losses.correct.cpu().numpy())
 
     def _refuse(self, what: str, step: int) -> None:
         kept = sorted((self.out / "checkpoints").glob("step-*"))
@@ -343,7 +341,7 @@ class Training:
         """Write down everything, and the model as it is now."""
 
         def write() -> None:
-            save_checkpoint(self.out, self.position, self.optimizer.state(), self.train.keep)
+            save_checkpoint(self.out, self.position, self.optimizer.state() | self._learned(), self.train.keep)
             self._export()
 
         self.world.lead(write)
@@ -363,6 +361,10 @@ class Training:
         extra["objective"] = self.objective.kind
         save_model(self.finished, self.out / "model", tokenizer=self.tokenizer, extra=extra)
 
+    def _learned(self) -> dict[str, torch.Tensor]:
+        """What is learnt beside the weights, by name; shares its memory."""
+        return {} if self.difficulty is None else {"difficulty": torch.from_numpy(self.difficulty.errors)}
+
     def _take_up(self) -> None:
         """Go back to where the newest whole checkpoint was written."""
         found = load_checkpoint(self.out, self.listener.message)
@@ -372,6 +374,8 @@ class Training:
         self.position, table = found
         try:
             self.optimizer.load(table, self.position.step)
+            for name, tensor in self._learned().items():
+                tensor.copy_(table[name])
         except (KeyError, RuntimeError):
             raise UserError("the checkpoint is of another model", where=self.out, mend="start a new run") from None
         if self.position.loss is not None and self.position.accuracy is not None:
