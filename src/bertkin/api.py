@@ -183,6 +183,32 @@ def pretrain(
     return loop.pretrain(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
+def adapt(
+    model: str | Path,
+    corpus: Paths = (),
+    *,
+    out: str | Path,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Go on pretraining a model on new text (Gururangan et al. 2020) into a run folder.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        options: as for `pretrain`; data.grow_vocab gives the model words of the corpus's own, data.keep_text names
+            other text whose held-out loss is measured too. `bertkin.train.start.changes` reads what changed.
+
+    Raises:
+        UserError: the model cannot be trained on, or as for `pretrain`.
+    """
+    train = {**options.pop("train", {}), "init": os.fspath(model)}
+    return pretrain(
+        corpus, out=out, config=config, overwrite=overwrite, listener=listener, **{**options, "train": train}
+    )
+
+
 def resume(run: str | Path, *, listener: Listener | None = None) -> Result:
     """Go on with a run that was stopped; it ends with the same weights as one that never was.
 
