@@ -26,12 +26,12 @@ def shape(family: str, **changes: Any) -> Model:
     return resolve_model(Model(family=family, **(sizes | changes)), VOCABULARY)  # type: ignore[arg-type]
 
 
-def lively(model: torch.nn.Module, seed: int = 0) -> Any:
+def lively(model: torch.nn.Module, seed: int = 0, by: float = 0.15) -> Any:
     """The model with every weight, norms and biases too, moved off its first value, so that none can go unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * by)
     return model.eval()
 
 

@@ -40,6 +40,15 @@ FAMILIES = {
     "bart": Family("bart", decoders.read_bart, decoders.write_bart, "BartForConditionalGeneration"),
     "t5": Family("t5", decoders.read_t5, decoders.write_t5, "T5ForConditionalGeneration"),
 }
+TASK_CLASSES = {
+    "class": "ForSequenceClassification",
+    "choice": "ForMultipleChoice",
+    "tokens": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
+"""What transformers' classes with a task's head end in."""
+STEMS = {"modern": "ModernBert", "gpt2": "GPT2"}
+"""What they begin with, where it is not the first head's name."""
 SENTENCE_HEADS = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}
 
 
@@ -93,3 +102,9 @@ def write_config(a: Architecture, *, sentence: bool = False) -> dict[str, Any]:
     if family.read(Fields(values, Path("config.json"))) != a:
         return {"model_type": OURS, "architectures": ["LanguageModel"], **asdict(a)}
     return values
+
+
+def task_class(a: Architecture, head: str) -> str:
+    """The class of transformers for a family with the head of a task."""
+    stem = STEMS.get(a.family) or FAMILIES[a.family].head.partition("For")[0]
+    return stem + TASK_CLASSES[head]

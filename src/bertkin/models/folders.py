@@ -92,8 +92,10 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
             weights.require((part,), _shape_on_disk(name, (rows, *parameter.shape[1:]), family))
         used.update(parts)
     inside = prefix_of(family)
+    tagger = family.partition(":")[2] == "tokens"  # T5 tags with its encoder alone
     for name in weights.names:
-        if name.startswith(inside) and name not in used and not UNREAD.search(name):
+        idle = UNREAD.search(name) or (tagger and name.startswith(f"{inside}decoder."))
+        if name.startswith(inside) and name not in used and not idle:
             raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)
     return missing
 

@@ -201,7 +201,7 @@ CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
 """GPT-2's weights that lie the other way round, [in, out]."""
 
 UNREAD = re.compile(
-    r"position_ids$|token_type_ids$|pooler\.|rotary_emb\.|\.attn\.(masked_)?bias$|embed_tokens\.weight$|^lm_head\.weight$"
+    r"position_ids$|token_type_ids$|pooler\.|rotary_emb\.|\.attn\.(masked_)?bias$|embed_tokens\.weight$|(^|\.)lm_head\.weight$"
 )
 """Tensors of a stack that we need no place for: constants, copies of a tied table, and a pooler that no head reads."""
 
@@ -253,10 +253,17 @@ def theirs(name: str, family: str) -> tuple[str, ...]:
 
 
 def canonical(names: list[str], family: str) -> dict[str, str]:
-    """Names as `theirs` gives them, each with what it is called in the file: a bare encoder's have no prefix there, and
-    the oldest BERT folders call a norm's weight and bias gamma and beta."""
-    prefix = prefix_of(family)
-    if any(name.startswith(prefix) for name in names):
-        prefix = ""
+    """Names as `theirs` gives them, each with what it is called in the file: a bare stack's have no prefix there, one under
+    another head may have another, and the oldest BERT folders call a norm's weight and bias gamma and beta."""
+    prefix, usual = prefix_of(family), PREFIX.get(family.partition(":")[0], "")
     greek = {".gamma": ".weight", ".beta": ".bias"}
-    return {prefix + re.sub(r"\.(gamma|beta)$", lambda m: greek[m.group()], name): name for name in names}
+
+    def called(name: str) -> str:
+        name = re.sub(r"\.(gamma|beta)$", lambda m: greek[m.group()], name)
+        if any(other.startswith(prefix) for other in names):
+            return name
+        if usual and any(other.startswith(usual) for other in names):
+            return prefix + name.removeprefix(usual) if name.startswith(usual) else name
+        return prefix + name
+
+    return {called(name): name for name in names}

@@ -268,7 +268,7 @@ def _train_gpt() -> Recipe:
 
 def _train_bart() -> Recipe:
     # Masks and the share of the infilled as published; the post-norm stack wants the rates of bert.
-    objective = _masking(kind="denoise", noise="infilling+permutation", rate=0.30, rate_end=0.30)
+    objective = _masking(kind="denoise", noise="permutation+infilling", rate=0.30, rate_end=0.30)
     return replace(_train_bert(), data=Data(tokenizer_kind="byte-bpe"), objective=objective)
 
 
