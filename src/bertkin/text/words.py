@@ -90,6 +90,21 @@ def _kept(store: Store, made_of: dict[str, Any], make: Callable[[Path], None]) -
     return replace(store, marks=final)
 
 
+def described(store: Store) -> str | None:
+    """A line about what is hidden at once, for a store that is marked."""
+    if store.marks is None:
+        return None
+    made_of = json.loads((store.marks / "manifest.json").read_text(encoding="utf-8"))
+    if "segmenter" in made_of:
+        return f"words are hidden whole, as {made_of['segmenter']} finds them"
+    path = store.marks / "phrases.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = sum(line.split("\t")[1] != "0" for line in lines)
+    if "list" in made_of:
+        return f"{found:,} of the {len(lines):,} entries of the list stand in the corpus: {path}"
+    return f"{found:,} phrases found in the corpus: {path}"
+
+
 def find_marks(store: Store, key: str) -> Store | None:
     """The store with the marks of this key, if they were made before and are still there."""
     folder = store.folder.parent.parent / "marks" / key

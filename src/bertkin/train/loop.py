@@ -30,6 +30,7 @@ from bertkin.objectives.adaptive import Difficulty, Tally
 from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
+from bertkin.text.words import described
 from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
 from bertkin.train.machine import keep_memory, pick_device, pick_precision, settle_threads
 from bertkin.train.optim import Optimizer
@@ -149,6 +150,8 @@ class Training:
         self.optimizer = Optimizer(self.model, self.train)
         # A second model whose weights are the float32 ones: what is evaluated and saved.
         self.finished = first_model(self.recipe, out).to(device).eval()
+        if self.train.init:  # not as they are rounded to the type that the model computes in
+            self.optimizer.adopt({name: parameter.data for name, parameter in self.finished.named_parameters()})
         for name, parameter in self.finished.named_parameters():
             parameter.data = self.optimizer.weights()[name]
         self.position = Position()
@@ -399,6 +402,8 @@ class Training:
         if self.device == "cpu":
             self.listener.message(status())
         self.listener.price(price)
+        if units := described(self.store):
+            self.listener.message(units)
 
     def _tell(self, window: _Window, progress: float) -> None:
         if not self.log:
