@@ -91,7 +91,8 @@ class Masks:
         for grid in self.grids:
             out += ["", _title(grid), *_lines(grid, ascii)]
         width = max(map(len, self.words))
-        return "\n".join([*out, "", *(f"{name:<{width}}  {text}" for name, text in self.words.items())])
+        drawn = "\n".join([*out, "", *(f"{name:<{width}}  {text}" for name, text in self.words.items())])
+        return drawn.translate({ord("·"): "-", ord("–"): "-"}) if ascii else drawn
 
     def __str__(self) -> str:
         return self.draw()
