@@ -184,7 +184,7 @@ def test_what_cannot_be_drawn_is_a_line(what: str, more: dict[str, object], said
 def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "mask", "gpt2-tiny", "--objective.kind", "hybrid", "--ascii"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("gpt2-tiny · hybrid") and "answers" in out
+    assert out.startswith("gpt2-tiny - hybrid") and "answers" in out
     assert main(["inspect", "mask", "bert-tiny", "--text", "a b", "--json"]) == 0
     drawn = json.loads(capsys.readouterr().out)
     assert drawn["family"] == "bert" and drawn["grids"][0]["seen"] == [[1] * 4] * 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,13 @@ class Optimizer:
             slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
             self.slots.append(slot)
         self.average = {s.name: s.master.clone() for s in self.slots} if train.ema else {}
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these as the masters. What the model holds of them is rounded to the type it computes in."""
+        for slot in self.slots:
+            slot.master.copy_(weights[slot.name])
+            if self.average:
+                self.average[slot.name].copy_(slot.master)
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
