@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bertkin.models import fused, kernels, ops, products
-from bertkin.models.attention import Rule, attention, attention_weights, rotary_tables
+from bertkin.models.attention import Rule, attention, attention_weights, cached_attention, rotary_tables
 from bertkin.text.layout import Layout
 
 needs_compiler = pytest.mark.skipif(kernels.get() is None, reason="no C++ compiler")
@@ -247,3 +247,81 @@ def test_the_vocabulary_loss_adds_to_gradients_that_are_there_and_keeps_no_logit
     with torch.no_grad():
         again, _ = ops.vocabulary_loss(hidden, table, None, targets)
     assert torch.equal(again, loss.detach())
+
+
+@needs_kernel
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    out=st.sampled_from([1, 4, 5, 63, 515]),
+    into=st.sampled_from([1, 31, 64, 200]),
+    has_bias=st.booleans(),
+)
+def test_products_of_few_rows(rows: int, out: int, into: int, has_bias: bool) -> None:
+    x, weight, bias = draw(rows, into), draw(out, into, seed=1), draw(out, seed=2) if has_bias else None
+    with torch.no_grad():
+        ours = ops.linear(x, weight, bias)
+        exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+        assert torch.allclose(ours.double(), exact, rtol=2**-7, atol=1e-5)
+        # A row's numbers are its own, whatever rows stand beside it, as long as they are few.
+        if rows < products.THIN:
+            assert torch.equal(ours[:1], ops.linear(x[:1], weight, bias))
+        whole = products.Int8Weight.of(weight)
+        assert (whole.values.abs() <= 127).all() and whole.values.dtype == torch.int8
+        near = x.double() @ (whole.values.double() * whole.scales[:, None].double()).T
+        near += 0 if bias is None else bias.double()
+        assert off(whole.forward(x, bias), near) < 0.01
+        wide = whole.forward(x.float(), None if bias is None else bias.float())
+        assert off(wide, near) < 1e-4
+
+
+def test_whole_numbers_hardly_turn_the_logits() -> None:
+    hidden, table = draw(9, 256, dtype=torch.float32), draw(3000, 256, seed=1, dtype=torch.float32)
+    table[7] = 0
+    exact, ours = hidden @ table.T, products.Int8Weight.of(table).forward(hidden.to(HALF))
+    assert float(torch.cosine_similarity(exact, ours.float(), dim=-1).min()) > 0.9995
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    dim=st.sampled_from([8, 32, 64, 160]),
+    dtype=st.sampled_from([torch.float32, HALF]),
+    scale=st.sampled_from([None, 1.0]),
+    window=st.none() | st.integers(0, 40),
+    offsets=st.booleans(),
+    spare=st.integers(0, 20),
+)
+def test_a_token_sees_what_is_kept_as_it_would_in_the_whole_sequence(
+    lengths: list[int],
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    scale: float | None,
+    window: int | None,
+    offsets: bool,
+    spare: int,
+) -> None:
+    heads, layout = 4, Layout.from_lengths(lengths).to("cpu")
+    k, v = (draw(layout.n_tokens, kv_heads, dim, seed=seed, dtype=dtype) for seed in (1, 2))
+    q, capacity = 0.3 * draw(len(lengths), heads, dim, dtype=dtype), max(lengths) + spare
+    distances = draw(heads, 2 * capacity - 1, dtype=torch.float32) if offsets else None
+    # A part of a longer cache, and nothing of meaning where nothing was kept.
+    keys, values = torch.full((2, len(lengths) + 1, capacity + 3, kv_heads, dim), float("nan"), dtype=dtype)
+    at = layout.sequence_ids(), layout.positions.long()
+    keys[at], values[at] = k, v
+    kept = keys[: len(lengths), :capacity], values[: len(lengths), :capacity], layout.lengths
+    with torch.no_grad():
+        found = cached_attention(q, *kept, scale, window=window, distances=distances)
+        queries = (layout.starts[1:] - 1).long()
+        wide = [x.double() for x in (q, k, v)]
+        exact = attention(*wide, layout, Rule(window), queries=queries, distances=distances, scale=scale)
+    assert off(found, exact) < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+@needs_kernel
+def test_a_token_that_wants_gradients_has_them() -> None:
+    q, keys = draw(2, 2, 32, dtype=torch.float32).requires_grad_(), draw(2, 5, 2, 32, dtype=torch.float32)
+    cached_attention(q, keys, keys, torch.tensor([5, 2], dtype=torch.int32)).sum().backward()
+    assert q.grad is not None and float(q.grad.abs().max()) > 0

@@ -207,6 +207,8 @@ def cached_attention(
     Returns:
         [n, heads * head_dim].
     """
+    if looks.reads(q, keys, values, lengths):
+        return looks.look(q, keys, values, lengths, scale, window, distances)
     n, heads, dim = q.shape
     kv_heads = keys.shape[2]
     scale = dim**-0.5 if scale is None else scale

@@ -415,6 +415,21 @@ void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden,
         }
     });
 }
+// y [rows, out] = x [rows, in] w [out, in] (+ bias), for few rows and at least 4 of out; with `scale` [out], w is int8.
+void bk_thin(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, const float* scale, const void* bias,
+             void* y) {
+    Thin t{rows, out, in, (const bf16*)x, w, (const bf16*)bias, (bf16*)y};
+    if (scale)
+        thin_whole(t, scale);
+    else
+        thin(t);
+}
+void bk_look(const Kept* kept) {
+    if (kept->type == 0)
+        look<float>(*kept);
+    else
+        look<bf16>(*kept);
+}
 // See `Looks` in attention.hpp. out, d_out [queries, heads * dim], lse [heads, queries].
 void bk_attention(const Looks* looks, void* out, float* lse) { attention(*looks, (bf16*)out, lse); }
 void bk_attention_backward(const Looks* looks, const void* out, const void* d_out, const float* lse, void* dq, void* dk,

@@ -46,6 +46,8 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, I, P], None),
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
+    "bk_thin": ([L, L, L, P, P, P, P, P], None),
+    "bk_look": ([P], None),
     "bk_attention": ([P, P, P], None),
     "bk_attention_backward": ([P, P, P, P, P, P, P, L, L, P], None),
 }
@@ -81,9 +83,13 @@ def status() -> str:
     return "no working C++ compiler, so no fused CPU kernels: slower; install g++ to have them"
 
 
-@functools.cache
 def has_attention() -> bool:
-    """Whether the attention kernel was compiled: it needs AVX-512 with bf16 dot products."""
+    """Whether the kernels of attention and of matrix products were compiled: they need AVX-512 with bf16 dot products."""
+    return get() is not None and _has_dots()
+
+
+@functools.cache
+def _has_dots() -> bool:
     library = get()
     return bool(library and library.bk_has_attention())
 

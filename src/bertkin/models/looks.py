@@ -1,6 +1,6 @@
-"""The attention kernels as functions of tensors: the fast bodies of `attention`, on the CPU and in bfloat16.
+"""The attention kernels as functions of tensors: the fast bodies of `attention`, on the CPU.
 
-They are called only where `usable` says so; `attention` holds the eager twin that the tests compare with.
+They are called only where `usable` or `reads` says so; `attention` holds the eager twins that the tests compare with.
 """
 
 from __future__ import annotations
@@ -82,6 +82,52 @@ class Attention(Function):
         return dq, dk, dv, None if shares is None else shares.sum(0).to(ctx.type), *(None,) * 6
 
 
+class Kept(ctypes.Structure):
+    """Who looks at what has been kept: `Kept` of thin.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lengths", "distances")),
+        *((name, ctypes.c_int64) for name in ("q_row", "row", "step")),
+        *((n, ctypes.c_int32) for n in ("n", "heads", "kv_heads", "dim", "window", "longest", "type", "capacity")),
+        ("scale", ctypes.c_float),
+    )
+
+
+def look(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float | None,
+    window: int | None,
+    distances: Tensor | None,
+) -> Tensor:
+    """The fast body of `attention.cached_attention`, called at every layer of every step: nothing is checked here."""
+    n, heads, dim = q.shape
+    wide = None if distances is None else distances.float().contiguous()
+    out = q.new_empty(n, heads * dim)
+    sizes = n, heads, keys.shape[2], dim, -1 if window is None else window
+    last = 0 if wide is None else wide.shape[1] // 2 + 1, kernels.TYPES[q.dtype], keys.shape[1]
+    factor = dim**-0.5 if scale is None else scale
+    strides = q.stride(0), keys.stride(0), keys.stride(1)
+    kept = Kept(*_addresses(q, keys, values, out, lengths, wide), *strides, *sizes, *last, factor)
+    _call("look", kept)
+    return out
+
+
+def reads(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> bool:
+    """Whether the kernel of `look` reads these: on the CPU, of one type, heads together, of a width divisible by 32, and
+    with no gradient wanted."""
+    if q.dtype not in kernels.TYPES or q.dtype != keys.dtype or q.shape[2] % 32 or not kernels.has_attention():
+        return False
+    if not q.is_cpu or lengths.dtype != torch.int32 or keys.stride() != values.stride() or q.dtype != values.dtype:
+        return False
+    if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad or values.requires_grad):
+        return False
+    together = keys.stride(3) == 1 and keys.stride(2) == keys.shape[3]
+    return together and q.stride(2) == 1 and q.stride(1) == q.shape[2] and lengths.is_contiguous()
+
+
 def _looks(q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, ctx: Any) -> Looks:
     rule, (cosine, sine) = ctx.rule, ctx.rotary or (None, None)
     window = -1 if rule is None or rule.window is None else rule.window
@@ -102,7 +148,7 @@ def _addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if x is None else x.data_ptr() for x in tensors]
 
 
-def _call(name: str, looks: Looks, *rest: Any) -> None:
+def _call(name: str, looks: Looks | Kept, *rest: Any) -> None:
     library = kernels.get()
     assert library is not None
     plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in rest]

@@ -25,9 +25,9 @@ GATED: dict[str, str] = {"geglu": "gelu", "geglu-tanh": "gelu-tanh", "swiglu": "
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: [tokens, in] to [tokens, out]."""
-    if kernels.usable(x, weight, bias):
+    if torch.is_grad_enabled() and kernels.usable(x, weight, bias):
         return fused.Linear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return products.forward(x, weight, bias)
 
 
 def add_norm(

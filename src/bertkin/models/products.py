@@ -1,11 +1,14 @@
 """The three matrix products of a linear layer, forward and back.
 
-In bfloat16, where the processor has dot products for it, they go through the kernel of `gemm.hpp`; otherwise, and where a
-matrix is too thin for the kernel's tiles, through torch. Both sum in float32 and round once.
+In bfloat16, where the processor has dot products for it, they go through the kernel of `gemm.hpp`, or, forward and with few
+rows, as when a text is written token by token, through that of `thin.hpp`; otherwise, and where a matrix is too thin for
+the kernel's tiles, through torch. All sum in float32 and round once.
 """
 
 from __future__ import annotations
 
+from ctypes import CDLL
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +24,11 @@ BEND, TIMES_SLOPE = 1, 2
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: [rows, in], [out, in] to [rows, out], which may be given (where there is no bias)."""
-    if not _ours(x, weight):
+    if len(x) < THIN and out is None and _thin(x, weight, bias):
+        y = x.new_empty(len(x), len(weight))
+        _library().bk_thin(*_sizes(x, weight), x.data_ptr(), weight.data_ptr(), None, _at(bias), y.data_ptr())
+        return y
+    if not _ours(x, weight, bias):
         return F.linear(x, weight, bias) if out is None else torch.mm(x, weight.t(), out=out)
     y = x.new_empty(len(x), len(weight)) if out is None else out
     _product(y, x, False, weight, False, bias=bias)
@@ -72,10 +79,8 @@ def exponentials(
     own = torch.empty(rows, dtype=torch.float32)
     sums = torch.zeros(rows, -(-vocab // 256))
     tops = torch.full_like(sums, -torch.inf)
-    library = kernels.get()
-    assert library is not None
     arguments = (hidden, table, targets, shift, out, own, sums, tops)
-    library.bk_exponentials(rows, vocab, k, *(x.data_ptr() for x in arguments))
+    _library().bk_exponentials(rows, vocab, k, *(x.data_ptr() for x in arguments))
     return own, sums.sum(1), tops.amax(1)
 
 
@@ -84,8 +89,61 @@ def usable(x: Tensor, *weights: Tensor) -> bool:
     return all(_ours(x, weight) for weight in weights) and len(x) >= THIN
 
 
-def _ours(*matrices: Tensor) -> bool:
-    if not kernels.has_attention():
+@dataclass
+class Int8Weight:
+    """A weight [out, in] of whole numbers from -127 to 127, and what each row of it is to be multiplied by: half the bytes
+    of bfloat16, for writing where reading weights is what takes the time."""
+
+    values: Tensor
+    """int8 [out, in]."""
+    scales: Tensor
+    """float32 [out]."""
+
+    @staticmethod
+    def of(weight: Tensor) -> Int8Weight:
+        """The nearest such weight."""
+        wide = weight.detach().float()
+        scales = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        return Int8Weight((wide / scales[:, None]).round().to(torch.int8), scales)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: [rows, in] to [rows, out], in the type of x and without gradients."""
+        if len(x) < THIN and _thin(x, None, bias) and self.values.is_cpu and len(self.values) >= 4:
+            y = x.new_empty(len(x), len(self.values))
+            pointers = (x, self.values, self.scales, bias, y)
+            _library().bk_thin(*_sizes(x, self.values), *map(_at, pointers))
+            return y
+        # Some rows of the weight at a time: all of it at once, in the type of x, is what we are here to do without.
+        parts = [F.linear(x, part.to(x.dtype)) for part in self.values.split(4096)]
+        y = (torch.cat(parts, dim=-1).float() * self.scales).to(x.dtype)
+        return y if bias is None else y + bias
+
+
+def _thin(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the kernel for few rows takes these; of a weight that is None, its own type has been seen to."""
+    if x.dtype != torch.bfloat16 or not x.is_cpu or not x.is_contiguous() or x.ndim != 2 or not len(x):
+        return False
+    if weight is not None and (weight.dtype != x.dtype or not weight.is_contiguous() or len(weight) < 4):
+        return False
+    return (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())) and kernels.has_attention()
+
+
+def _library() -> CDLL:
+    library = kernels.get()
+    assert library is not None
+    return library
+
+
+def _sizes(x: Tensor, weight: Tensor) -> tuple[int, int, int]:
+    return len(x), *weight.shape
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _ours(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    if not kernels.has_attention() or not (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())):
         return False
     return all(
         m.dtype == torch.bfloat16
@@ -93,7 +151,7 @@ def _ours(*matrices: Tensor) -> bool:
         and m.is_contiguous()
         and m.ndim == 2
         and min(m.shape) >= THIN
-        for m in matrices
+        for m in (x, weight)
     )
 
 
@@ -112,9 +170,7 @@ def _product(
     other: Tensor | None = None,
 ) -> None:
     """c = a b, each of a and b with the summed dimension down its rows or along them."""
-    library = kernels.get()
-    assert library is not None
     (m, n), k = c.shape, a.shape[0 if a_down else 1]
     arguments: list[Any] = [m, n, k, a, a.shape[1], a_down, b, b.shape[1], b_down, c, bias, add, sums, then]
     arguments += [kind, other]
-    library.bk_product(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+    _library().bk_product(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
