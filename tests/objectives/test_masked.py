@@ -120,6 +120,28 @@ def test_pairs_stand_at_the_cls_of_sequences_with_two_segments(
         assert batch.layout.segments is None
 
 
+@given(long_lengths, seeds, st.integers(1, 4), st.floats(0.1, 0.9))
+def test_edges_are_seen_tokens_of_the_same_sequence_in_every_share(
+    documents: list[int], seed: int, world: int, rate: float
+) -> None:
+    split, ids = distinct(documents)
+    objective = dataclasses.replace(MASKED, unit="span", boundary=True, mask_share=1.0, random_share=0.0, rate=rate)
+    whole = make_batch(split, ids, seed=seed, first_row=0, n_rows=4, length=32, objective=objective)
+    offset, asked = 0, 0
+    for share in whole.split(world):
+        edges = share.edges
+        assert edges is not None and edges.shape == (len(share.asked), 2)
+        assert whole.edges is not None
+        assert np.array_equal(edges + offset, whole.edges[asked : asked + len(edges)])
+        assert (share.ids[edges] != ids.mask).all()
+        assert (edges[:, 0] < share.asked).all() and (share.asked < edges[:, 1]).all()
+        for before, after in edges:
+            assert (share.ids[before + 1 : after] == ids.mask).all()
+        sequence = np.repeat(np.arange(share.layout.n_sequences), share.layout.lengths)
+        assert (sequence[edges] == sequence[share.asked][:, None]).all()
+        offset, asked = offset + len(share.ids), asked + len(share.asked)
+
+
 def rows_by_text(static: bool, epoch: int) -> dict[bytes, tuple[bytes, bytes]]:
     """What is asked in each row of an epoch, by the row's text."""
     split, ids = split_of([300] * 10, vocab=500), specials_of(500)
