@@ -186,6 +186,7 @@ def pretrain(
 def adapt(
     model: str | Path,
     corpus: Paths = (),
+    /,
     *,
     out: str | Path,
     config: str | Path | None = None,
@@ -198,7 +199,7 @@ def adapt(
     Args:
         model: a run folder, a model folder (ours or transformers'), or a hub id.
         options: as for `pretrain`; data.grow_vocab gives the model words of the corpus's own, data.keep_text names
-            other text whose held-out loss is measured too. `bertkin.train.start.changes` reads what changed.
+            other text whose held-out loss is measured too. `bertkin.train.changes` reads what changed.
 
     Raises:
         UserError: the model cannot be trained on, or as for `pretrain`.

@@ -267,7 +267,7 @@ def adapt(
         Empty the run folder first if it exists.
     """
     from bertkin.api import adapt as go_on
-    from bertkin.train.start import table
+    from bertkin.train.changes import table
 
     options = {"data": typed(data), "objective": typed(objective), "train": typed(train)}
     out = out or Path("runs") / "adapted"

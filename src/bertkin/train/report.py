@@ -8,6 +8,7 @@ from typing import Any
 
 from bertkin.errors import disk_errors
 from bertkin.objectives.make import ASKED, WRITERS
+from bertkin.train.changes import changes
 from bertkin.train.charts import STYLE, Curve, svg
 from bertkin.train.state import read_log, write_text
 
@@ -43,6 +44,7 @@ def page(name: str, recipe: str, records: list[Record]) -> str:
         f"<h1>{escape(name)}</h1><p class=quiet>{escape(preset)} · grown with bertkin</p>",
         _tiles(records),
         f'<div class="charts">{"".join(_figures(records, ASKED.get(kind, "")))}</div>',
+        _changes(records),
         _samples(records),
         f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
         f"<p class=quiet>In the folder that holds it: {_command('resume', name)}, {_command(verb, name, ' …')}.</p>",
@@ -86,6 +88,8 @@ def _loss(records: list[Record], style: str = "") -> str:
         Curve("training loss", series(records, "step", "loss")),
         Curve("held-out loss", series(records, "evaluation", "loss"), accent=True),
     ]
+    if kept := series(records, "evaluation", "kept_loss"):
+        curves.append(Curve("held-out loss, old text", kept))
     return svg(curves, label="loss by step", x_form=_steps, y_form=lambda y: f"{y:.4g}", style=style)
 
 
@@ -134,6 +138,26 @@ def _tiles(records: list[Record]) -> str:
     if speeds:
         tiles.append(("tokens a second", f"{speeds[len(speeds) // 2]:,.0f}"))
     return f'<dl class="tiles">{"".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in tiles)}</dl>'
+
+
+def _changes(records: list[Record]) -> str:
+    """Of a run that went on with a model: how well it knew the texts before, and does now."""
+    found = changes(records)
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><th>{c.text}</th><td>{c.before:.3f}</td><td><b>{c.after:.3f}</b></td>"
+        f"<td>{c.accuracy_before:.1%}</td><td><b>{c.accuracy_after:.1%}</b></td></tr>"
+        for c in found
+    )
+    start = next((r for r in records if r.get("kind") == "start"), {})
+    begun = f"<p class=quiet>Begun with {escape(str(start.get('from', 'a model')))}.</p>"
+    if words := start.get("words"):
+        old, new = start.get("fertility", (0.0, 0.0))
+        few = ", ".join(escape(str(word)) for word in words[:12])
+        begun += f"<p class=quiet>{len(words):,} new words ({few} …): {old:.3f} tokens a word, now {new:.3f}.</p>"
+    head = "<tr><th>held-out</th><td>loss</td><td>after</td><td>accuracy</td><td>after</td></tr>"
+    return f"<h2>What changed</h2><section>{begun}<table>{head}{rows}</table></section>"
 
 
 def _samples(records: list[Record]) -> str:

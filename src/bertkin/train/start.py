@@ -24,7 +24,6 @@ from bertkin.models.pretrained import find_folder, save_model
 from bertkin.text.growing import grown, own_words
 from bertkin.text.readers import read_documents
 from bertkin.text.tokenizer import Tokenizer, report
-from bertkin.train.state import read_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -181,38 +180,3 @@ def facts_of(out: Path) -> dict[str, Any]:
     """What is known of a run's start."""
     facts: dict[str, Any] = json.loads((out / START / "bertkin.json").read_text(encoding="utf-8"))
     return facts
-
-
-@dataclass(frozen=True)
-class Change:
-    """How the held-out part of a text is predicted before and after."""
-
-    text: str
-    before: float
-    after: float
-    accuracy_before: float
-    accuracy_after: float
-
-
-def changes(run: Path) -> list[Change]:
-    """The new text's and, if it was measured, the old one's, from a run's log: [] before its last evaluation."""
-    evaluations = [record for record in read_log(run) if record.get("kind") == "evaluation"]
-    if len(evaluations) < 2 or evaluations[0].get("step") != 0:
-        return []
-    first, last = evaluations[0], evaluations[-1]
-    named = [("new text", "loss", "accuracy"), ("old text", "kept_loss", "kept_accuracy")]
-    return [
-        Change(name, float(first[loss]), float(last[loss]), float(first[accuracy]), float(last[accuracy]))
-        for name, loss, accuracy in named
-        if all(isinstance(record.get(key), float) for record in (first, last) for key in (loss, accuracy))
-    ]
-
-
-def table(run: Path) -> str:
-    """`changes` for a terminal."""
-    rows = [
-        f"{c.text:<9} {c.before:>8.3f} {c.after:>8.3f} {c.accuracy_before:>10.1%} {c.accuracy_after:>8.1%}"
-        for c in changes(run)
-    ]
-    head = f"{'held-out':<9} {'loss':>8} {'after':>8} {'accuracy':>10} {'after':>8}"
-    return "\n".join([head, *rows]) if rows else ""
