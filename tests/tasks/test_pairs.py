@@ -1,4 +1,4 @@
-"""Minimal pairs: the fast score is the slow one, ties are half, and a bad line is named."""
+"""Minimal pairs: read by paradigm, ties are half, and a bad line is named."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bertkin.config import Model
@@ -17,8 +16,7 @@ from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
-from bertkin.tasks.pairs import Pair, evaluate_pairs, evaluate_scorer, pseudo_log_likelihood, read_blimp, score_pairs
-from bertkin.text.layout import Layout
+from bertkin.tasks.pairs import Pair, evaluate_pairs, evaluate_scorer, read_blimp, score_pairs
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXT = [
@@ -26,7 +24,6 @@ TEXT = [
     "A grandmother who reads unbelievable stories never sleeps; her grandchildren do.",
     "Sie schlafen nicht. 我们不睡觉。",
 ]
-SENTENCES = ["The cats sleep.", "the dogs", "A grandmother reads unbelievable stories under the table.", "我们 sleep!"]
 
 
 @pytest.fixture(scope="module")
@@ -48,85 +45,6 @@ def grown(tokenizer: Tokenizer, family: str = "modern") -> LanguageModel:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> LanguageModel:
     return grown(tokenizer)
-
-
-@torch.no_grad()
-def one_at_a_time(model: LanguageModel, tokenizer: Tokenizer, text: str, *, within_word: bool = False) -> float:
-    """The definition, read aloud: hide a token, ask for it, put it back."""
-    ids = [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
-    score = 0.0
-    for place in range(1, len(ids) - 1):
-        seen = list(ids)
-        seen[place] = tokenizer.mask_id
-        after = place + 1
-        while within_word and after < len(ids) - 1 and tokenizer.token(ids[after]).startswith("##"):
-            seen[after] = tokenizer.mask_id
-            after += 1
-        logits = model.logits(torch.tensor(seen), Layout.from_lengths([len(seen)]).to("cpu"))
-        score += float(logits[place].double().log_softmax(-1)[ids[place]])
-    return score
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta", "modern"])
-@pytest.mark.parametrize("within_word", [False, True])
-def test_a_sentence_scores_what_hiding_its_tokens_one_at_a_time_gives(
-    tokenizer: Tokenizer, family: str, within_word: bool
-) -> None:
-    model = grown(tokenizer, family)
-    scores = pseudo_log_likelihood(model, tokenizer, SENTENCES, within_word=within_word, batch_tokens=40)
-    slow = [one_at_a_time(model, tokenizer, text, within_word=within_word) for text in SENTENCES]
-    np.testing.assert_allclose(scores, slow, atol=1e-3)
-
-
-def test_hiding_the_rest_of_the_word_changes_only_sentences_with_words_in_pieces(
-    tokenizer: Tokenizer, model: LanguageModel
-) -> None:
-    texts = ["the the", "unbelievable"]
-    assert len(tokenizer.encode(texts[0])) == 2 and len(tokenizer.encode(texts[1])) > 1
-    plain = pseudo_log_likelihood(model, tokenizer, texts)
-    within = pseudo_log_likelihood(model, tokenizer, texts, within_word=True)
-    assert plain[0] == within[0] and plain[1] != within[1]
-
-
-WORDS = st.lists(
-    st.sampled_from(["the", "cats", "grandmother", "unbelievable", ",", "我们", "zebra", "sleeping"]), max_size=8
-)
-
-
-@settings(max_examples=25)
-@given(texts=st.lists(WORDS.map(" ".join), max_size=6), batch_tokens=st.integers(1, 300), within_word=st.booleans())
-def test_a_score_does_not_depend_on_the_sentences_beside_it(
-    tokenizer: Tokenizer, model: LanguageModel, texts: list[str], batch_tokens: int, within_word: bool
-) -> None:
-    scores = pseudo_log_likelihood(model, tokenizer, texts, batch_tokens=batch_tokens, within_word=within_word)
-    alone = [pseudo_log_likelihood(model, tokenizer, [text], within_word=within_word)[0] for text in texts]
-    np.testing.assert_allclose(scores, np.array(alone).reshape(-1), atol=1e-3)
-
-
-def test_the_same_tokens_get_the_same_score_to_the_bit(tokenizer: Tokenizer, model: LanguageModel) -> None:
-    scores = pseudo_log_likelihood(model, tokenizer, ["The cats sleep.", *SENTENCES, "the  CATS sleep ."])
-    assert scores[0] == scores[1] == scores[-1]
-
-
-def test_scoring_leaves_the_model_as_it_was(tokenizer: Tokenizer, model: LanguageModel) -> None:
-    before = [parameter.clone() for parameter in model.parameters()]
-    model.train()
-    pseudo_log_likelihood(model, tokenizer, SENTENCES)
-    assert model.training
-    model.eval()
-    assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(before, model.parameters(), strict=True))
-
-
-def test_a_sentence_too_long_for_the_model_is_refused(tokenizer: Tokenizer, model: LanguageModel) -> None:
-    with pytest.raises(UserError, match="reads at most 46"):
-        pseudo_log_likelihood(model, tokenizer, ["the " * 47])
-    pseudo_log_likelihood(model, tokenizer, ["the " * 46])
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(model: LanguageModel) -> None:
-    other = train_tokenizer([*TEXT, "quite other words: zebra, xylophone, jazz, quick, vow, fjord"] * 3, vocab_size=120)
-    with pytest.raises(UserError, match="the model only"):
-        pseudo_log_likelihood(model, other, SENTENCES)
 
 
 def test_ties_count_half() -> None:

@@ -1,8 +1,9 @@
-"""What a masked model knows of grammar, asked with minimal pairs: two sentences, one of them right.
+"""What a model knows of grammar, asked with minimal pairs: two sentences, one of them right.
 
-    pseudo_log_likelihood(model, tokenizer, sentences)    a score a sentence, any language
-    evaluate_pairs(model, tokenizer, folder)              BLiMP (Warstadt et al. 2020) and whatever is written like it
-    evaluate_scorer(scorer, folder)                       the same with scores from anywhere else
+    evaluate_pairs(model, tokenizer, folder)    BLiMP (Warstadt et al. 2020) and whatever is written like it
+    evaluate_scorer(scorer, folder)             the same with scores from anywhere else
+
+How a sentence is scored is said in `bertkin.tasks.scoring`: every member of the family can.
 
 Nothing is trained and nothing is tuned: the model is right where it gives the good sentence the higher score.
 """
@@ -11,150 +12,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
-from bertkin.text.layout import Layout
+from bertkin.tasks.scoring import NAMES, WITHIN_WORD, Floats, Method, choose_way, score_sentences
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Scorer = Callable[[Sequence[str]], Any]
 """Sentences to a number each, the higher the better: a list, an array or a tensor on the CPU."""
-
-ORIGINAL = "pseudo-log-likelihood"
-WITHIN_WORD = "pseudo-log-likelihood, within word left to right"
-
-
-def pseudo_log_likelihood(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    sentences: Sequence[str],
-    *,
-    within_word: bool = False,
-    batch_tokens: int = 4096,
-) -> Floats:
-    """Score sentences by the sum, over their tokens, of log p(token | all the others) (Salazar et al. 2020).
-
-    A sentence of n tokens is read n times, each time with another token hidden. The copies of all sentences are sorted
-    by length and lie end to end, and only the hidden places reach the vocabulary. The same tokens always get the same
-    score, so that what the tokenizer cannot tell apart ties.
-
-    Args:
-        model: computes in the type and on the device its weights are in.
-        within_word: hide the later pieces of the same word as well (Kauf & Ivanova 2023): left visible they give the
-            word away, and rare words cut in many pieces score too well. A word begins where `tokenizer.word_starts`
-            says so.
-        batch_tokens: read at once, about.
-
-    Returns:
-        float64 [sentences], in nats, not above 0; a sentence without tokens has 0.
-
-    Raises:
-        UserError: a sentence is too long for the model, or the tokenizer is of another model.
-    """
-    encoded = tokenizer.encode_batch(list(sentences))
-    _check(encoded, sentences, model, tokenizer)
-    numbers: dict[tuple[int, ...], int] = {}
-    which = [numbers.setdefault(tuple(ids), len(numbers)) for ids in encoded]
-    if not which:
-        return np.zeros(0)
-    scores = np.zeros(len(numbers))
-    was, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for copies in _copies(list(numbers), tokenizer, within_word, batch_tokens):
-                ids, asked, targets = (
-                    torch.from_numpy(a).to(device) for a in (copies.ids, copies.asked, copies.targets)
-                )
-                logits = model.logits(ids, copies.layout.to(device), asked).float()
-                loss = cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
-                scores -= np.bincount(copies.sentence, weights=loss, minlength=len(scores))
-    finally:
-        model.train(was)
-    return scores[which]
-
-
-class _Copies(NamedTuple):
-    """Some copies of some sentences, each with one token asked; [n] is copies."""
-
-    ids: Ints
-    layout: Layout
-    asked: Ints
-    """[n]: flat positions."""
-    targets: Ints
-    sentence: Ints
-    """[n]: the sentence each is a copy of."""
-
-
-def _copies(
-    sentences: Sequence[Sequence[int]], tokenizer: Tokenizer, within_word: bool, batch_tokens: int
-) -> Iterator[_Copies]:
-    """Every sentence once for each of its tokens, in batches of copies of nearly the same length."""
-    counts = np.array([len(ids) for ids in sentences], np.int64)
-    tokens = np.array([i for ids in sentences for i in (tokenizer.cls_id, *ids, tokenizer.sep_id)], np.int64)
-    begins = np.cumsum(counts + 2) - counts - 2  # where in `tokens` each sentence's [CLS] is
-    word_ends = _word_ends(tokens, begins, tokenizer) if within_word else None
-
-    order = np.argsort(counts, kind="stable")
-    sentence = np.repeat(order, counts[order])
-    firsts = np.repeat(np.cumsum(counts[order]) - counts[order], counts[order])
-    place = np.arange(len(sentence)) - firsts + 1  # of the hidden token, counted from [CLS]
-    sizes = counts[sentence] + 2
-    batch = (np.cumsum(sizes) - sizes) // batch_tokens
-    edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
-    for low, high in pairwise(edges):
-        mine, size = sentence[low:high], sizes[low:high]
-        starts = np.cumsum(size) - size
-        ids = tokens[np.repeat(begins[mine] - starts, size) + np.arange(size.sum())]
-        asked = starts + place[low:high]
-        targets = ids[asked]
-        ids[asked] = tokenizer.mask_id
-        if word_ends is not None:
-            left = (
-                word_ends[begins[mine] + place[low:high]] - begins[mine] - place[low:high]
-            )  # of the word, this token too
-            hidden = np.repeat(asked - np.cumsum(left) + left, left) + np.arange(left.sum())
-            ids[hidden] = tokenizer.mask_id
-        yield _Copies(ids, Layout.from_lengths(size), asked, targets, mine)
-
-
-def _word_ends(tokens: Ints, begins: Ints, tokenizer: Tokenizer) -> Ints:
-    """[tokens]: the place after the last token of each token's word. [CLS] and [SEP] are words of their own."""
-    opens = tokenizer.word_starts[tokens].copy()
-    opens[begins] = True
-    opens[begins + 1] = True  # the first token of a sentence, or the [SEP] of an empty one
-    opens[np.append(begins[1:], len(tokens)) - 1] = True
-    starts = np.append(np.flatnonzero(opens), len(tokens))
-    return starts[np.searchsorted(starts, np.arange(len(tokens)), side="right")]
-
-
-def _check(encoded: list[list[int]], sentences: Sequence[str], model: LanguageModel, tokenizer: Tokenizer) -> None:
-    a = model.architecture
-    if tokenizer.vocab_size > a.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model only {a.vocab_size:,}",
-            mend="use the tokenizer the model was trained with",
-        )
-    room = a.max_length - 2
-    for ids, text in zip(encoded, sentences, strict=True):
-        if len(ids) > room:
-            raise UserError(
-                f"a sentence of {len(ids):,} tokens ({text[:40]!r} …), but the model reads at most {room:,}",
-                mend="cut it into shorter ones",
-            )
 
 
 def score_pairs(good: Any, bad: Any) -> float:
@@ -305,6 +177,8 @@ def evaluate_pairs(
     folder: str | Path,
     limit: int | None = None,
     *,
+    method: Method = "auto",
+    objective: str | None = None,
     within_word: bool = False,
     precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -313,23 +187,24 @@ def evaluate_pairs(
 
     Args:
         folder, limit: see `read_blimp`.
-        within_word: see `pseudo_log_likelihood`.
+        method, objective, within_word: see `bertkin.tasks.scoring.score_sentences`.
         precision: auto computes in bfloat16 where that is faster here; scores are summed in float64 either way.
         progress: called with pairs done and pairs in all.
 
     Raises:
-        UserError: see `read_blimp` and `pseudo_log_likelihood`.
+        UserError: see `read_blimp` and `bertkin.tasks.scoring.score_sentences`.
     """
+    way = choose_way(model, tokenizer, method, objective)
     parameter = next(model.parameters())
     dtype = pick_precision(precision, parameter.device.type)
     if parameter.dtype != dtype:
         model = copy.deepcopy(model).to(dtype)
 
     def scorer(sentences: Sequence[str]) -> Floats:
-        return pseudo_log_likelihood(model, tokenizer, sentences, within_word=within_word)
+        return score_sentences(model, tokenizer, sentences, way, objective=objective, within_word=within_word)
 
-    method = WITHIN_WORD if within_word else ORIGINAL
-    return evaluate_scorer(scorer, folder, limit, method=method, progress=progress)
+    name = NAMES[way] + (WITHIN_WORD if within_word else "")
+    return evaluate_scorer(scorer, folder, limit, method=name, progress=progress)
 
 
 def evaluate_scorer(
