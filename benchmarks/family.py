@@ -112,6 +112,7 @@ def steps_of(member: str, side: str, count: int, *corpus: str) -> None:
 def _ours(member: str, count: int, data: Data) -> list[float]:
     from bertkin.train.loop import Training
     from bertkin.train.parallel import World
+    from bertkin.train.pretraining import Pretraining
 
     sizes: dict[str, Any] = {"layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "vocab_size": MEMBERS[member]}
     if member in ("bert", "albert", "electra", "gpt2", "bart"):
@@ -123,7 +124,7 @@ def _ours(member: str, count: int, data: Data) -> list[float]:
     materials = gather(recipe, lambda *_: None)
     took = []
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(materials, Path(folder), QuietListener(), World(), "cpu")
+        training = Training(Pretraining(materials, Path(folder), "cpu"), Path(folder), QuietListener(), World(), "cpu")
         for _ in range(3 + count):
             begun = perf_counter()
             training.step(training.progress())

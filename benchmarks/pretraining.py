@@ -146,10 +146,11 @@ def _our_steps(materials: Materials, count: int) -> list[float]:
 
     from bertkin.train.loop import Training
     from bertkin.train.parallel import World
+    from bertkin.train.pretraining import Pretraining
 
     took = []
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(materials, Path(folder), QuietListener(), World(), "cpu")
+        training = Training(Pretraining(materials, Path(folder), "cpu"), Path(folder), QuietListener(), World(), "cpu")
         for _ in range(3 + count):
             begun = perf_counter()
             training.step(training.progress())
@@ -257,12 +258,12 @@ def train(preset: str, minutes: float, data: str, work: Path) -> None:
 
     from bertkin.models.pretrained import load_model
     from bertkin.text.store import Store
-    from bertkin.train import loop
+    from bertkin.train import pretraining
 
     plain = json.loads(data) | {"corpus": tuple(json.loads(data)["corpus"])}
     recipe = Recipe(preset=preset, data=Data(**plain), train=Train(minutes=minutes, eval_every=0.999))
     out = work / f"ours-{preset}-{minutes:.3f}"
-    result = loop.pretrain(recipe, out, overwrite=(out / "recipe.yaml").exists())
+    result = pretraining.pretrain(recipe, out, overwrite=(out / "recipe.yaml").exists())
     materials: tuple[Store, Any] = _materials(out)
     loss, accuracy = ask(load_model(out), evaluation_rows(materials[0].heldout, materials[1]))
     figures = {"minutes": round(result.minutes, 4), "steps": result.step, "tokens": result.tokens}

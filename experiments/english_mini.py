@@ -34,8 +34,9 @@ from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
 from bertkin.tasks.pairs import evaluate_pairs
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.loop import Stopped, pretrain, resume
+from bertkin.train.loop import Stopped
 from bertkin.train.machine import settle_threads
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import RichListener
 from bertkin.train.setup import Materials, complete, gather, read_corpus
 

@@ -12,7 +12,7 @@ from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
 from bertkin.tasks.pairs import evaluate_pairs
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.loop import pretrain, resume
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import RichListener
 from bertkin.train.setup import complete
 

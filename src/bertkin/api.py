@@ -177,10 +177,10 @@ def pretrain(
         UserError: something about the recipe, the corpus or the disk will not do.
     """
     recipe = make_recipe(corpus, preset=preset, config=config, options=options)
-    from bertkin.train import loop
+    from bertkin.train import pretraining
     from bertkin.train.progress import RichListener
 
-    return loop.pretrain(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+    return pretraining.pretrain(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
 def adapt(
@@ -216,10 +216,10 @@ def resume(run: str | Path, *, listener: Listener | None = None) -> Result:
     Raises:
         UserError: not a run folder, or its corpus has changed.
     """
-    from bertkin.train import loop
+    from bertkin.train import pretraining
     from bertkin.train.progress import RichListener
 
-    return loop.resume(Path(run), listener=listener or RichListener())
+    return pretraining.resume(Path(run), listener=listener or RichListener())
 
 
 def load(path: str | Path) -> Loaded:

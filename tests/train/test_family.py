@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from bertkin.config import Recipe, load_recipe
 from bertkin.errors import UserError
 from bertkin.objectives.make import SERVES
-from bertkin.train.loop import pretrain, resume
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.setup import complete
 from bertkin.train.state import read_log
 

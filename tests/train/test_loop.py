@@ -28,9 +28,10 @@ from bertkin.models.presets import build
 from bertkin.models.pretrained import save_model
 from bertkin.text.store import Store
 from bertkin.text.tokenizer import train_tokenizer
-from bertkin.train import folder, loop
-from bertkin.train.loop import Stopped, Training, pretrain, resume
+from bertkin.train import folder, loop, pretraining
+from bertkin.train.loop import Stopped, Training
 from bertkin.train.optim import Optimizer
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import QuietListener
 from bertkin.train.state import Position, read_checkpoint, read_log
 
@@ -261,13 +262,13 @@ def test_a_finished_run_can_be_resumed_and_is_as_it_was(make: Make, tmp_path: Pa
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, float]]:
     """Every batch that is made from now on: (length, first row, rows, rate)."""
     seen: list[tuple[int, int, int, float]] = []
-    real = loop.make_batch
+    real = pretraining.make_batch
 
     def spy(*arguments: Any, **named: Any) -> Any:
         seen.append((named["length"], named["first_row"], named["n_rows"], named["rate"]))
         return real(*arguments, **named)
 
-    monkeypatch.setattr(loop, "make_batch", spy)
+    monkeypatch.setattr(pretraining, "make_batch", spy)
     return seen
 
 
@@ -301,7 +302,7 @@ def test_an_epoch_reads_each_row_once(make: Make, tmp_path: Path, monkeypatch: p
     pretrain(make(epochs=1.0, batch_tokens=1024), tmp_path / "run")
     rows = [row for _, first, n, _ in seen for row in range(first, first + n)]
     store = next((tmp_path / "run").glob("corpus.json"))
-    total = loop.rows_per_epoch(Store.open(json.loads(store.read_text())["folder"]).train, 32)
+    total = pretraining.rows_per_epoch(Store.open(json.loads(store.read_text())["folder"]).train, 32)
     assert rows == list(range(len(rows))) and total <= len(rows) < total + 32
 
 
@@ -323,7 +324,7 @@ def test_accumulating_is_the_same_step_in_parts(make: Make, tmp_path: Path, part
 
 def test_a_batch_that_asks_nothing_is_passed_over(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of nothing but unknown or special tokens have nothing to ask."""
-    real, none = loop.make_batch, np.zeros(0, np.int64)
+    real, none = pretraining.make_batch, np.zeros(0, np.int64)
     count = [0]
 
     def some(*arguments: Any, **named: Any) -> Any:
@@ -331,7 +332,7 @@ def test_a_batch_that_asks_nothing_is_passed_over(make: Make, tmp_path: Path, mo
         batch = real(*arguments, **named)
         return replace(batch, asked=none, targets=none) if count[0] in (1, 4) else batch
 
-    monkeypatch.setattr(loop, "make_batch", some)
+    monkeypatch.setattr(pretraining, "make_batch", some)
     result = pretrain(make(), tmp_path / "run")
     assert result.step == STEPS and math.isfinite(result.loss)
     assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "run" / "model" / "model.safetensors").values())
@@ -426,7 +427,7 @@ def test_a_gradient_off_the_rails_stops_before_it_is_used(
 def test_a_held_out_loss_off_the_rails_is_not_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "evaluate", lambda *_: (math.inf, 0.0))
+    monkeypatch.setattr(pretraining, "evaluate", lambda *_: (math.inf, 0.0))
     with pytest.raises(NonFiniteLoss, match=r"held-out loss is inf at step 3; the checkpoint of step 2 is kept"):
         pretrain(make(eval_every=3), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == [2]

@@ -12,8 +12,8 @@ import pytest
 from bertkin.errors import UserError
 from bertkin.text.batches import GOES_ON
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
-from bertkin.train import loop
-from bertkin.train.loop import pretrain, resume
+from bertkin.train import pretraining
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import QuietListener
 
 from .support import corpus, recipe
@@ -30,7 +30,7 @@ class Heard(QuietListener):
 def hidden_of(monkeypatch: pytest.MonkeyPatch, tokenizer: Path, train: Any) -> list[str]:
     """The runs of hidden tokens in the batches of a training, but those at the ends of a sequence, where a row may have
     cut a phrase in two."""
-    found, real, decoder = [], loop.make_batch, Tokenizer.load(tokenizer)
+    found, real, decoder = [], pretraining.make_batch, Tokenizer.load(tokenizer)
 
     def watch(*arguments: Any, **named: Any) -> Any:
         batch = real(*arguments, **named)
@@ -43,7 +43,7 @@ def hidden_of(monkeypatch: pytest.MonkeyPatch, tokenizer: Path, train: Any) -> l
         return batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_batch", watch)
+        patch.setattr(pretraining, "make_batch", watch)
         train()
     return found
 

@@ -171,7 +171,7 @@ def test_muon_is_for_the_matrices_between_embeddings_and_answers() -> None:
     optimizer = Optimizer(model, train("muon"))
     matrices = {slot.name for slot in optimizer.slots if slot.second is None}
     inner = ("attention.qkv.weight", "attention.out.weight", "up.weight", "down.weight")
-    wanted = {n for n, p in model.named_parameters() if n.startswith("encoder.layers") and p.ndim == 2}
+    wanted = {n for n, p in model.named_parameters() if n.startswith("stack.layers") and p.ndim == 2}
     assert matrices == wanted | {"head.dense.weight"}
     assert len(wanted) == 2 * len(inner)
     assert not any(is_hidden_matrix(n, p) for n, p in model.named_parameters() if p.ndim != 2 or "embeddings" in n)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from bertkin.config import dump_recipe, load_recipe
-from bertkin.train import loop
-from bertkin.train.loop import pretrain
+from bertkin.train import pretraining
 from bertkin.train.parallel import World
+from bertkin.train.pretraining import pretrain
 from bertkin.train.state import read_log
 
 from .support import corpus, recipe
@@ -60,14 +60,14 @@ def test_the_batches_are_those_of_one_process(
 ) -> None:
     folder, (first, second) = seen
     alone: list[str] = []
-    real = loop.make_batch
+    real = pretraining.make_batch
 
     def watch(*arguments: Any, **named: Any) -> Any:
         batch = real(*arguments, **named)
         alone.append(digest(batch))
         return batch
 
-    monkeypatch.setattr(loop, "make_batch", watch)
+    monkeypatch.setattr(pretraining, "make_batch", watch)
     ground = (folder / "corpus.txt", folder / "tokenizer")
     plan = recipe(ground, folder / "cache", preset="bert-tiny", optimizer="adamw")
     result = pretrain(plan, tmp_path / "one")

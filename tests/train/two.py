@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does for the tes
 
 from bertkin.errors import UserError
 from bertkin.text.batches import Batch
-from bertkin.train import loop
-from bertkin.train.loop import Training, pretrain, resume
+from bertkin.train import loop, pretraining
+from bertkin.train.loop import Training
+from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import QuietListener
 from train.support import recipe
 
@@ -78,7 +79,9 @@ def main(folder: Path) -> None:
 
     # A tokenizer of its own, and a precision measured by each: the first process decides.
     alone = plan(steps=1, precision="auto")
-    loop.pick_precision = lambda wanted, _device="cpu": MEASURED[rank()] if wanted == "auto" else PRECISIONS[wanted]
+    pretraining.pick_precision = loop.pick_precision = lambda wanted, _device="cpu": (
+        MEASURED[rank()] if wanted == "auto" else PRECISIONS[wanted]
+    )
     pretrain(alone, folder / "own")
 
     for name, fields in {"small": {"batch_tokens": 1 << 20}, "rails": {"lr": 9e8, "steps": 20}}.items():

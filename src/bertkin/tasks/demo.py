@@ -22,8 +22,9 @@ from bertkin.tasks.documentation import Documentation, collect
 from bertkin.tasks.fill import Loaded, load
 from bertkin.text.batches import Specials
 from bertkin.text.store import Split, Store
-from bertkin.train import loop
+from bertkin.train import pretraining
 from bertkin.train.charts import braille
+from bertkin.train.loop import Result
 from bertkin.train.progress import RichListener
 from bertkin.train.report import curve_svg, series, write_report
 from bertkin.train.samples import Sample, answer, pick
@@ -40,7 +41,7 @@ MOST_MINUTES = 600.0
 class Shown:
     """What the demo found out, for those who call it from Python."""
 
-    result: loop.Result
+    result: Result
     corpus: Path
     accuracy: float
     baselines: Baselines
@@ -75,7 +76,7 @@ def run(*, minutes: float = 4.0, out: Path | None = None, preset: str = "modern-
         data=Data(corpus=(str(found.path),), heldout=HELDOUT),
         train=Train(minutes=minutes),
     )
-    result = loop.pretrain(recipe, out, listener=listener)
+    result = pretraining.pretrain(recipe, out, listener=listener)
     return _show(result, found)
 
 
@@ -93,7 +94,7 @@ def _free(folder: Path) -> Path:
     return free
 
 
-def _show(result: loop.Result, found: Documentation) -> Shown:
+def _show(result: Result, found: Documentation) -> Shown:
     recipe = load_recipe(result.run / "recipe.yaml")
     loaded = load(result.run)
     _, store = read_corpus(recipe.data, lambda *_: None, loaded.tokenizer)

@@ -148,6 +148,11 @@ class Batch:
         """Tokens read, those of a source included."""
         return len(self.ids) + (0 if self.source is None else len(self.source.ids))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked."""
+        return not len(self.asked) and not len(self.pairs)
+
     def slice(self, rank: int, world: int) -> Batch:
         """The rank-th of `world` nearly equal shares, in whole rows; the shares together are the whole batch."""
         first, last = self.n_rows * rank // world, self.n_rows * (rank + 1) // world

@@ -1,7 +1,6 @@
 """The one loop: a batch, its loss, its gradient, a step; now and then an evaluation and a checkpoint.
 
-    pretrain(recipe, out)      grow a model from a recipe into a run folder
-    resume(out)                go on where a run stopped; it ends with the same bits as one that never did
+What is trained, on what, is the loop's work (`bertkin.train.work`): `bertkin.train.pretraining` is one.
 
 A budget in steps, tokens or epochs makes a run repeatable to the bit; a budget in minutes follows the clock.
 """
@@ -15,34 +14,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bertkin.config import Recipe, fill_auto, load_recipe
 from bertkin.errors import NonFiniteLoss, UserError
-from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.kernels import status
-from bertkin.models.pretrained import save_model
-from bertkin.objectives.adaptive import Difficulty, Tally
-from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
-from bertkin.objectives.masking import rate_at
-from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
-from bertkin.text.words import described
-from bertkin.train.folder import begin, refuse_existing, reopen, settled, shared
-from bertkin.train.machine import keep_memory, pick_device, pick_precision, settle_threads
+from bertkin.train.machine import keep_memory, pick_precision, settle_threads
 from bertkin.train.optim import Optimizer
-from bertkin.train.parallel import World, join
-from bertkin.train.price import estimate
-from bertkin.train.progress import Listener, QuietListener
+from bertkin.train.parallel import World
+from bertkin.train.progress import Listener
 from bertkin.train.report import write_report
-from bertkin.train.samples import Sample, answer, pick
-from bertkin.train.schedule import length_at, parse_lengths, rate_factor, rows_at
-from bertkin.train.setup import Materials, complete, gather
-from bertkin.train.start import facts_of, first_model, open_start
+from bertkin.train.schedule import rate_factor
 from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
+from bertkin.train.work import Work
 
 CHECKPOINT_SECONDS = 120
 LOG_SECONDS = 0.5
@@ -74,92 +59,30 @@ class Stopped(Exception):
         super().__init__(f"stopped and saved; go on with: bertkin resume {run}")
 
 
-def pretrain(recipe: Recipe, out: Path, *, listener: Listener | None = None, overwrite: bool = False) -> Result:
-    """Grow a model from raw text into a run folder.
-
-    Args:
-        recipe: what to do; whatever it leaves open is filled in by its preset, corpus and budget.
-        out: the run folder, which must not hold anything yet.
-        listener: who is told how it goes.
-        overwrite: empty the run folder first.
-
-    Raises:
-        UserError: the recipe, the corpus or the disk will not do; nothing is half-written.
-        NonFiniteLoss: training went off the rails; the last checkpoint is kept.
-        Stopped: interrupted from the keyboard, and saved.
-    """
-    out, listener = Path(out), listener or QuietListener()
-    recipe = complete(recipe)
-    device = pick_device(recipe.train.device)
-    world = join(device)
-    listener = listener if world.first else QuietListener()
-
-    def prepare() -> Materials:
-        refuse_existing(out, overwrite=overwrite)
-        start = open_start(recipe, listener.preparing) if recipe.train.init else None
-        materials = gather(recipe, listener.preparing, tokenizer=start.tokenizer if start else None)
-        used = settled(materials.recipe, precision=str(pick_precision(recipe.train.precision, device)).split(".")[1])
-        if start:
-            used = replace(used, model=replace(used.model, vocab_size=start.model.architecture.vocab_size))
-        begin(out, used, materials.tokenizer, materials.store, start)
-        return replace(materials, recipe=used)
-
-    try:
-        materials = world.lead(prepare) or shared(out)
-        return Training(materials, out, listener, world, device).run()
-    finally:
-        listener.close()
-
-
-def resume(out: Path, *, listener: Listener | None = None) -> Result:
-    """Go on with a run from its newest whole checkpoint, or from the start if it has none.
-
-    Raises:
-        UserError: not a run folder, or its corpus has changed since.
-    """
-    out, listener = Path(out), listener or QuietListener()
-    if not (out / "recipe.yaml").exists():
-        raise UserError("not a run folder (no recipe.yaml)", where=out, mend="give the --out of a `bertkin pretrain`")
-    device = pick_device(load_recipe(out / "recipe.yaml").train.device)
-    world = join(device)
-    listener = listener if world.first else QuietListener()
-    try:
-        materials = world.lead(lambda: reopen(out, listener.preparing)) or shared(out)
-        return Training(materials, out, listener, world, device, resumed=True).run()
-    finally:
-        listener.close()
-
-
 class Training:
     """Everything one training holds between steps."""
 
     def __init__(
-        self, materials: Materials, out: Path, listener: Listener, world: World, device: str, *, resumed: bool = False
+        self, work: Work, out: Path, listener: Listener, world: World, device: str, *, resumed: bool = False
     ) -> None:
-        self.recipe, self.store, self.tokenizer = materials.recipe, materials.store, materials.tokenizer
-        self.kept = materials.kept
+        self.work, self.train = work, work.train
         self.out, self.listener, self.world, self.device = out, listener, world, device
-        self.train = self.recipe.train
-        self.objective = fill_auto(self.recipe.objective, kind="masked")  # runs from before there were others
-        self.ids = Specials.of(self.tokenizer)
-        self.stages = parse_lengths(self.train)
         self.threads = settle_threads(self.train.threads, world.local_size)
         keep_memory()
         self.dtype = pick_precision(self.train.precision, device)
-        self.model = first_model(self.recipe, out).to(device=device, dtype=self.dtype).train()
+        self.model = work.first_model().to(device=device, dtype=self.dtype).train()
         self.optimizer = Optimizer(self.model, self.train)
         # A second model whose weights are the float32 ones: what is evaluated and saved.
-        self.finished = first_model(self.recipe, out).to(device).eval()
-        if self.train.init:  # not as they are rounded to the type that the model computes in
-            self.optimizer.adopt({name: parameter.data for name, parameter in self.finished.named_parameters()})
+        self.finished = work.first_model().to(device).eval()
+        # What the model holds is rounded to the type it computes in; the masters begin with the weights themselves.
+        self.optimizer.adopt({name: parameter.data for name, parameter in self.finished.named_parameters()})
+        masters = self.optimizer.weights()
         for name, parameter in self.finished.named_parameters():
-            parameter.data = self.optimizer.weights()[name]
+            if name in masters:  # the others are not trained
+                parameter.data = masters[name]
         self.position = Position()
-        self.difficulty = Difficulty(self.ids.vocab_size) if self.objective.adaptive else None
         self.loss, self.accuracy = math.nan, math.nan
         self.stop = False
-        fills = world.first and self.objective.kind in FILLERS
-        self.samples: list[Sample] = pick(self.store.heldout, self.tokenizer) if fills else []
         if resumed:
             if world.first:
                 sweep(out)
@@ -183,11 +106,13 @@ class Training:
         self._close()
         self.listener.message(f"the run is in {self.out}; the model in {self.out / 'model'}")
         p = self.position
-        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, self.objective.kind)
+        return Result(self.out, p.step, p.tokens, p.seconds / 60, self.loss, self.accuracy, self.work.kind)
 
     def _train(self) -> None:
-        if self.train.init and not self.position.step:
-            self._look_before()
+        if not self.position.step and (opening := self.work.opening(self.listener)) is not None:
+            if self.log:
+                self.log.write({"kind": "start", "step": 0, **opening})
+            self.evaluate()  # how good it is already
         begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step
         saved, window = begun, _Window()
         while (progress := self.progress()) < 1.0:
@@ -213,17 +138,6 @@ class Training:
         elif self.position.step == first_step:  # killed between the last checkpoint and its model
             self.world.lead(self._export)
 
-    def _look_before(self) -> None:
-        """Say what the run begins with, and how good that is already."""
-        if self.log:
-            facts = facts_of(self.out)
-            self.log.write({"kind": "start", "step": 0, **facts})
-            if "fertility" in facts:
-                old, new = facts["fertility"]
-                grown = f"{len(facts['words']):,} words of the corpus's own, such as {', '.join(facts['words'][:5])}"
-                self.listener.message(f"the vocabulary grew by {grown}: {old:.3f} tokens a word, now {new:.3f}")
-        self.evaluate()
-
     def progress(self) -> float:
         """How much of the budget is spent, from 0 to 1."""
         t, p = self.train, self.position
@@ -232,39 +146,22 @@ class Training:
         if t.tokens:
             return p.tokens / t.tokens
         if t.epochs:
-            done = sum(p.row(length) / rows_per_epoch(self.store.train, length) for length, _ in self.stages)
-            return done / t.epochs
+            return self.work.epochs(p) / t.epochs
         return p.seconds / (60 * t.minutes)
 
     def step(self, progress: float) -> dict[str, float]:
         """One batch and one update; returns sums over all processes."""
-        length = length_at(self.stages, progress)
-        n_rows = rows_at(self.train, length, progress)
-        ids, difficulty = self.ids, self.difficulty
-        if difficulty is not None:
-            ids = replace(ids, weights=difficulty.weights(self.objective.adaptive))
-        batch = make_batch(
-            self.store.train,
-            ids,
-            seed=self.train.seed,
-            first_row=self.position.row(length),
-            n_rows=n_rows,
-            length=length,
-            objective=self.objective,
-            rate=rate_at(progress, self.objective.rate, self.objective.rate_end),
-        )
-        generator(self.train.seed, self.position.step, self.world.rank)
-        asked, side = len(batch.asked), side_count(batch, self.objective)
-        sums, right = [0.0, 0.0, 0.0, 0.0], Tally(batch.targets)
+        work, p = self.work, self.position
+        batch = work.batch(p, progress)
+        generator(self.train.seed, p.step, self.world.rank)
+        counts, sums = work.counts(batch), [0.0, 0.0, 0.0, 0.0]
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
-            if len(part.asked) or len(part.pairs):
-                self._learn(part, asked, side, sums, right)
+            if not part.idle:
+                work.learn(self.model, part, counts, sums)
         self.world.sum_gradients(self.model)
         loss, n_correct, pair_loss, pair_correct = self.world.sum(sums)
-        if difficulty is not None:
-            difficulty.learn(right.ids, right.asked, self.world.sum(right.right.tolist()))
+        work.learnt(self.world)
         norm = self.optimizer.gradient_norm()
-        p = self.position
         if not math.isfinite(loss + pair_loss):
             self._refuse(f"the loss is {loss + pair_loss}", p.step + 1)
         if not math.isfinite(norm):
@@ -273,39 +170,19 @@ class Training:
         self.optimizer.step(factor, norm)
         p.step += 1
         p.tokens += batch.n_tokens
-        p.rows[str(length)] = p.row(length) + n_rows
+        work.advance(p, progress)
         p.loss = p.accuracy = None
         return {
             "loss": loss,
             "correct": n_correct,
-            "asked": asked,
+            "asked": counts[0],
             "pair_loss": pair_loss,
             "pair_correct": pair_correct,
-            "pairs": side,
+            "pairs": counts[1],
             "tokens": batch.n_tokens,
             "norm": norm,
             "factor": factor,
         }
-
-    def _learn(self, part: Batch, asked: int, side: int, sums: list[float], right: Tally) -> None:
-        """Add a share of a batch to the gradient and to the sums: every token asked, in any share, weighs the same.
-
-        Args:
-            asked, side: how much the whole batch is asked, in the first loss and in the second.
-        """
-        given = tensors(part, self.device)
-        losses = self.model(**given, z_loss=self.train.z_loss, scale=1 / max(asked, 1))
-        total = losses.loss_sum
-        if losses.pair_loss_sum is not None:
-            total = total + side_weight(self.objective) / side * losses.pair_loss_sum
-        total.backward()
-        sums[0] += float(losses.loss_sum.detach()) * asked
-        sums[1] += float(losses.n_correct)
-        if losses.pair_loss_sum is not None and losses.pair_correct is not None:
-            sums[2] += float(losses.pair_loss_sum.detach())
-            sums[3] += float(losses.pair_correct)
-        if self.difficulty is not None:
-            right.add(part.targets, losses.correct.cpu().numpy())
 
     def _refuse(self, what: str, step: int) -> None:
         kept = sorted((self.out / "checkpoints").glob("step-*"))
@@ -317,26 +194,24 @@ class Training:
         )
 
     def evaluate(self) -> None:
-        """Held-out loss and accuracy on the same rows and masks every time, in the weights that are saved."""
+        """Measure on what is held out, in the weights that are saved."""
         was = self.model.training
         model = self.model.eval()
         if self.optimizer.average:  # the average is in float32; evaluate what will be saved
             model = self.finished
-        self.loss, self.accuracy = evaluate(model, self.store.heldout, self.ids, self.recipe, self.world, self.device)
+        found = self.work.evaluate(model, self.world)
+        self.loss, self.accuracy = found["loss"], found["accuracy"]
         self.model.train(was)
         p = self.position
         if not math.isfinite(self.loss):
             self._refuse(f"the held-out loss is {self.loss}", p.step)
         p.loss, p.accuracy = self.loss, self.accuracy
-        record = {"kind": "evaluation", "step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 5)}
-        record |= {"loss": round(self.loss, 5), "accuracy": round(self.accuracy, 5)}
-        if self.kept is not None:
-            loss, accuracy = evaluate(model, self.kept.heldout, self.ids, self.recipe, self.world, self.device)
-            record |= {"kept_loss": round(loss, 5), "kept_accuracy": round(accuracy, 5)}
+        record: dict[str, Any] = {"kind": "evaluation", "step": p.step, "tokens": p.tokens}
+        record |= {"minutes": round(p.seconds / 60, 5)}
+        record |= {name: round(value, 5) for name, value in found.items()}
         if self.log:
             self.log.write(record)
-            if self.samples and isinstance(self.finished, LanguageModel):
-                fills = answer(self.finished, self.samples, self.tokenizer, shifted=self.objective.kind == "hybrid")
+            if fills := self.work.show(self.finished):
                 self.log.write({"kind": "samples", "step": p.step, "fills": fills})
             self.listener.evaluation(record)
 
@@ -344,7 +219,7 @@ class Training:
         """Write down everything, and the model as it is now."""
 
         def write() -> None:
-            save_checkpoint(self.out, self.position, self.optimizer.state() | self._learned(), self.train.keep)
+            save_checkpoint(self.out, self.position, self.optimizer.state() | self.work.state(), self.train.keep)
             self._export()
 
         self.world.lead(write)
@@ -360,13 +235,7 @@ class Training:
         extra: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 3)}
         if p.loss is not None:
             extra |= {"heldout_loss": p.loss, "heldout_accuracy": p.accuracy}
-        extra |= {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
-        extra["objective"] = self.objective.kind
-        save_model(self.finished, self.out / "model", tokenizer=self.tokenizer, extra=extra)
-
-    def _learned(self) -> dict[str, torch.Tensor]:
-        """What is learnt beside the weights, by name; shares its memory."""
-        return {} if self.difficulty is None else {"difficulty": torch.from_numpy(self.difficulty.errors)}
+        self.work.export(self.finished, self.out / "model", extra)
 
     def _take_up(self) -> None:
         """Go back to where the newest whole checkpoint was written."""
@@ -377,7 +246,7 @@ class Training:
         self.position, table = found
         try:
             self.optimizer.load(table, self.position.step)
-            for name, tensor in self._learned().items():
+            for name, tensor in self.work.state().items():
                 tensor.copy_(table[name])
         except (KeyError, RuntimeError):
             raise UserError("the checkpoint is of another model", where=self.out, mend="start a new run") from None
@@ -388,22 +257,12 @@ class Training:
     def _announce(self) -> None:
         if not self.world.first:
             return
-        parameters = sum(p.numel() for p in self.model.parameters())
-        price = estimate(
-            self.recipe,
-            self.model.architecture,
-            parameters,
-            self.store.train,
-            self.ids,
-            device=self.device,
-            dtype=self.dtype,
-            threads=self.threads,
-        )
+        price = self.work.price(self.model, device=self.device, dtype=self.dtype, threads=self.threads)
         if self.device == "cpu":
             self.listener.message(status())
         self.listener.price(price)
-        if units := described(self.store):
-            self.listener.message(units)
+        for note in self.work.notes():
+            self.listener.message(note)
 
     def _tell(self, window: _Window, progress: float) -> None:
         if not self.log:
@@ -417,7 +276,7 @@ class Training:
         }
         record |= window.record()
         record["lr"] = record.pop("factor") * self.train.lr
-        record["rate"] = round(rate_at(progress, self.objective.rate, self.objective.rate_end), 4)
+        record |= self.work.told(progress)
         record["progress"] = round(self.progress(), 6)
         self.log.write(record)
         self.listener.step(record)
@@ -492,40 +351,3 @@ class _Window:
             record["pair_loss"] = round(s["pair_loss"] / s["pairs"], 5)
             record["pair_accuracy"] = round(s["pair_correct"] / s["pairs"], 5)
         return record
-
-
-def tensors(batch: Batch, device: str) -> dict[str, Any]:
-    """A batch as the model's `forward` takes it, by name."""
-
-    def put(array: Any) -> Any:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    given = {"ids": put(batch.ids), "layout": batch.layout.to(device)}
-    given |= {"asked": put(batch.asked), "targets": put(batch.targets)}
-    if len(batch.pairs):
-        given |= {"pairs": put(batch.pairs), "pair_labels": put(batch.pair_labels)}
-    if batch.edges is not None:
-        given["edges"] = put(batch.edges)
-    if batch.source is not None:
-        given["source"] = put(batch.source.ids), batch.source.layout.to(device)
-    return given
-
-
-@torch.no_grad()
-def evaluate(
-    model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
-) -> tuple[float, float]:
-    """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same."""
-    sums = [0.0, 0.0, 0.0]
-    t = recipe.train
-    rows = max(1, min(32, 8192 // t.length))
-    named = {"length": t.length, "n_rows": t.eval_rows, "batch_rows": rows}
-    for batch in evaluation_batches(split, ids, **named, objective=recipe.objective):
-        part = batch.slice(world.rank, world.size)
-        if not len(part.asked):
-            continue
-        losses = model(**tensors(part, device))
-        for i, value in enumerate((float(losses.loss_sum), float(losses.n_correct), float(len(part.asked)))):
-            sums[i] += value
-    loss, correct, n = world.sum(sums)
-    return loss / max(n, 1), correct / max(n, 1)
