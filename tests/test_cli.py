@@ -64,6 +64,13 @@ def test_an_objective_is_chosen_by_its_name(option: list[str], capsys: pytest.Ca
     assert "did you mean hybrid?" in said(capsys)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--train.tensorboard true", True), ("--data.lowercase false", False)])
+def test_a_flag_may_be_answered_with_a_word(option: str, value: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    room, name = option.split()[0][2:].split(".")
+    assert main(["pretrain", "corpus", *option.split(), "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)[room][name] is value
+
+
 def test_help_needs_none_of_the_heavy_libraries() -> None:
     code = """if True:
         import sys

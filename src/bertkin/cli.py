@@ -232,10 +232,10 @@ def pretrain(
 
         print(dump_recipe(complete(recipe)), end="")
         return
-    from bertkin.train import loop
+    from bertkin.train import pretraining
 
     out = out or Path("runs") / recipe.preset
-    _show(loop.pretrain(recipe, out, listener=_listener(quiet), overwrite=overwrite))
+    _show(pretraining.pretrain(recipe, out, listener=_listener(quiet), overwrite=overwrite))
 
 
 @app.command(sort_key=5)
@@ -288,9 +288,9 @@ def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     run
         The run folder.
     """
-    from bertkin.train import loop
+    from bertkin.train import pretraining
 
-    _show(loop.resume(run, listener=_listener(quiet)))
+    _show(pretraining.resume(run, listener=_listener(quiet)))
 
 
 @app.command(sort_key=6)
@@ -346,7 +346,7 @@ def generate(
     num: Annotated[int, Parameter(name=["--num", "-n"])] = 1,
     seed: int = 0,
     truncate: Literal["left"] | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     stream: Annotated[bool, Flag] = False,
     json: Annotated[bool, Flag] = False,
 ) -> None:
@@ -387,7 +387,7 @@ def generate(
     truncate
         left: a prompt longer than the model reads loses its beginning instead of being refused.
     precision
-        Of the weights; auto is bfloat16 where the processor gains by it.
+        Of the weights; auto is bfloat16 where the processor gains by it. int8 is faster and a little less exact.
     stream
         Show the text as it comes.
     json
