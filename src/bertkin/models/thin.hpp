@@ -47,31 +47,54 @@ constexpr int SIDE = 4;  // rows of x and of w whose dot products are in registe
 
 inline __mmask32 lanes_of(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
 
-// Dot products of R rows of x with SIDE of w, in the first R of four vectors of four. The first rows of x to come ask for
-// the next rows of w.
+inline __m512bh some(const bf16* p, int64_t n) {
+    return (__m512bh)(n >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(lanes_of(n), p));
+}
+
+// Dot products of R rows of x with SIDE of w, which is read from memory: in the order in which it lies, what comes next
+// asked for early.
 template <int R>
-inline __m512 thin_tile(const bf16* x, const bf16* w, int64_t in, bool asks) {
+inline __m512 thin_tile(const bf16* x, const bf16* w, int64_t in) {
+    constexpr int64_t AHEAD = 2048;
     __m512 sum[16];
     for (auto& s : sum) s = _mm512_setzero_ps();
+    for (int o = 0; o < SIDE; ++o, w += in) {
+        // One chain of additions a row, as below, so that a row's numbers do not depend on how many there are.
+        __m512 part[R];
+        for (auto& s : part) s = _mm512_setzero_ps();
+        int64_t k = 0;
+        for (; k + 32 <= in; k += 32) {
+            _mm_prefetch(reinterpret_cast<const char*>(w + k + AHEAD), _MM_HINT_T0);
+            __m512bh right = (__m512bh)_mm512_loadu_si512(w + k);
+            for (int r = 0; r < R; ++r)
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)_mm512_loadu_si512(x + r * in + k), right);
+        }
+        if (k < in)
+            for (int r = 0; r < R; ++r)
+                part[r] = _mm512_dpbf16_ps(part[r], some(x + r * in + k, in - k), some(w + k, in - k));
+        for (int r = 0; r < R; ++r) sum[r * SIDE + o] = part[r];
+    }
+    return sums_of(sum);
+}
+
+// The same for SIDE more rows of x, with w in cache.
+inline __m512 thin_tile_again(const bf16* x, const bf16* w, int64_t in, int rows) {
+    __m512 sum[16];
+    for (auto& s : sum) s = _mm512_setzero_ps();
+    // Where there are fewer, the last one stands in for those that are missing.
+    const bf16* row[SIDE];
+    for (int r = 0; r < SIDE; ++r) row[r] = x + std::min(r, rows - 1) * in;
     auto step = [&](int64_t k, auto read) {
-        __m512bh left[R];
-        for (int r = 0; r < R; ++r) left[r] = read(x + r * in + k);
+        __m512bh left[SIDE];
+        for (int r = 0; r < SIDE; ++r) left[r] = read(row[r] + k);
         for (int o = 0; o < SIDE; ++o) {
             __m512bh right = read(w + o * in + k);
-            for (int r = 0; r < R; ++r) sum[r * SIDE + o] = _mm512_dpbf16_ps(sum[r * SIDE + o], left[r], right);
+            for (int r = 0; r < SIDE; ++r) sum[r * SIDE + o] = _mm512_dpbf16_ps(sum[r * SIDE + o], left[r], right);
         }
     };
-    auto whole = [](const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); };
     int64_t k = 0;
-    if (asks)
-        for (; k + 32 <= in; k += 32) {
-            for (int o = 0; o < SIDE; ++o)
-                _mm_prefetch(reinterpret_cast<const char*>(w + (SIDE + o) * in + k), _MM_HINT_T0);
-            step(k, whole);
-        }
-    else
-        for (; k + 32 <= in; k += 32) step(k, whole);
-    if (k < in) step(k, [=](const bf16* p) { return (__m512bh)_mm512_maskz_loadu_epi16(lanes_of(in - k), p); });
+    for (; k + 32 <= in; k += 32) step(k, [](const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); });
+    if (k < in) step(k, [=](const bf16* p) { return some(p, in - k); });
     return sums_of(sum);
 }
 
@@ -102,12 +125,16 @@ inline void thin(const Thin& t) {
             const bf16* x = t.x + r * t.in;
             int rows = int(std::min<int64_t>(SIDE, t.rows - r));
             __m512 sums;
-            switch (rows) {
-                case 4: sums = thin_tile<4>(x, w, t.in, r == 0); break;
-                case 3: sums = thin_tile<3>(x, w, t.in, r == 0); break;
-                case 2: sums = thin_tile<2>(x, w, t.in, r == 0); break;
-                default: sums = thin_tile<1>(x, w, t.in, r == 0);
-            }
+            if (r)
+                sums = thin_tile_again(x, w, t.in, rows);
+            else if (rows == 1)
+                sums = thin_tile<1>(x, w, t.in);
+            else if (rows == 2)
+                sums = thin_tile<2>(x, w, t.in);
+            else if (rows == 3)
+                sums = thin_tile<3>(x, w, t.in);
+            else
+                sums = thin_tile<4>(x, w, t.in);
             thin_store(t, r, rows, col, skip, sums);
         }
     }
@@ -145,27 +172,28 @@ struct Whole {
 };
 
 template <int R>
-inline __m512 whole_tile(const Whole& x, int64_t row, const int8_t* w, int64_t in, bool asks) {
-    __m512i high[16], low[16];
-    for (int i = 0; i < 16; ++i) high[i] = low[i] = _mm512_setzero_si512();
+inline __m512 whole_tile(const Whole& x, int64_t row, const int8_t* w, int64_t in) {
+    constexpr int64_t AHEAD = 4096;
     const __m512i flip = _mm512_set1_epi8(-128);  // the instruction wants one side without sign: w + 128
-    for (int64_t k = 0; k < in; k += 64) {
-        __mmask64 lanes = in - k >= 64 ? ~0ull : (1ull << (in - k)) - 1;
-        for (int o = 0; o < SIDE; ++o) {
-            const int8_t* at = w + o * in + k;
-            if (asks) _mm_prefetch(reinterpret_cast<const char*>(at + SIDE * in), _MM_HINT_T0);
-            __m512i right = _mm512_xor_si512(_mm512_maskz_loadu_epi8(lanes, at), flip);
+    __m512 sum[16];
+    for (auto& s : sum) s = _mm512_setzero_ps();
+    for (int o = 0; o < SIDE; ++o, w += in) {
+        __m512i high[R], low[R];
+        for (int r = 0; r < R; ++r) high[r] = low[r] = _mm512_setzero_si512();
+        for (int64_t k = 0; k < in; k += 64) {
+            __mmask64 lanes = in - k >= 64 ? ~0ull : (1ull << (in - k)) - 1;
+            _mm_prefetch(reinterpret_cast<const char*>(w + k + AHEAD), _MM_HINT_T0);
+            __m512i right = _mm512_xor_si512(_mm512_maskz_loadu_epi8(lanes, w + k), flip);
             for (int r = 0; r < R; ++r) {
                 const int8_t* left = x.parts.data() + (row + r) * 2 * x.padded + k;
-                int i = r * SIDE + o;
-                high[i] = _mm512_dpbusd_epi32(high[i], right, _mm512_loadu_si512(left));
-                low[i] = _mm512_dpbusd_epi32(low[i], right, _mm512_loadu_si512(left + x.padded));
+                high[r] = _mm512_dpbusd_epi32(high[r], right, _mm512_loadu_si512(left));
+                low[r] = _mm512_dpbusd_epi32(low[r], right, _mm512_loadu_si512(left + x.padded));
             }
         }
+        for (int r = 0; r < R; ++r)
+            sum[r * SIDE + o] =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r]), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low[r]));
     }
-    __m512 sum[16];
-    for (int i = 0; i < 16; ++i)
-        sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[i]), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low[i]));
     return sums_of(sum);
 }
 
@@ -177,9 +205,17 @@ inline void thin_whole(const Thin& t, const float* scale) {
         int64_t col = std::min(b * SIDE, t.out - SIDE);
         int skip = int(b * SIDE - col);
         const int8_t* w = (const int8_t*)t.w + col * t.in;
-        for (int64_t r = 0; r < t.rows; r += 2) {
-            int rows = int(std::min<int64_t>(2, t.rows - r));
-            __m512 sums = rows == 2 ? whole_tile<2>(x, r, w, t.in, r == 0) : whole_tile<1>(x, r, w, t.in, r == 0);
+        for (int64_t r = 0; r < t.rows; r += SIDE) {
+            int rows = int(std::min<int64_t>(SIDE, t.rows - r));
+            __m512 sums;
+            if (rows == 1)
+                sums = whole_tile<1>(x, r, w, t.in);
+            else if (rows == 2)
+                sums = whole_tile<2>(x, r, w, t.in);
+            else if (rows == 3)
+                sums = whole_tile<3>(x, r, w, t.in);
+            else
+                sums = whole_tile<4>(x, r, w, t.in);
             alignas(64) float found[16];
             _mm512_store_ps(found, sums);
             for (int i = 0; i < rows * SIDE; ++i)
