@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bertkin.models.cache import Cache
 from bertkin.models.heads import LanguageModel
+from bertkin.models.steps import Bound, Steps
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, noise, unit
 
@@ -77,6 +78,7 @@ def write(
     manner: Manner = Manner(),
     numbers: Sequence[int] | None = None,
     stopped: Callable[[int, int], bool] | None = None,
+    steps: Steps | None = None,
 ) -> Iterator[Written]:
     """Go on with prompts, a token of each a step; with beams, all tokens come at once in the end.
 
@@ -84,6 +86,7 @@ def write(
         prompts: ids of each, at least one; of an encoder–decoder, what the encoder reads.
         ends: tokens that end a text; they are handed out too. A text also ends where the model reads no further.
         numbers: of the prompts, which their draws depend on; by default 0, 1, 2 …
+        steps: the model's weights made ready for fast steps, where that was done.
         stopped: asked after each token (number of the prompt, token) whether the prompt's text shall end here.
 
     Yields:
@@ -91,17 +94,20 @@ def write(
     """
     with torch.inference_mode():
         if how.beams > 1:
-            yield from beam_search(model, prompts, how, ends, manner)
+            yield from beam_search(model, prompts, how, ends, manner, steps)
             return
-        reader = Reader(model, prompts, how.max_new_tokens, manner)
+        reader = Reader(model, prompts, how.max_new_tokens, manner, steps=steps)
         rows = list(range(len(prompts)))
         keys = mix(how.seed, np.array(rows if numbers is None else numbers))
         seen = [list(begin) for begin in reader.begins] if how.repetition_penalty != 1 else None
+        plain = how.greedy and seen is None
         scores = reader.first()
+        chosen: Tensor | None = None
         for step in range(how.max_new_tokens):
             if seen is not None:
                 scores = penalised(scores, seen, how.repetition_penalty)
-            chosen = choose(scores, how, unit(noise(keys[rows], step)) if not how.greedy else None)
+            if chosen is None:
+                chosen = choose(scores, how, unit(noise(keys[rows], step)) if not how.greedy else None)
             tokens = chosen.tolist()
             written = list(zip(rows, tokens, strict=True))
             yield written
@@ -121,7 +127,13 @@ def write(
             if seen is not None:
                 for one, token in zip(seen, tokens, strict=True):
                     one.append(token)
-            scores = reader.next(torch.tensor(tokens, device=chosen.device) if over else chosen)
+            if over:
+                chosen = torch.tensor(tokens, device=chosen.device)
+            if plain:
+                chosen = reader.likeliest(chosen)
+            else:
+                scores = reader.next(chosen)
+                chosen = None
 
 
 def _drop(values: list[Any], place: int) -> None:
@@ -136,6 +148,7 @@ class Reader:
     Args:
         room: tokens that will be written at most.
         copies: sequences for each prompt (beams).
+        steps: the fast body of a step, where there is one.
 
     Attributes:
         begins: what each decoder's sequence begins with.
@@ -143,9 +156,16 @@ class Reader:
     """
 
     def __init__(
-        self, model: LanguageModel, prompts: Sequence[Ids], room: int, manner: Manner, copies: int = 1
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Ids],
+        room: int,
+        manner: Manner,
+        copies: int = 1,
+        steps: Steps | None = None,
     ) -> None:
-        self.model, self.manner, self.copies = model, manner, copies
+        self.model, self.manner, self.steps = model, manner, steps
+        self.fast: Bound | None = None
         self.source = _packed(prompts, model) if model.source is not None else None
         self.begins = [list(manner.start)] * len(prompts) if model.source is not None else [list(p) for p in prompts]
         extra, longest = int(manner.blank is not None), model.architecture.max_length
@@ -161,23 +181,36 @@ class Reader:
         memory = None
         if self.source is not None and model.source is not None:
             memory = (model.source(*self.source), self.source[1])
-        last = layout.starts[1:].long() - 1
-        hidden: Tensor = model.stack(ids, layout, last, memory, self.cache)
+        if self.steps is not None:
+            if memory is not None:
+                model.stack.look_at(memory, self.cache)
+            self.fast = self.steps.bind(self.cache)
+            scores = self.fast.read(ids, layout)
+        else:
+            scores = model.answer(model.stack(ids, layout, layout.starts[1:].long() - 1, memory, self.cache))
         if blank is not None:
             self.cache.back()
-        return model.answer(hidden)
+        return scores
 
     def next(self, tokens: Tensor) -> Tensor:
-        """Scores [n, vocab] after one more token of each sequence, int64 [n]."""
-        hidden = self._step(tokens)
+        """Scores [n, vocab] after one more token of each sequence, int64 [n]; they last until the next call."""
+        scores = self._step(tokens)
         if self.manner.blank is not None:
-            hidden = self._step(torch.full_like(tokens, self.manner.blank))
+            scores = self._step(torch.full_like(tokens, self.manner.blank))
             self.cache.back()
-        return self.model.answer(hidden)
+        return scores
+
+    def likeliest(self, tokens: Tensor) -> Tensor:
+        """The likeliest token, int64 [n], after one more token of each sequence."""
+        if self.fast is not None and self.manner.blank is None:
+            return self.fast.likeliest(tokens)
+        return self.next(tokens).argmax(dim=-1)
 
     def _step(self, tokens: Tensor) -> Tensor:
+        if self.fast is not None:
+            return self.fast.scores(tokens)
         hidden: Tensor = self.model.stack(tokens, self.cache.next(), None, None, self.cache)
-        return hidden
+        return self.model.answer(hidden)
 
 
 def _packed(sequences: Sequence[Ids], model: LanguageModel, *, both_sides: bool = False) -> tuple[Tensor, Layout]:
@@ -238,7 +271,12 @@ def penalised(scores: Tensor, seen: Sequence[Ids], penalty: float) -> Tensor:
 
 
 def beam_search(
-    model: LanguageModel, prompts: Sequence[Ids], how: Decoding, ends: Collection[int], manner: Manner
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    how: Decoding,
+    ends: Collection[int],
+    manner: Manner,
+    steps: Steps | None = None,
 ) -> Iterator[Written]:
     """Of `how.beams` beginnings of each prompt, each step's best continuations go on (Graves 2012, Wu et al. 2016).
 
@@ -246,7 +284,7 @@ def beam_search(
     prompt is done when no beginning could still beat the worst of as many set aside, and its best is yielded.
     """
     width, vocabulary = how.beams, model.architecture.vocab_size
-    reader = Reader(model, prompts, how.max_new_tokens, manner, copies=width)
+    reader = Reader(model, prompts, how.max_new_tokens, manner, copies=width, steps=steps)
     scores = reader.first()
     reader.cache.pick(torch.arange(len(prompts), device=scores.device).repeat_interleave(width))
     scores = scores.repeat_interleave(width, dim=0)

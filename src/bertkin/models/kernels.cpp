@@ -19,6 +19,7 @@
 #ifdef HAVE_BF16_DOT
 #include "attention.hpp"
 #include "gemm.hpp"
+#include "step.hpp"
 #include "thin.hpp"
 #endif
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-INCLUDED = [SOURCE.with_name(name) for name in ("vectors.hpp", "gemm.hpp", "thin.hpp", "attention.hpp")]
+INCLUDED = [SOURCE.with_name(name) for name in ("vectors.hpp", "gemm.hpp", "thin.hpp", "attention.hpp", "step.hpp")]
 # Not -ffast-math: it would switch the whole process to flushing subnormal numbers to zero when the library is loaded.
 FLAGS = ["-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math"]
 FLAGS += ["-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
@@ -49,6 +49,7 @@ DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_thin": ([L, L, L, P, P, P, P, P], None),
     "bk_look": ([P], None),
     "bk_attention": ([P, P, P], None),
+    "bk_step": ([P, P, P, P], None),
     "bk_attention_backward": ([P, P, P, P, P, P, P, L, L, P], None),
 }
 

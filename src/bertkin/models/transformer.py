@@ -262,6 +262,12 @@ class Stack(nn.Module):
             cache.read(layout)
         return self._finish(stream, update)
 
+    def look_at(self, memory: Memory, cache: Cache) -> None:
+        """Let a cache keep the keys and values of a memory, for a decoder that has read nothing yet."""
+        for number, layer in enumerate(self.blocks):
+            assert layer.cross is not None
+            cache.keep_crossed(number, *layer.cross.keys_values(memory[0]), memory[1])
+
     def embed(self, ids: Tensor, layout: Layout) -> Tensor:
         """What the first layer reads: [tokens, hidden]."""
         x: Tensor = self.embeddings(ids, layout)
