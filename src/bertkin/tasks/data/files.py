@@ -1,0 +1,372 @@
+"""Files of labelled rows as they are: what kind a file is, its text, and its rows with their line numbers.
+
+    open_file(path)                 what `bertkin.text.sources` knows of it, and its kind
+    read_text(file)                 the text, without byte order mark and carriage returns
+    read_table(file)                rows by column: .csv, .tsv, .jsonl, .json, .parquet
+
+A TSV is taken as it is: tabs part columns and quotation marks mean nothing, as in GLUE. A CSV is quoted as
+spreadsheets do it, with commas, semicolons, tabs or bars between its columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal, cast
+
+from bertkin.errors import MissingExtra, UserError
+from bertkin.text.sources import Source, list_sources, not_utf8, read_bytes
+from bertkin.text.tables import LONGEST_FIELD
+
+Kind = Literal["csv", "tsv", "json", "parquet", "conll", "conllu", "squad"]
+
+KINDS: dict[str, Kind] = {
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".jsonl": "json",
+    ".ndjson": "json", ".jsonlines": "json", ".conll": "conll", ".conll03": "conll", ".bio": "conll", ".iob": "conll",
+    ".iob2": "conll", ".iob1": "conll", ".bioes": "conll", ".bmes": "conll", ".conllu": "conllu",
+}  # fmt: skip
+"""What a name says; any other file is looked into."""
+
+PLAIN = (".txt", ".text", ".data", ".dat", "")
+"""Endings that say nothing, yet may hold labelled rows."""
+
+SKIP = "or leave such rows out with --skip-bad"
+
+
+@dataclass
+class Gate:
+    """Where unusable rows are stopped: the first one ends the reading, or all are left out and remembered."""
+
+    skip: bool = False
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(where, why) of each."""
+
+    def refuse(self, what: str, where: str, mend: str) -> None:
+        """Say what is wrong with a row; comes back only where such rows are left out.
+
+        Raises:
+            UserError: unless rows are left out.
+        """
+        if not self.skip:
+            raise UserError(what, where=where, mend=f"{mend}, {SKIP}")
+        self.left_out.append((where, what))
+
+    def summary(self) -> list[str]:
+        """A line for each reason, for people."""
+        reasons: dict[str, list[str]] = {}
+        for where, why in self.left_out:
+            reasons.setdefault(why, []).append(where)
+        return [f"left out {len(places):,} rows: {why} (first {places[0]})" for why, places in reasons.items()]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Values by column (text in tables, anything in JSON), and "file:line"."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one file; without a header, columns are called 1, 2, …"""
+
+    label: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    header: bool = True
+
+
+# Files.
+
+
+def open_file(path: str | PathLike[str]) -> tuple[Source, Kind]:
+    """A file and its kind, by its name or, where that says nothing, by its content.
+
+    Raises:
+        UserError: it cannot be read, or is of no kind we know.
+    """
+    source = list_sources([str(path)])[0]
+    kind = KINDS.get(suffix_of(source.label))
+    if kind == "parquet":
+        return source, kind
+    head = _head(source)
+    if kind in (None, "tsv"):
+        kind = _sniffed(head) or kind
+    if kind == "conll" and _is_conllu(head):
+        kind = "conllu"
+    if kind == "json" and '"paragraphs"' in head:
+        kind = "squad"
+    if kind is None:
+        mend = "name it .csv, .tsv, .jsonl, .parquet, .conll or .conllu, by what it is"
+        raise UserError("cannot tell what kind of table this is", where=source.label, mend=mend)
+    return source, kind
+
+
+def suffix_of(name: str) -> str:
+    """How a file's name ends, without what says it is compressed."""
+    name = re.sub(r"\.(gz|bz2|xz|zst)$", "", name.lower())
+    match = re.search(r"[^/\\.](\.[a-z0-9]+)$", name)
+    return match[1] if match else ""
+
+
+def _head(source: Source) -> str:
+    data = next(read_bytes(source), (b"", 0))[0].removeprefix(b"\xef\xbb\xbf")[: 1 << 17]
+    return data.decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _sniffed(head: str) -> Kind | None:
+    """The kind of a file by its first lines."""
+    start = head.lstrip()
+    if re.match(r'\{\s*"|\[\s*\{', start):
+        return "json"
+    blocks = [block.split("\n") for block in re.split(r"\n\s*\n", head.strip("\n")) if block.strip()]
+    if len(blocks) > 1 or _is_conllu(head):
+        lines = [line for block in blocks[:-1] or blocks for line in block if not line.startswith("# ")]
+        if len({len(columns(line)) for line in lines}) == 1 and len(columns(lines[0])) > 1:
+            return "conllu" if _is_conllu(head) else "conll"
+    lines = [line for line in head.split("\n")[:-1] or [head] if line.strip()]
+    if not lines:
+        return None
+    for separator, kind in (("\t", "tsv"), (",", "csv"), (";", "csv")):
+        if len({line.count(separator) for line in lines[:50]}) == 1 and separator in lines[0]:
+            return cast(Kind, kind)
+    return "csv" if _delimiter(head) != "\0" else None
+
+
+def _is_conllu(head: str) -> bool:
+    lines = [line for line in head.split("\n")[:50] if line.strip() and not line.startswith("#")]
+    return bool(lines) and all(re.match(r"\d+([-.]\d+)?\t", line) and line.count("\t") == 9 for line in lines[:-1])
+
+
+def columns(line: str) -> list[str]:
+    """The columns of a line of words: parted by tabs, or where it has none by blanks."""
+    return line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+
+
+def read_text(source: Source, encoding_errors: str = "strict") -> str:
+    """The text of a file, lines ending in a line feed alone.
+
+    Raises:
+        UserError: bytes that are not UTF-8, with their offset.
+    """
+    data = b"".join(chunk for chunk, _ in read_bytes(source))
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError("this is UTF-16", where=source.label, mend="convert it (iconv -f utf-16 -t utf-8)")
+    try:
+        text = data.decode("utf-8", encoding_errors)
+    except UnicodeDecodeError as error:
+        raise not_utf8(source, error.start, data[error.start]) from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+# Tables.
+
+
+def read_table(
+    source: Source,
+    kind: Kind,
+    gate: Gate,
+    *,
+    header: bool | None = None,
+    known: Sequence[str] = (),
+    encoding_errors: str = "strict",
+) -> Table:
+    """The rows of a .csv, .tsv, .jsonl, .json or .parquet file.
+
+    Args:
+        gate: where rows of the wrong length go.
+        header: whether the first line names the columns; by default it is looked at.
+        known: names that a header is known by, in lower case.
+
+    Raises:
+        UserError: not such a table, or a row of another length than the first.
+    """
+    if kind == "parquet":
+        return _parquet(source)
+    text = read_text(source, encoding_errors)
+    if kind == "json":
+        return _json(source, text)
+    read = _csv(source, text) if kind == "csv" else _tsv(text)
+    lines = [(number, [cell.strip() for cell in cells]) for number, cells in read]
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    if not lines:
+        raise UserError("no rows", where=source.label, mend="give a file with rows")
+    if header is None:
+        header = _looks_like_header([cells for _, cells in lines[:1000]], known)
+    first = lines[0][1]
+    names = _distinct(first) if header else [str(at) for at in range(1, len(first) + 1)]
+    rows = []
+    for number, cells in lines[1:] if header else lines:
+        where = f"{source.label}:{number}"
+        if len(cells) != len(names):
+            what = f"{_count(len(cells))}, but the first line has {len(names)}"
+            mend = "take tabs out of its texts" if kind == "tsv" else "put texts with separators in quotation marks"
+            gate.refuse(what, where, mend)
+            continue
+        rows.append(Row(dict(zip(names, cells, strict=True)), where))
+    return Table(source.label, tuple(names), tuple(rows), header)
+
+
+def _count(columns: int) -> str:
+    return f"{columns} column" + "s" * (columns != 1)
+
+
+def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        yield number, line.split("\t")
+
+
+def _csv(source: Source, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Records with the number of their first line."""
+    csv.field_size_limit(LONGEST_FIELD)
+    delimiter = _delimiter(text[: 1 << 16]).replace("\0", ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    line = 1
+    try:
+        for cells in reader:
+            yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"not a table ({error})", where=f"{source.label}:{line}", mend="save it again as CSV") from None
+
+
+def _delimiter(head: str) -> str:
+    """What parts the columns: the character that does so most evenly; a NUL, which no file has, where none does."""
+    best, evenness = "\0", 0.0
+    for delimiter in (",", ";", "\t", "|"):
+        try:
+            rows = list(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, skipinitialspace=True))
+        except csv.Error:
+            continue
+        lengths = Counter(len(row) for row in rows[:50] if row)
+        length, count = lengths.most_common(1)[0] if lengths else (1, 0)
+        if length > 1 and count / lengths.total() > evenness:
+            best, evenness = delimiter, count / lengths.total()
+    return best
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of columns, those without one or with another's by their number."""
+    seen: set[str] = set()
+    found = []
+    for at, name in enumerate(names, 1):
+        name = name if name and name not in seen else str(at)
+        seen.add(name)
+        found.append(name)
+    return found
+
+
+def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> bool:
+    """Whether the first of `rows` names the columns: by a name we know, or by being unlike what stands below it."""
+    first, below = rows[0], rows[1:]
+    if any(normal(cell) in known for cell in first):
+        return True
+    filled = [cell for cell in first if cell]
+    if not below or len(set(filled)) < len(filled) or any(is_number(cell) or len(cell) > 40 for cell in filled):
+        return False
+    for at, cell in enumerate(first):
+        values = [row[at] for row in below if at < len(row)]
+        if cell and cell in values:
+            return False
+        if values and all(map(is_number, values)):
+            return True
+    lengths = [len(row[at]) for row in below for at in range(len(row))]
+    return max(map(len, first)) * 3 < max(lengths, default=0)
+
+
+def normal(name: str) -> str:
+    """A column's name as our lists write it."""
+    return re.sub(r"[\s\-]+", "_", name.strip().lower())
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell holds a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json(source: Source, text: str) -> Table:
+    """Objects one a line, or an array of them over many."""
+    start = len(text) - len(text.lstrip())
+    values = _array(source, text, start) if text[start : start + 1] == "[" else _lines(source, text)
+    rows = []
+    names: dict[str, None] = {}
+    for value, line in values:
+        where = f"{source.label}:{line}"
+        if not isinstance(value, dict):
+            raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend=ONE_A_LINE)
+        names.update(dict.fromkeys(value))
+        rows.append(Row(value, where))
+    if not rows:
+        raise UserError("no rows", where=source.label, mend="give a file with rows")
+    return Table(source.label, tuple(names), tuple(rows))
+
+
+ONE_A_LINE = "give one JSON object a line, or an array of them"
+
+
+def _lines(source: Source, text: str) -> Iterator[tuple[Any, int]]:
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield json.loads(line), number
+            except (ValueError, RecursionError) as error:
+                yield from _rows_within(source, text, number, error)
+                return
+
+
+def _rows_within(source: Source, text: str, number: int, error: Exception) -> Iterator[tuple[Any, int]]:
+    """Rows of one object over many lines, {"data": [row, row]}, as dataset viewers write it."""
+    where = f"{source.label}:{number}"
+    why = getattr(error, "msg", "nested too deeply")
+    match = re.match(r'\s*\{\s*"(?:data|rows|examples|instances)"\s*:\s*(?=\[)', text) if number == 1 else None
+    if match is None:
+        raise UserError(f"not JSON ({why})", where=where, mend=ONE_A_LINE) from None
+    yield from _array(source, text, match.end())
+
+
+def _array(source: Source, text: str, start: int) -> Iterator[tuple[Any, int]]:
+    """The values of an array that begins at `start`, each with its line."""
+    decoder = json.JSONDecoder()
+    blank = re.compile(r"[\s,]*")
+    at, line, counted = start + 1, 1, 0
+    while True:
+        at = blank.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", "nested too deeply")
+            raise UserError(f"not JSON ({why})", where=f"{source.label}:{line}", mend=ONE_A_LINE) from None
+        yield value, line
+
+
+def _parquet(source: Source) -> Table:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "data", "reading .parquet") from None
+    try:
+        table = pyarrow.parquet.read_table(source.path)
+        values = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:  # what damaged files make it say
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"not a whole parquet file ({why})", where=source.label, mend="download it again") from None
+    rows = tuple(Row(value, f"{source.label}: row {number}") for number, value in enumerate(values, 1))
+    if not rows:
+        raise UserError("no rows", where=source.label, mend="give a file with rows")
+    return Table(source.label, tuple(table.column_names), rows)
