@@ -178,17 +178,19 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @needs_kernel
-def test_attention_is_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
+def test_numbers_are_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
     layout = Layout.from_lengths([60, 3, 100]).to("cpu")
-    q, k, v = draw(163, 4, 32), draw(163, 2, 32, seed=1), draw(163, 2, 32, seed=2)
-    offsets = draw(4, 199, dtype=torch.float32)
+    inputs = draw(163, 4, 32), draw(163, 2, 32, seed=1), draw(163, 2, 32, seed=2), draw(4, 199, dtype=torch.float32)
+    hidden, table, targets = draw(163, 64), 0.1 * draw(3000, 64), torch.arange(163)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
-            given = [x.clone().requires_grad_() for x in (q, k, v, offsets)]
+            given = [x.clone().requires_grad_() for x in (*inputs, hidden, table)]
             out = attention(*given[:3], layout, Rule(causal=True), distances=given[3])
-            found.append((out, *torch.autograd.grad(out, given, draw(163, 128, seed=3))))
+            loss, right = ops.vocabulary_loss(given[4], given[5], None, targets, z_loss=1e-3)
+            torch.autograd.backward([out, loss], [draw(163, 128, seed=3), None])
+            found.append([out, loss, right, ops.linear(hidden[:9], table), *(x.grad for x in given)])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

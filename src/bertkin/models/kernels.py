@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-INCLUDED = [SOURCE.with_name(name) for name in ("vectors.hpp", "gemm.hpp", "thin.hpp", "attention.hpp", "step.hpp")]
+INCLUDED = sorted(SOURCE.parent.glob("*.hpp"))
 # Not -ffast-math: it would switch the whole process to flushing subnormal numbers to zero when the library is loaded.
 FLAGS = ["-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros", "-fno-trapping-math"]
 FLAGS += ["-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
