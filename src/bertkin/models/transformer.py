@@ -22,7 +22,8 @@ from bertkin.models.architecture import Architecture
 from bertkin.models.attention import Rotary, Rule, attention, attention_weights, layout_of, rotary_tables
 from bertkin.models.cache import Cache
 from bertkin.models.embeddings import Embeddings
-from bertkin.models.ops import add_norm, feed_forward, linear, split_heads
+from bertkin.models.linear import Linear
+from bertkin.models.ops import add_norm, bend, feed_forward, linear, split_heads
 from bertkin.text.layout import Layout
 
 Memory = tuple[Tensor, Layout]
@@ -58,8 +59,8 @@ class Attention(nn.Module):
         self.scale = None if a.scaled else 1.0
         self.parts = a.heads // a.key_heads + 2
         """Matrices of the keys' size that lie stacked in the projection."""
-        self.qkv = nn.Linear(a.hidden, self.parts * self.key_heads * self.head_dim, bias=a.attention_bias)
-        self.out = nn.Linear(a.heads * self.head_dim, a.hidden, bias=a.attention_bias)
+        self.qkv = Linear(a.hidden, self.parts * self.key_heads * self.head_dim, bias=a.attention_bias)
+        self.out = Linear(a.heads * self.head_dim, a.hidden, bias=a.attention_bias)
 
     def forward(
         self, x: Tensor, layout: Layout, places: Places, asked: Tensor | None, kept: Kept | None = None
@@ -72,19 +73,19 @@ class Attention(nn.Module):
             cache, layer = kept
             if cache.stepping:
                 mixed = cache.look(layer, q, k, v, layout, places, self.rule, self.scale)
-                return linear(mixed, self.out.weight, self.out.bias)
+                return self._out(mixed)
             cache.keep(layer, k, v, layout, places)
         mixed = attention(
             q, k, v, layout, self.rule, queries=asked, rotary=places.rotary, distances=places.distances,
             scale=self.scale, dropout=dropout,
         )  # fmt: skip
-        return linear(mixed, self.out.weight, self.out.bias)
+        return self._out(mixed)
 
     def across(self, x: Tensor, memory: Memory | None, asking: Layout, kept: Kept | None = None) -> Tensor:
         """Each token of x, laid out as `asking`, looks at the whole sequence of the memory that goes with its own."""
         q = self.queries(x)
         if kept is not None and kept[0].stepping:
-            return linear(kept[0].look_across(kept[1], q, self.scale), self.out.weight, self.out.bias)
+            return self._out(kept[0].look_across(kept[1], q, self.scale))
         assert memory is not None
         hidden, layout = memory
         k, v = self.keys_values(hidden)
@@ -92,27 +93,28 @@ class Attention(nn.Module):
             kept[0].keep_crossed(kept[1], k, v, layout)
         dropout = self.dropout if self.training else 0.0
         mixed = attention(q, k, v, layout, Rule(), asking=asking, scale=self.scale, dropout=dropout)
-        return linear(mixed, self.out.weight, self.out.bias)
+        return self._out(mixed)
 
     def project(self, x: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the asked tokens (of all by default), keys and values of all: views [n, heads, head_dim]."""
         if asked is None and self.parts == 3:
-            q, k, v = split_heads(linear(x, self.qkv.weight, self.qkv.bias), 3, self.heads)
+            q, k, v = split_heads(self.qkv(x), 3, self.heads)
             return q, k, v
         return self.queries(x if asked is None else x[asked]), *self.keys_values(x)
 
     def queries(self, x: Tensor) -> Tensor:
         """[n, hidden] to [n, heads, head_dim]."""
-        width, weight, bias = self.heads * self.head_dim, self.qkv.weight, self.qkv.bias
-        q = linear(x, weight[:width], None if bias is None else bias[:width])
+        q = self.qkv(x, slice(self.heads * self.head_dim))
         return q.view(len(x), self.heads, self.head_dim)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[n, hidden] to twice [n, key heads, head_dim]."""
-        width, weight, bias = self.heads * self.head_dim, self.qkv.weight, self.qkv.bias
-        kv = linear(x, weight[width:], None if bias is None else bias[width:])
-        k, v = split_heads(kv, 2, self.key_heads)
+        k, v = split_heads(self.qkv(x, slice(self.heads * self.head_dim, None)), 2, self.key_heads)
         return k, v
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        found: Tensor = self.out(mixed)
+        return found
 
 
 class FeedForward(nn.Module):
@@ -122,11 +124,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.kind, self.gated = a.feed_forward, a.gated
         width = a.intermediate * (2 if self.gated else 1)
-        self.up = nn.Linear(a.hidden, width, bias=a.feed_forward_bias)
-        self.down = nn.Linear(a.intermediate, a.hidden, bias=a.feed_forward_bias)
+        self.up = Linear(a.hidden, width, bias=a.feed_forward_bias)
+        self.down = Linear(a.intermediate, a.hidden, bias=a.feed_forward_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = self.up, self.down
+        if type(up) is not Linear or type(down) is not Linear:  # one of them is wrapped, and has more to do
+            wrapped: Tensor = down(bend(up(x), self.kind))
+            return wrapped
         return feed_forward(x, up.weight, up.bias, down.weight, down.bias, kind=self.kind)
 
 
