@@ -266,6 +266,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> bool:
     """Whether the first of `rows` names the columns: by a name we know, or by being unlike what stands below it."""
     first, below = rows[0], rows[1:]
+    again = [cell and sum(at < len(row) and row[at] == cell for row in below) > 1 for at, cell in enumerate(first)]
+    if any(again):
+        return False
     if any(normal(cell) in known for cell in first):
         return True
     filled = [cell for cell in first if cell]
@@ -273,8 +276,6 @@ def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> b
         return False
     for at, cell in enumerate(first):
         values = [row[at] for row in below if at < len(row)]
-        if cell and cell in values:
-            return False
         if values and all(map(is_number, values)):
             return True
     lengths = [len(row[at]) for row in below for at in range(len(row))]

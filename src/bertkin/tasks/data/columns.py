@@ -1,0 +1,230 @@
+"""Which column of a table is what: by the names people use, by what a column holds, or as the user says.
+
+Every guess is said aloud (`Roles.said`), and `--text`, `--text2` and `--label` overrule it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bertkin.errors import UserError, nearest
+from bertkin.tasks.data.files import Table, is_number, normal
+
+PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+    ("question", "passage"), ("question", "context"), ("text_a", "text_b"), ("text1", "text2"), ("texta", "textb"),
+    ("#1_string", "#2_string"), ("sent1", "sent2"), ("s1", "s2"), ("sentence_a", "sentence_b"),
+    ("sentence_1", "sentence_2"), ("text_1", "text_2"), ("query", "passage"), ("query", "document"), ("query", "text"),
+    ("query", "title"), ("anchor", "positive"), ("claim", "evidence"), ("sequence1", "sequence2"),
+)  # fmt: skip
+TEXTS = (
+    "text", "sentence", "review", "content", "comment", "tweet", "message", "body", "sequence", "document", "article",
+    "utterance", "post", "text_a", "sentence1", "question", "query", "premise", "input", "source", "prompt",
+    "instruction", "dialogue", "passage", "context", "abstract", "description", "title", "headline", "src", "review_body",
+    "文本", "内容", "句子", "评论", "标题",
+)  # fmt: skip
+LABELS = (
+    "label", "labels", "class", "category", "gold_label", "score", "is_duplicate", "quality", "similarity_score",
+    "similarity", "sentiment", "rating", "stars", "polarity", "intent", "topic", "emotion", "target", "relation", "y",
+    "answerkey", "categories", "genre_label", "toxic", "humor", "lang", "language", "标签", "类别", "情感",
+)  # fmt: skip
+TARGETS = (
+    "summary", "highlights", "translation", "target_text", "target", "output", "response", "completion", "answer", "tgt",
+    "reference", "headline", "title", "摘要",
+)  # fmt: skip
+"""Columns that hold what is to be written; also labels, where their values repeat."""
+IDS = ("id", "idx", "index", "guid", "uid", "qid", "pairid", "sent_id")
+WORDS, TAGS = ("tokens", "words"), ("ner_tags", "tags", "pos_tags", "upos", "labels", "ner", "label", "tag", "pos")
+ENTITIES = ("entities", "spans", "label", "labels", "annotations")
+CHOICES = re.compile(r"(?:choice|ending|option|sol|answer|alternative)_?(\d+|[a-e])")
+
+KNOWN = tuple({*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS, *(name for pair in PAIRS for name in pair)})
+"""Names by which a first line is known to be a header."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the user says of the columns; anything left "" is guessed.
+
+    Attributes:
+        text, text2: columns of the texts, by name or by number from 1.
+        label: column of the answer.
+        id: column of the rows' names.
+    """
+
+    text: str = ""
+    text2: str = ""
+    label: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each column is; "" and () for what there is none of.
+
+    Attributes:
+        texts: joined in this order.
+        choices: a column for each choice, or one that holds a list.
+        holds: what a row is: "" for texts and a label, else "words", "entities", "choices" or "answers" (spans).
+    """
+
+    texts: tuple[str, ...] = ()
+    label: str = ""
+    id: str = ""
+    choices: tuple[str, ...] = ()
+    holds: str = ""
+
+    @property
+    def said(self) -> str:
+        """The roles in one line."""
+        parts = [("text", self.texts), ("label", (self.label,)), ("choices", self.choices), ("id", (self.id,))]
+        return ", ".join(f"{name} = {' + '.join(names)}" for name, names in parts if names and names[0])
+
+
+def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0, *, labelled: bool = True) -> Roles:
+    """The roles of a table's columns.
+
+    Args:
+        given: what the user says.
+        output: what the task's answer is, or "" where that is to be found out as well.
+        inputs: how many texts the task joins, or 0.
+        labelled: whether a label is looked for among columns whose names say nothing.
+
+    Raises:
+        UserError: a column that is not there, or texts that cannot be told.
+    """
+    named = {field.name: _find(table, getattr(given, field.name), field.name) for field in fields(given)}
+    by_name = {normal(name): name for name in reversed(table.columns)}
+    id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
+    row = next((row.values for row in table.rows), {})
+    special = _special(by_name, row, named, output)
+    if special is not None:
+        return Roles(*special[:2], id_, *special[2:])
+    label = named["label"] or _label_by_name(by_name, output, named)
+    free = {key: name for key, name in by_name.items() if name not in (label, id_)}
+    texts = tuple(name for name in (named["text"], named["text2"]) if name)
+    if not named["text"]:
+        texts = _texts_by_name(free, 2 if named["text2"] else inputs) or texts
+        if named["text2"]:
+            texts = (*[name for name in texts if name != named["text2"]][:1], named["text2"])
+    if not texts or (not label and labelled):
+        by_content = _by_content(table, [name for name in table.columns if name != named["label"]], inputs)
+        texts = texts or by_content.texts
+        label = label or (by_content.label if labelled else "")
+    if label in texts and not named["label"]:
+        label = ""
+    if not texts:
+        raise UserError(
+            "no column looks like a text", where=f"{table.label}:1", mend=f"name it with --text; {there(table)}"
+        )
+    if inputs > len(texts):
+        what = f"only one text ({texts[0]}), but the task joins {inputs}"
+        raise UserError(what, where=f"{table.label}:1", mend=f"name the other with --text2; {there(table)}")
+    return Roles(texts[:inputs] if inputs else texts, label, id_)
+
+
+def there(table: Table) -> str:
+    """The columns of a table, for a mend."""
+    names = ", ".join(" ".join(name.split())[:40] for name in table.columns[:20])
+    return f"there are {names}" if table.header else f"there are {len(table.columns)}, called 1, 2, …"
+
+
+def _find(table: Table, name: str, option: str) -> str:
+    """The column a user means, by its name in any case, or by its number."""
+    if not name or name in table.columns:
+        return name
+    for column in table.columns:
+        if normal(column) == normal(name):
+            return column
+    if name.isdigit() and 1 <= int(name) <= len(table.columns):
+        return table.columns[int(name) - 1]
+    guess = nearest(name, table.columns)
+    mend = guess if guess.startswith("did you mean") else there(table)
+    raise UserError(f"no column {name!r}", where=f"{table.label}:1 (--{option})", mend=mend)
+
+
+def _special(
+    by_name: dict[str, str], row: Any, named: dict[str, str], output: str
+) -> tuple[tuple[str, ...], str, tuple[str, ...], str] | None:
+    """(texts, label, choices, holds) where a row is more than texts and a label."""
+
+    def first(names: Iterable[str], kind: type | tuple[type, ...] = object) -> str:
+        return next(
+            (by_name[name] for name in names if name in by_name and isinstance(row.get(by_name[name]), kind)), ""
+        )
+
+    words = named["text"] if isinstance(row.get(named["text"]), list) else first(WORDS, list)
+    if words and output in ("", "tokens") and not named["text2"]:
+        return (
+            (words,),
+            named["label"] or first([name for name in TAGS if by_name.get(name) != words], list),
+            (),
+            "words",
+        )
+    if "context" in by_name and "question" in by_name and output in ("", "span"):
+        answers = named["label"] or first(("answers", "answer"), (dict, list))
+        if answers or output == "span":
+            return (by_name["question"], by_name["context"]), answers, (), "answers"
+    single = named["text"] or first(TEXTS, str)
+    marked = named["label"] or first(ENTITIES, list)
+    if single and marked and output in ("", "tokens") and _marks(row.get(marked)):
+        return (single,), marked, (), "entities"
+    choices = tuple(by_name[name] for name in sorted(by_name) if CHOICES.fullmatch(name))
+    listed = first(("choices", "endings", "options"), (list, dict))
+    if output in ("", "choice") and (listed or len(choices) > 1):
+        free = {key: name for key, name in by_name.items() if name not in choices}
+        texts = _texts_by_name(free, 0) or _texts_by_name(free, 1)
+        texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
+        return texts, named["label"] or _label_by_name(free, "", named), (listed,) if listed else choices, "choices"
+    return None
+
+
+def _marks(value: Any) -> bool:
+    """Whether a value is a list of [start, end, type] or {"start": …, "end": …}; an empty one may be."""
+    if not isinstance(value, list):
+        return False
+    return all(
+        (isinstance(mark, list) and len(mark) == 3 and isinstance(mark[0], int))
+        or (isinstance(mark, dict) and {"start", "end"} <= {*mark})
+        for mark in value
+    )
+
+
+def _label_by_name(by_name: dict[str, str], output: str, named: dict[str, str]) -> str:
+    taken = (named["text"], named["text2"], named["id"])
+    names = (*TARGETS, *LABELS) if output == "sequence" else (*LABELS, *TARGETS)
+    found = [by_name[name] for name in names if name in by_name and by_name[name] not in taken]
+    return found[0] if found else ""
+
+
+def _texts_by_name(free: dict[str, str], inputs: int) -> tuple[str, ...]:
+    for one, two in PAIRS if inputs != 1 else ():
+        if one in free and two in free:
+            return free[one], free[two]
+    return next(((free[name],) for name in TEXTS if name in free), ())
+
+
+def _by_content(table: Table, names: Sequence[str], inputs: int) -> Roles:
+    """The roles of columns whose names say nothing: texts are long, labels few."""
+    rows = [row.values for row in table.rows[:2000]]
+    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    filled = {name: found for name, found in values.items() if found and all(found)}
+    few = {name: len(set(found)) for name, found in filled.items()}
+    labels = [name for name in few if 1 < few[name] <= max(2, min(60, len(rows) // 2))]
+    label = min(labels, key=lambda name: few[name]) if labels else ""
+    lengths = {
+        name: sum(map(len, found)) / len(found)
+        for name, found in values.items()
+        if found and name != label and not all(map(is_number, found))
+    }
+    longest = max(lengths, key=lambda name: lengths[name], default="")
+    if not longest:
+        return Roles()
+    worded = [
+        name for name in lengths if lengths[name] > 0.25 * lengths[longest] and len(set(values[name])) > len(rows) // 4
+    ]
+    both = (inputs == 2 or (inputs == 0 and lengths[longest] > 20)) and len(worded) == 2
+    return Roles(tuple(worded) if both else (longest,), label)
