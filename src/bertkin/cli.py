@@ -48,7 +48,7 @@ Corpus = Annotated[str, Parameter(help=CORPUS_HELP)]
 Flag = Parameter(negative="", show_default=False)
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False, help="Show no progress.")]
 
-DataOptions = given(Data, leave_out=["corpus"], short=["encoding_errors", "grow_vocab", "keep_text"])
+DataOptions = given(Data, leave_out=["corpus"], short=["encoding_errors", "fields", "grow_vocab", "keep_text"])
 NO_READING = ("corpus", "grow_vocab", "keep_text")
 ReadingOptions = given(Data, leave_out=NO_READING, short=[f for f in Data.__dataclass_fields__ if f not in NO_READING])
 ModelOptions, ObjectiveOptions, TrainOptions = given(Model), given(Objective), given(Train)

@@ -30,6 +30,9 @@ class Data:
     """Files, folders, globs, or - for standard input."""
     field: str = "text"
     """Column or JSON field that holds the text."""
+    fields: str = AUTO
+    """Several fields, as title,body: a document is all of them in any order, each between marks of its own, so that each
+    can be written given the others."""
     documents: Documents = "auto"
     """What a document is in a .txt file: the whole file, a block between blank lines, or a line. auto: a blank-line block."""
     encoding_errors: Literal["strict", "replace"] = "strict"

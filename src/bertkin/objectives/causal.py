@@ -86,7 +86,7 @@ def answerable(split: SplitLike, ids: Specials, pieces: Pieces, original: Ints, 
 
     Never the first of a sequence. pieces are whole sequences, as `bertkin.text.batches.cut` makes them.
     """
-    wanted: Bools = ids.ordinary[original]
+    wanted: Bools = ids.written[original]
     document = np.maximum(pieces.document, 0)
     whole = (pieces.document >= 0) & (pieces.first + pieces.count == np.asarray(split.documents[document + 1]))
     wanted[layout.starts[1:] - 1] = whole

@@ -193,7 +193,7 @@ def _framed(source: Text, written: Text, ids: Specials) -> _Made:
     targets, lengths = _wrapped(written, first, ids.sep)
     seen = np.roll(targets, 1)
     seen[np.cumsum(lengths) - lengths] = start_id(ids)
-    answers = ids.ordinary.copy()
+    answers = ids.written.copy()
     answers[[*first, ids.sep, *ids.sentinels]] = True
     return _Made(read, read_lengths, seen, np.where(answers[targets], targets, IGNORED), lengths)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkin.errors import UserError
+from bertkin.text.fields import frames_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, below, mix, permute
 
@@ -74,6 +75,8 @@ class Specials:
     vocab_size: int
     word_starts: Bools
     """[vocab]: whether the token begins a word."""
+    frames: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Special tokens that are written as text is: those around fields (`bertkin.text.fields`)."""
     sentinels: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """T5's <extra_id_0>, <extra_id_1>, …, in the order they are used; empty where the tokenizer has none."""
     weights: NDArray[np.float64] | None = None
@@ -89,6 +92,7 @@ class Specials:
             special_ids=np.asarray(tokenizer.special_ids, np.int64),
             vocab_size=int(tokenizer.vocab_size),
             word_starts=np.asarray(tokenizer.word_starts, np.bool_),
+            frames=np.array([mark for pair in frames_of(tokenizer).values() for mark in pair], np.int64),
             sentinels=np.asarray(tokenizer.sentinels, np.int64),
         )
 
@@ -97,6 +101,13 @@ class Specials:
         """[vocab]: whether the token is text, not a special one. Only text is ever hidden."""
         table = np.ones(self.vocab_size, np.bool_)
         table[self.special_ids] = False
+        return table
+
+    @cached_property
+    def written(self) -> Bools:
+        """[vocab]: whether whoever writes is asked for the token: text, and the marks of fields."""
+        table = self.ordinary.copy()
+        table[self.frames] = True
         return table
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any
 
 from bertkin.config import Documents, TokenizerKind
 from bertkin.errors import UserError, disk_errors
+from bertkin.text.fields import Field, plain, with_frames
 from bertkin.text.readers import read_source
 from bertkin.text.sentences import count_words
 from bertkin.text.sources import Source, list_sources
@@ -88,7 +89,7 @@ def tokenizer_for(
     normal_form: NormalForm | None = None,
     split_chinese: bool = True,
     sentinels: int = 0,
-    field: str = "text",
+    field: Field = "text",
     documents: Documents = "auto",
     encoding_errors: str = "strict",
     max_words: int | None = None,
@@ -105,7 +106,7 @@ def tokenizer_for(
     folder = cache_folder(cache)
     with disk_errors(folder):
         (folder / "tokenizers").mkdir(parents=True, exist_ok=True)
-    reading = {"field": field, "documents": documents, "encoding_errors": encoding_errors}
+    reading: dict[str, Any] = {"field": field, "documents": documents, "encoding_errors": encoding_errors}
     training: dict[str, Any] = {
         "kind": kind,
         "vocab_size": vocab_size,
@@ -130,7 +131,9 @@ def tokenizer_for(
             for source in sources
             for text in read_source(source, field=field, documents=documents, encoding_errors=encoding_errors)
         )
-        tokenizer = train_tokenizer(_first_words(texts, max_words), **training)
+        names = field if isinstance(field, tuple) else ()
+        training["vocab_size"] = vocab_size and vocab_size - 2 * len(names)
+        tokenizer = with_frames(train_tokenizer(_first_words(map(plain, texts), max_words), **training), names)
         try:
             tokenizer.save(aside)
             os.rename(aside, final)

@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from bertkin.text.cutting import how_to_cut
+from bertkin.text.fields import frames_of
 from bertkin.text.sentences import count_words, sentence_starts
 from bertkin.text.tokenizer import Tokenizer
 
@@ -49,6 +50,8 @@ class Encoder:
         self._backend.encode_special_tokens = True
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self.cutting = how_to_cut(plain)
+        self.frames = frames_of(tokenizer)
+        """Ids that open and close each field (`bertkin.text.fields`)."""
         self._forget()
 
     def _forget(self) -> None:

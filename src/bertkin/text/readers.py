@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bertkin.config import Documents
 from bertkin.errors import UserError
+from bertkin.text.fields import Field, frame
 from bertkin.text.sources import Block, Source, choose, list_sources, not_utf8, read_bytes, unreadable
 from bertkin.text.tables import cut_parquet, cut_table, read_rows
 
@@ -36,7 +37,7 @@ LONGEST_JSON = 64 << 20
 def read_documents(
     paths: Sequence[str | Path],
     *,
-    field: str = "text",
+    field: Field = "text",
     documents: Documents = "auto",
     encoding_errors: str = "strict",
 ) -> Iterator[str]:
@@ -50,7 +51,7 @@ def read_documents(
 
 
 def read_source(
-    source: Source, *, field: str = "text", documents: Documents = "auto", encoding_errors: str = "strict"
+    source: Source, *, field: Field = "text", documents: Documents = "auto", encoding_errors: str = "strict"
 ) -> Iterator[str]:
     """The documents of one source, in order."""
     for block in cut_blocks(source, field=field, documents=documents, encoding_errors=encoding_errors):
@@ -63,12 +64,15 @@ def read_source(
 def cut_blocks(
     source: Source,
     *,
-    field: str = "text",
+    field: Field = "text",
     documents: Documents = "auto",
     encoding_errors: str = "strict",
     size: int = BLOCK,
 ) -> Iterator[Block]:
     """Cut `source` into blocks of about `size` bytes, each of whole documents."""
+    if isinstance(field, tuple) and source.kind in ("text", "wiki"):
+        mend = "give .jsonl, .csv, .tsv or .parquet, or leave out --fields"
+        raise UserError("plain text has no fields", where=source.label, mend=mend)
     if source.kind == "parquet":
         yield from cut_parquet(source, field)
     elif source.kind in ("csv", "tsv"):
@@ -161,7 +165,7 @@ def _cut_long(data: bytes) -> int:
 
 
 def read_block(
-    block: Block, *, field: str = "text", documents: Documents = "auto", encoding_errors: str = "strict"
+    block: Block, *, field: Field = "text", documents: Documents = "auto", encoding_errors: str = "strict"
 ) -> Iterator[str]:
     """The documents of a block, in order; blank ones are left out."""
     kind = block.source.kind
@@ -230,7 +234,7 @@ def _wiki(text: str) -> Iterator[str]:
     yield re.sub(r"</?doc\b[^>]*>", "", text[at:])
 
 
-def _json_lines(block: Block, field: str, encoding_errors: str) -> Iterator[str]:
+def _json_lines(block: Block, field: Field, encoding_errors: str) -> Iterator[str]:
     offset = block.start
     for number, line in enumerate(_raw(block).split(b"\n"), block.line):
         length = len(line) + 1
@@ -246,16 +250,18 @@ def _json_lines(block: Block, field: str, encoding_errors: str) -> Iterator[str]
         offset += length
 
 
-def _field_of(line: str, field: str, where: str) -> str:
+def _field_of(line: str, field: Field, where: str) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
         raise UserError(f"not JSON ({why})", where=where, mend=_one_a_line(line)) from None
-    if isinstance(value, str):
+    if isinstance(value, str) and isinstance(field, str):
         return _paired(value)
     if not isinstance(value, dict):
         raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend=_one_a_line(line))
+    if isinstance(field, tuple):
+        return frame(value, field, where, choose(value, "--fields"))
     if field not in value:
         raise UserError(f"no field {field!r}", where=where, mend=choose(value))
     text = value[field]

@@ -30,6 +30,7 @@ import bertkin
 from bertkin.config import Documents
 from bertkin.errors import UserError, disk_errors
 from bertkin.text.encoder import Encoder
+from bertkin.text.fields import Field, encode_framed
 from bertkin.text.readers import BLOCK, Block, cut_blocks, read_block
 from bertkin.text.sources import Source
 from bertkin.text.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ LOT = 1 << 20
 class How:
     """How sources are read."""
 
-    field: str
+    field: Field
     documents: Documents
     encoding_errors: str
 
@@ -90,7 +91,7 @@ def make_shard(encoder: Encoder, how: How, task: Task, path: Path) -> int:
     sizes: list[int] = []
     n_ids = 0
     for lot in _lots(task.blocks, how):
-        encoded = encoder.encode(lot)
+        encoded = encode_framed(encoder, lot, encoder.frames) if isinstance(how.field, tuple) else encoder.encode(lot)
         for name, array in (
             ("ids", encoded.ids),
             ("lengths", encoded.lengths),

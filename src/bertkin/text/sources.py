@@ -308,8 +308,8 @@ def not_utf8(source: Source, offset: int, byte: int) -> UserError:
     )
 
 
-def choose(known: Iterable[Any]) -> str:
+def choose(known: Iterable[Any], option: str = "--data.field") -> str:
     """The mend for a field that is not there: those that are."""
     names = [" ".join(str(name).split())[:40] for name in known if name]
     few = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    return f"choose with --data.field among: {few}" if names else "give a file with named fields"
+    return f"choose with {option} among: {few}" if names else "give a file with named fields"

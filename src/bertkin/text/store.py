@@ -29,6 +29,7 @@ import numpy as np
 from bertkin.config import Documents
 from bertkin.errors import UserError, disk_errors
 from bertkin.text.cache import cache_folder, hash_sources, key_of, locked
+from bertkin.text.fields import Field
 from bertkin.text.readers import BLOCK
 from bertkin.text.shards import How, Pool, read_shard, tasks
 from bertkin.text.sources import Source, list_sources
@@ -181,7 +182,7 @@ def prepare(
     paths: Sequence[str | Path],
     tokenizer: Tokenizer,
     *,
-    field: str = "text",
+    field: Field = "text",
     documents: Documents = "auto",
     encoding_errors: str = "strict",
     max_words: int | None = None,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from bertkin.errors import MissingExtra, UserError
+from bertkin.text.fields import Field, frame
 from bertkin.text.sources import Block, Source, choose, not_utf8, open_bytes, read_bytes
 
 LONGEST_FIELD = 16 << 20
 """Characters of the longest field of a table; an open quotation mark would swallow the whole file."""
 
 
-def cut_table(source: Source, field: str, encoding_errors: str, size: int) -> Iterator[Block]:
+def cut_table(source: Source, field: Field, encoding_errors: str, size: int) -> Iterator[Block]:
     """Rows of a CSV (quoted as spreadsheets do) or TSV (not quoted) file, read by one process."""
     csv.field_size_limit(LONGEST_FIELD)
     rest: dict[str, Any] = {} if source.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
@@ -27,11 +29,14 @@ def cut_table(source: Source, field: str, encoding_errors: str, size: int) -> It
         length = 0
         try:
             header = next(rows, [])
-            if field not in header:
-                raise UserError(f"no column {field!r}", where=f"{source.label}:1", mend=choose(header))
-            column = header.index(field)
+            names = _columns(field, header, f"{source.label}:1")
+            column = header.index(names[0])
             for row in rows:
-                if len(row) > column:
+                if isinstance(field, tuple):
+                    where = f"{source.label}:{rows.line_num}"
+                    texts.append(frame(dict(zip(header, row, strict=False)), field, where, "give the row all columns"))
+                    length += len(texts[-1])
+                elif len(row) > column:
                     texts.append(row[column])
                     length += len(row[column])
                 if length >= size:
@@ -44,6 +49,16 @@ def cut_table(source: Source, field: str, encoding_errors: str, size: int) -> It
             raise _first_bad_byte(source) from None
     if texts:
         yield Block(source, 0, length, length, source.size, texts=tuple(texts))
+
+
+def _columns(field: Field, known: Sequence[str], where: str) -> tuple[str, ...]:
+    """The names of the columns that are read, all of which are there."""
+    names = field if isinstance(field, tuple) else (field,)
+    for name in names:
+        if name not in known:
+            option = "--fields" if isinstance(field, tuple) else "--data.field"
+            raise UserError(f"no column {name!r}", where=where, mend=choose(known, option))
+    return names
 
 
 class _Raw(io.RawIOBase):
@@ -90,28 +105,37 @@ def _parquet(source: Source) -> Iterator[Any]:
         raise UserError(f"not a whole parquet file ({why})", where=source.label, mend="download it again") from None
 
 
-def cut_parquet(source: Source, field: str) -> Iterator[Block]:
+def cut_parquet(source: Source, field: Field) -> Iterator[Block]:
     """A block for each row group."""
     with _parquet(source) as file:
         names = file.schema_arrow.names
-        if field not in names:
-            raise UserError(f"no column {field!r}", where=source.label, mend=choose(names))
+        _columns(field, names, source.label)
         import pyarrow.types as types
 
-        kind = file.schema_arrow.field(field).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_string(kind) or types.is_large_string(kind)):
-            raise UserError(f"column {field!r} holds {kind}, not text", where=source.label, mend=choose(names))
+        if isinstance(field, str):
+            kind = file.schema_arrow.field(field).type
+            kind = kind.value_type if types.is_dictionary(kind) else kind
+            if not (types.is_string(kind) or types.is_large_string(kind)):
+                raise UserError(f"column {field!r} holds {kind}, not text", where=source.label, mend=choose(names))
         weights = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     for group, weight in enumerate(weights):
         yield Block(source, group, group + 1, weight, source.size * (group + 1) // len(weights))
 
 
-def read_rows(block: Block, field: str, encoding_errors: str) -> Iterator[str]:
+def read_rows(block: Block, field: Field, encoding_errors: str) -> Iterator[str]:
     """The documents of a row group."""
     import pyarrow
 
     row = 0
+    if isinstance(field, tuple):
+        with _parquet(block.source) as file:
+            for batch in file.iter_batches(batch_size=256, row_groups=[block.start], columns=list(field)):
+                for values in batch.to_pylist():
+                    row += 1
+                    where = f"{block.source.label}: row {row} of row group {block.start}"
+                    dated = {name: str(v) if isinstance(v, datetime.date) else v for name, v in values.items()}
+                    yield frame(dated, field, where, "leave it out")
+        return
     with _parquet(block.source) as file:
         for batch in file.iter_batches(batch_size=256, row_groups=[block.start], columns=[field]):
             column = batch.column(0)

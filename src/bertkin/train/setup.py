@@ -12,8 +12,9 @@ from bertkin.objectives.make import SERVES, check_objective, check_tokenizer
 from bertkin.objectives.sentence import check_sentences
 from bertkin.text.batches import Specials, check_enough
 from bertkin.text.cache import tokenizer_for
+from bertkin.text.fields import check_found, parse_fields, with_frames
 from bertkin.text.matching import check_list
-from bertkin.text.readers import list_sources
+from bertkin.text.readers import list_sources, read_documents
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.text.words import mark
@@ -196,15 +197,20 @@ def read_corpus(
     if not data.corpus:
         raise UserError("no corpus", mend="name files or folders of text, or - for standard input")
     list_sources(data.corpus)  # what is not there is said before anything is begun
+    named = parse_fields(data.fields)
     reading: dict[str, Any] = {
-        "field": data.field,
+        "field": named or data.field,
         "documents": data.documents,
         "encoding_errors": data.encoding_errors,
         "max_words": data.max_words,
         "cache": data.cache,
     }
+    if named:
+        documents = read_documents(data.corpus, **{name: reading[name] for name in ("field", "encoding_errors")})
+        check_found(named, documents, ", ".join(data.corpus))
     if tokenizer is None and data.tokenizer:
         tokenizer = Tokenizer.load(data.tokenizer)
+    tokenizer = with_frames(tokenizer, named) if tokenizer else None
     if tokenizer is None:
         progress(0, 0, "training a tokenizer")
         kind = data.tokenizer_kind or "wordpiece"

@@ -21,6 +21,7 @@ from bertkin.models.configs import read_config
 from bertkin.models.continuing import grow_vocabulary, load_whole, set_dropout, shape_of
 from bertkin.models.heads import AnyModel
 from bertkin.models.pretrained import find_folder, save_model
+from bertkin.text.fields import parse_fields, plain, with_frames
 from bertkin.text.growing import grown, own_words
 from bertkin.text.readers import read_documents
 from bertkin.text.tokenizer import Tokenizer, report
@@ -136,6 +137,12 @@ def open_start(recipe: Recipe, progress: Callable[[int, int, str], None]) -> Sta
         fertility = [round(report(one, _texts(data), samples=0).fertility, 4) for one in (tokenizer, new)]
         facts |= {"words": [word.text for word in words], "fertility": fertility}
         tokenizer = new
+    framed = with_frames(tokenizer, parse_fields(data.fields))
+    if framed.vocab_size > tokenizer.vocab_size:  # a field's marks begin as what its name is made of
+        new_ids = range(tokenizer.vocab_size, framed.vocab_size)
+        names = [framed.token(number).strip("<|/>") for number in new_ids]
+        grow_vocabulary(model, tokenizer.vocab_size, [tokenizer.encode(name) or [tokenizer.sep_id] for name in names])
+        tokenizer = framed
     return Start(model, tokenizer, facts)
 
 
@@ -152,7 +159,8 @@ def _tokenizer_of(folder: Path, given: str | None) -> Tokenizer:
 
 
 def _texts(data: Data) -> Iterator[str]:
-    return read_documents(data.corpus, field=data.field, documents=data.documents, encoding_errors=data.encoding_errors)
+    how: dict[str, Any] = {"documents": data.documents, "encoding_errors": data.encoding_errors}
+    return map(plain, read_documents(data.corpus, field=parse_fields(data.fields) or data.field, **how))
 
 
 def _hash(folder: Path) -> str:
