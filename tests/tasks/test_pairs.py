@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertkin.config import Model
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
-from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
 from bertkin.tasks.pairs import Pair, evaluate_pairs, evaluate_scorer, read_blimp, score_pairs
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
-TEXT = [
-    "The cats sleep on the warm mat, and the dogs are sleeping under the table.",
-    "A grandmother who reads unbelievable stories never sleeps; her grandchildren do.",
-    "Sie schlafen nicht. 我们不睡觉。",
-]
+from .support import TEXT, grown
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXT * 3, vocab_size=90)
-
-
-def grown(tokenizer: Tokenizer, family: str = "modern") -> LanguageModel:
-    """A model with random weights large enough that its answers differ from word to word."""
-    shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "max_length": 48}
-    model = build(resolve_model(Model(family=family, **shape), tokenizer.vocab_size))  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

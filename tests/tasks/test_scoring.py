@@ -11,22 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertkin.config import Model
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
-from bertkin.models.presets import build, resolve_model
-from bertkin.models.pretrained import load_model, marked, save_model
+from bertkin.models.pretrained import load_model, save_model
 from bertkin.tasks.scoring import Method, pseudo_log_likelihood, score_sentences, ways
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
-TEXT = [
-    "The cats sleep on the warm mat, and the dogs are sleeping under the table.",
-    "A grandmother who reads unbelievable stories never sleeps; her grandchildren do.",
-    "Sie schlafen nicht. 我们不睡觉。",
-]
+from .support import TEXT, grown
+
 SENTENCES = ["The cats sleep.", "the dogs", "A grandmother reads unbelievable stories under the table.", "我们 sleep!"]
-SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "max_length": 48}
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +31,6 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def with_sentinels() -> Tokenizer:
     return train_tokenizer(TEXT * 3, vocab_size=93, sentinels=3)
-
-
-def grown(tokenizer: Tokenizer, family: str = "modern", **more: Any) -> LanguageModel:
-    """A model with random weights large enough that its answers differ from word to word."""
-    shape = SHAPE | ({"decoder_layers": 2} if family in ("bart", "t5") else {}) | more
-    model = build(resolve_model(Model(family=family, **shape), tokenizer.vocab_size))  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    model = getattr(model, "model", model)  # of an ELECTRA's two, the one that is kept
-    assert isinstance(model, LanguageModel)
-    if model.architecture.both:
-        model.architecture = marked(model.architecture, tokenizer)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
