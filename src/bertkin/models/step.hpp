@@ -12,6 +12,7 @@
 #include "vectors.hpp"
 
 #ifdef HAVE_BF16_DOT
+namespace {
 namespace step {
 
 constexpr int GROUP = 64, ROWS = 6;  // outputs of a group; rows that share a reading of it
@@ -92,11 +93,23 @@ struct Rows {
     }
 };
 
-template <int R, class Take>
-inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, Take take) {
+// Memory is slow to answer, so what will be read is asked for ahead. A group that is read once is asked for a page ahead
+// (next = null); while one is read several times, for several tiles, `next` says which lines of the group after it are.
+template <int LINES>
+inline void ask(const char* p, const char*& next, const char* end) {
+    if (LINES == 4 || !next) {
+        for (int i = 0; i < 4; ++i) _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
+    } else if (next < end) {
+        for (int i = 0; i < LINES; ++i) _mm_prefetch(next + 64 * i, _MM_HINT_T1);
+        next += 64 * LINES;
+    }
+}
+
+template <int R, int LINES, class Take>
+inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, const char*& next, Take take) {
     bool bytes = w.scale != nullptr;
     int64_t words = bytes ? w.in / 4 : w.in / 2;
-    const char* p = (const char*)w.data + group * words * 256;
+    const char *p = (const char*)w.data + group * words * 256, *end = p + words * 512;
     const int32_t* x[R];
     for (int r = 0; r < R; ++r)
         x[r] = bytes ? (const int32_t*)(rows.bytes.data() + (row + r) * w.in) : (const int32_t*)(rows.x + (row + r) * w.in);
@@ -106,10 +119,8 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
             for (auto& a : line) a = _mm512_setzero_si512();
         for (int64_t k = 0; k < words; ++k, p += 256) {
             __m512i b[4];
-            for (int i = 0; i < 4; ++i) {
-                b[i] = _mm512_loadu_si512(p + 64 * i);
-                _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
-            }
+            for (int i = 0; i < 4; ++i) b[i] = _mm512_loadu_si512(p + 64 * i);
+            ask<LINES>(p, next, end);
             for (int r = 0; r < R; ++r) {
                 __m512i a = _mm512_set1_epi32(x[r][k]);
                 for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], a, b[i]);
@@ -130,10 +141,8 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
         for (auto& a : line) a = _mm512_setzero_ps();
     for (int64_t k = 0; k < words; ++k, p += 256) {
         __m512bh b[4];
-        for (int i = 0; i < 4; ++i) {
-            b[i] = (__m512bh)_mm512_loadu_si512(p + 64 * i);
-            _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
-        }
+        for (int i = 0; i < 4; ++i) b[i] = (__m512bh)_mm512_loadu_si512(p + 64 * i);
+        ask<LINES>(p, next, end);
         for (int r = 0; r < R; ++r) {
             __m512bh a = (__m512bh)_mm512_set1_epi32(x[r][k]);
             for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], b[i], a);
@@ -143,22 +152,29 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
         for (int r = 0; r < R; ++r) take(row + r, group * GROUP + i * W, (vf)acc[r][i]);
 }
 
-// The groups of a product that are this thread's: take(row, column, 16 sums, without bias), for columns below w.out
-// only as far as the caller looks.
-template <class Take>
-inline void product(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+// A group of a product: take(row, column, 16 sums without bias), for columns below w.out only as far as the caller looks.
+template <int LINES, class Take>
+inline void tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+    const char* next = LINES == 4 ? nullptr : (const char*)w.data + (group + 1) * (w.scale ? w.in / 4 : w.in / 2) * 256;
     for (int64_t row = 0, parts = (n + ROWS - 1) / ROWS; parts > 0; --parts) {
         int64_t count = (n - row + parts - 1) / parts;
         switch (count) {
-            case 1: tile<1>(w, rows, row, group, take); break;
-            case 2: tile<2>(w, rows, row, group, take); break;
-            case 3: tile<3>(w, rows, row, group, take); break;
-            case 4: tile<4>(w, rows, row, group, take); break;
-            case 5: tile<5>(w, rows, row, group, take); break;
-            default: tile<6>(w, rows, row, group, take);
+            case 1: tile<1, LINES>(w, rows, row, group, next, take); break;
+            case 2: tile<2, LINES>(w, rows, row, group, next, take); break;
+            case 3: tile<3, LINES>(w, rows, row, group, next, take); break;
+            case 4: tile<4, LINES>(w, rows, row, group, next, take); break;
+            case 5: tile<5, LINES>(w, rows, row, group, next, take); break;
+            default: tile<6, LINES>(w, rows, row, group, next, take);
         }
         row += count;
     }
+}
+template <class Take>
+inline void product(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+    if (n <= ROWS)
+        tiles<4>(w, rows, n, group, take);
+    else
+        tiles<2>(w, rows, n, group, take);
 }
 
 struct Share {
@@ -408,9 +424,10 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
             if (left < W)
                 for (int i = left; i < W; ++i) v[i] = -INFINITY;
             __m512 had = _mm512_loadu_ps(top.data() + r * W);
+            __m512i where = _mm512_loadu_si512(place.data() + r * W);
             __mmask16 more = _mm512_cmp_ps_mask((__m512)v, had, _CMP_GT_OQ);
-            _mm512_mask_storeu_ps(top.data() + r * W, more, (__m512)v);
-            _mm512_mask_storeu_epi32(place.data() + r * W, more, _mm512_set1_epi32(int(at / W)));
+            _mm512_storeu_ps(top.data() + r * W, _mm512_mask_mov_ps(had, more, (__m512)v));
+            _mm512_storeu_si512(place.data() + r * W, _mm512_mask_mov_epi32(where, more, _mm512_set1_epi32(int(at / W))));
         });
     for (int64_t r = 0; r < n; ++r) {  // of equals, the first
         int at = 0;
@@ -433,6 +450,7 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
 }
 
 }  // namespace step
+}  // namespace
 
 extern "C" {
 // best [asked, or n] are the likeliest next tokens, logits [asked or n, vocab] all scores, if wanted. The lengths of
