@@ -274,7 +274,7 @@ def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> b
     filled = [cell for cell in first if cell]
     if not below or len(set(filled)) < len(filled) or any(is_number(cell) or len(cell) > 40 for cell in filled):
         return False
-    for at, cell in enumerate(first):
+    for at in range(len(first)):
         values = [row[at] for row in below if at < len(row)]
         if values and all(map(is_number, values)):
             return True
