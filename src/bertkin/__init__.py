@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertkin.api import adapt, fill, generate, load, make_recipe, prepare, pretrain, resume, train_tokenizer
+    from bertkin.api import adapt, fill, generate, load, make_recipe, pairs, prepare, pretrain, resume, train_tokenizer
     from bertkin.config import Recipe
     from bertkin.errors import UserError
     from bertkin.text.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "generate",
     "load",
     "make_recipe",
+    "pairs",
     "prepare",
     "pretrain",
     "resume",

@@ -10,7 +10,7 @@ print(bertkin.fill("runs/mine", "Paris is the [MASK] of France."))
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -21,6 +21,8 @@ from bertkin.errors import UserError
 if TYPE_CHECKING:
     from bertkin.tasks.fill import Filled, Loaded, Order
     from bertkin.tasks.generate import Generated, Precision, Writer
+    from bertkin.tasks.pairs import Scores
+    from bertkin.tasks.scoring import Method
     from bertkin.text.store import Store
     from bertkin.text.tokenizer import NormalForm, Tokenizer
     from bertkin.train.loop import Result
@@ -324,3 +326,46 @@ def generate(
     writer = room.open_writer(model, precision=precision)
     written = room.generate(writer, prompts, chosen, num=num, stop=stops, truncate=truncate)
     return written[0] if isinstance(prompts, str) and num == 1 else written
+
+
+def pairs(
+    model: Loaded | str | Path,
+    folder: str | Path,
+    *,
+    limit: int | None = None,
+    method: Method = "auto",
+    within_word: bool = False,
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Ask a model which of two sentences is right, for every pair of a folder such as BLiMP's.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        folder: of .jsonl files with sentence_good and sentence_bad, one a paradigm.
+        limit: pairs of each file at most.
+        method, within_word: how a sentence is scored; see `bertkin.tasks.scoring.score_sentences`.
+        precision: of the computation.
+        progress: called with pairs done and pairs in all.
+
+    Returns:
+        Shares of pairs whose good sentence scored higher; printed, a table.
+
+    Raises:
+        UserError: no pairs there, or a model that cannot score a sentence that way.
+    """
+    from bertkin.tasks.fill import Loaded
+    from bertkin.tasks.pairs import evaluate_pairs
+
+    loaded = model if isinstance(model, Loaded) else load(model)
+    return evaluate_pairs(
+        loaded.model,
+        loaded.tokenizer,
+        folder,
+        limit,
+        method=method,
+        objective=loaded.objective,
+        within_word=within_word,
+        precision=precision,
+        progress=progress,
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from bertkin import __version__
+from bertkin import __version__, asking
 from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Train, dump_recipe
 from bertkin.errors import UserError, disk_errors
 from bertkin.options import STDIN, given, said, typed
@@ -450,6 +450,9 @@ def inspect_mask(
 
     masks = draw(what, text=text and _whole_text(text), model=typed(model), objective=typed(objective))
     print(_json(masks.as_dict()) if json else masks.draw(ascii=ascii))
+
+
+app.command(asking.pairs, sort_key=8)
 
 
 @app.command(sort_key=1)
