@@ -333,6 +333,8 @@ def generate(
     /,
     *prompts: str,
     file: Path | None = None,
+    fields: str | None = None,
+    want: str | None = None,
     max_new_tokens: int = 64,
     greedy: Annotated[bool, Flag] = False,
     temperature: float = 0.8,
@@ -360,6 +362,10 @@ def generate(
         How a text begins; without any (or with -) lines are read from standard input.
     file
         A file with a prompt on each line.
+    fields
+        Of a model trained with --fields: what is given, as title=A cat is found,date=2019.
+    want
+        The fields to write, as body or title,body. [default: all that are not given]
     max_new_tokens
         Tokens to write at most.
     greedy
@@ -396,7 +402,11 @@ def generate(
     from bertkin.models.generate import Decoding
     from bertkin.tasks import generate as room
 
-    wanted = _texts(prompts, file, "prompt", "Once upon a time")
+    framed = fields is not None or want is not None
+    if framed and (prompts or file or stop or stream):
+        what = "--fields and --want make the prompt and say where it stops"
+        raise UserError(what, mend="leave out prompts, --file, --stop and --stream")
+    wanted = [] if framed else _texts(prompts, file, "prompt", "Once upon a time")
     how = Decoding(
         max_new_tokens,
         0.0 if greedy else temperature,
@@ -410,6 +420,12 @@ def generate(
     )
     room.check(how, num, stop or ())
     writer = room.open_writer(model, precision=precision)
+    if framed:
+        from bertkin.tasks.fields import write_given
+
+        for record in write_given(writer, _whole_text(fields or ""), want, how, num=num):
+            print(_json(record.as_dict()) if json else record)
+        return
     if stream and not json and num == 1:
         for number, prompt in enumerate(wanted):
             print(f"{chr(10) if number else ''}{prompt if writer.goes_on else ''}", end="", flush=True)
