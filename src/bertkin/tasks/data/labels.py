@@ -1,0 +1,248 @@
+"""From what a file says to what a task means: which task rows are of, and their labels as numbers.
+
+guess_task(rows, ...)       the task, from the labels' values
+to_example(raw, task)       a row with its label as the task counts it
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bertkin.errors import UserError
+from bertkin.tasks.data.columns import TARGETS, Roles
+from bertkin.tasks.data.files import Gate, is_number, normal
+from bertkin.tasks.data.raw import Raw
+from bertkin.tasks.data.schemes import convert, guess_scheme, parts
+from bertkin.tasks.task import Example, Task
+
+MOST_NUMBERED = 30
+"""Distinct whole numbers up to which they are taken for classes, and above for scores."""
+MOST_CLASSES = 1000
+"""Distinct labels up to which they are taken for classes where they do not repeat much."""
+NO_LABEL = (None, "", "?")
+"""What stands where a label is missing."""
+UNDECIDED = "-"
+"""How SNLI and MNLI mark a pair on which people did not agree."""
+
+
+def name_of(value: Any) -> str:
+    """A label as text: 1 for 1.0 and "1", "true" for True."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell has no label in it."""
+    return value in NO_LABEL or (isinstance(value, float) and math.isnan(value))
+
+
+def listed(value: Any) -> list[str]:
+    """Several labels: a list, or text with |, ; or , between them."""
+    parts = value if isinstance(value, list | tuple) else re.split(r"[|;,]", str(value))
+    return [name_of(part) for part in parts if not missing(part)]
+
+
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in order: numbers by size, then words by the alphabet; "-" before "+"."""
+
+    def key(name: str) -> tuple[int, float, str]:
+        number = float(name) if is_number(name) and not math.isnan(float(name)) else 0.0
+        return (0 if is_number(name) else 1, number, {"-": "", "+": "\0"}.get(name, name))
+
+    return tuple(sorted(set(names), key=key))
+
+
+# Which task.
+
+
+def guess_task(
+    rows: Sequence[Raw], roles: Roles, label: str, *, output: str = "", scheme: str = "", inputs: int = 0
+) -> Task:
+    """The task that labelled rows are of.
+
+    Args:
+        rows: of the training data.
+        roles: of their columns.
+        label: name of the file, for messages.
+        output, scheme: what the user says; "" to find out.
+
+    Raises:
+        UserError: no label at all, one class only, or labels that cannot be told.
+    """
+    inputs = inputs or max((len(raw.texts) for raw in rows), default=1)
+    values = [raw.label for raw in rows if raw.label is not None]
+    if output == "span" or roles.holds == "answers":
+        return Task("span", inputs)
+    if not values:
+        mend = "name the label's column with --label" if not roles.label else "give rows with labels"
+        raise UserError("no row has a label", where=label, mend=mend)
+    if output == "tokens" or any(raw.places for raw in rows):
+        return _tokens(values, label, scheme)
+    if output == "choice" or roles.holds == "choices":
+        return Task("choice", inputs + 1)
+    values = [value for value in values if not missing(value)]
+    output = output or _output(values, roles.label, label)
+    if output == "classes":
+        return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
+    if output == "score":
+        numbers = [float(value) for value in values if is_number(str(value)) and math.isfinite(float(value))]
+        return Task("score", inputs, low=math.floor(min(numbers, default=0)), high=math.ceil(max(numbers, default=0)))
+    if output == "sequence":
+        return Task("sequence", inputs)
+    names = ordered(map(name_of, values))
+    if len(names) < 2:
+        only = names[0] if names else "none"
+        raise UserError(f"every row has the label {only!r}", where=label, mend="give rows of at least two classes")
+    return Task("class", inputs, names)
+
+
+def _output(values: Sequence[Any], column: str, label: str) -> str:
+    """class, classes, score or sequence, by the values of a label's column."""
+    if any(isinstance(value, list) for value in values):
+        return "classes"
+    names = [name_of(value) for value in values]
+    distinct = len(set(names))
+    numbers = [name for name in names if is_number(name)]
+    if len(numbers) >= 0.9 * len(names):
+        whole = sum(float(name).is_integer() and "." not in name for name in numbers)
+        return "class" if whole >= 0.9 * len(names) and distinct <= MOST_NUMBERED else "score"
+    words = sum(len(name.split()) + len(name) // 12 for name in names) / len(names)
+    unlike = distinct > 0.5 * len(names)
+    if (normal(column) in TARGETS and unlike and len(names) > 3) or (words > 4 and unlike and len(names) >= 10):
+        return "sequence"
+    if distinct > MOST_CLASSES or (unlike and len(names) >= 20):
+        what = f"{distinct:,} different labels in {len(names):,} rows of column {column!r}"
+        raise UserError(what, where=label, mend="name the label's column with --label, or the task with --task")
+    return "class"
+
+
+def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str) -> Task:
+    """Tags; of entities all that IOB2 has for the types there are, "O" first."""
+    scheme = scheme or guess_scheme(values)
+    if not scheme:
+        names = ordered(tag for tags in values for tag in tags)
+        if len(names) < 2:
+            raise UserError(f"every word has the tag {names[0]!r}", where=label, mend="give at least two tags")
+        return Task("tokens", 1, names)
+    types = ordered(parts(tag)[1] for tags in values for tag in tags if tag != "O")
+    names = ("O", *(f"{letter}-{kind}" if kind else letter for kind in types for letter in "BI"))
+    return Task("tokens", 1, names, scheme=scheme)
+
+
+# Which label.
+
+
+def to_example(
+    raw: Raw, task: Task, numbers: dict[str, int], gate: Gate, *, labelled: bool | None = True
+) -> Example | None:
+    """A row as the task sees it; None where it is left out.
+
+    Args:
+        numbers: the task's labels to their index.
+        labelled: True where a missing label is a mistake, None where it may be missing, False where none is wanted.
+
+    Raises:
+        UserError: by way of `gate`.
+    """
+    value = None if labelled is False or missing(raw.label) else raw.label
+    if value is None:
+        if labelled:
+            gate.refuse("no label", raw.where, "fill it in")
+            return None
+        return Example(raw.texts, None, raw.choices, raw.id, raw.where, raw.answers)
+    answer: Any
+    if task.output == "tokens":
+        answer = _tagged(raw, task, numbers, gate)
+    elif task.output == "span":
+        answer = value
+    elif task.output == "choice":
+        answer = _chosen(raw, gate)
+    elif task.output == "score":
+        answer = _number(raw, gate)
+    elif task.output == "sequence":
+        answer = value if isinstance(value, str) else name_of(value)
+    elif task.output == "classes":
+        found = [_index(name, raw, numbers, gate) for name in listed(value)]
+        answer = None if None in found else tuple(sorted({at for at in found if at is not None}))
+    elif name_of(value) == UNDECIDED and UNDECIDED not in numbers:
+        gate.left_out.append((raw.where, 'people did not agree (label "-")'))
+        answer = None
+    else:
+        answer = _index(name_of(value), raw, numbers, gate)
+    return None if answer is None else Example(raw.texts, answer, raw.choices, raw.id, raw.where, raw.answers)
+
+
+def _index(name: str, raw: Raw, numbers: dict[str, int], gate: Gate) -> int | None:
+    """A label's index. A label of whole numbers may be written 1 or 1.0."""
+    if name in numbers:
+        return numbers[name]
+    if is_number(name) and math.isfinite(float(name)) and name_of(float(name)) in numbers:
+        return numbers[name_of(float(name))]
+    if is_number(name) and f"{name}.0" in numbers:
+        return numbers[f"{name}.0"]
+    known = ", ".join(list(numbers)[:12]) + (", …" if len(numbers) > 12 else "")
+    gate.refuse(f"the label {name!r} is not in the training data", raw.where, f"correct it (known are {known})")
+    return None
+
+
+def _tagged(raw: Raw, task: Task, numbers: dict[str, int], gate: Gate) -> tuple[tuple[int, int, int], ...] | None:
+    tags = convert(raw.label, "iob2") if task.scheme else raw.label
+    found = [_index(tag, raw, numbers, gate) for tag in tags]
+    if None in found:
+        return None
+    return tuple((start, end, at) for (start, end), at in zip(raw.places, found, strict=True) if at is not None)
+
+
+def _number(raw: Raw, gate: Gate) -> float | None:
+    text = str(raw.label).strip()
+    if is_number(text) and math.isfinite(float(text)):
+        return float(text)
+    gate.refuse(f"the score {text!r} is not a number", raw.where, "write it in digits, such as 3.5")
+    return None
+
+
+def _chosen(raw: Raw, gate: Gate) -> int | None:
+    """Which choice a row's label means; by then it is a number from 0 (see `choice_label`)."""
+    if isinstance(raw.label, int) and 0 <= raw.label < len(raw.choices):
+        return raw.label
+    gate.refuse(f"the label {name_of(raw.label)!r} is none of {len(raw.choices)} choices", raw.where, "correct it")
+    return None
+
+
+def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]]) -> list[Any]:
+    """Each row's label as the number of a choice from 0: given as such, from 1, as a letter, a name, or the text itself.
+
+    Args:
+        rows: with choices.
+        names: of each row's choices, where the file has names for them ("A", "B").
+
+    Returns:
+        a number a row; None where there is no label; the label itself where it means none.
+    """
+    labels = [None if missing(raw.label) else name_of(raw.label) for raw in rows]
+    digits = Counter(label for label in labels if label is not None and label.isdigit())
+    first = 0
+    if digits and "0" not in digits:
+        first = 1
+    found: list[Any] = []
+    for raw, label, called in zip(rows, labels, names, strict=True):
+        if label is None:
+            found.append(None)
+        elif label in called:
+            found.append(list(called).index(label))
+        elif label.isdigit():
+            found.append(int(label) - first)
+        elif label in raw.choices:
+            found.append(raw.choices.index(label))
+        elif re.fullmatch(r"[A-Za-z]", label):
+            found.append(ord(label.upper()) - ord("A"))
+        else:
+            found.append(label)
+    return found

@@ -1,0 +1,402 @@
+"""Labelled files to examples: one file, a few, or a folder with its training, development and test parts.
+
+    read_examples(paths)     the examples of some files, with the task they are of
+    read_splits(path)        training, development and test data; a development part is made where there is none
+
+Columns, kinds and labels are guessed and said (`Labelled.said`), and whatever the user says goes before. A mistake in a
+file is one line that names the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bertkin.errors import UserError
+from bertkin.tasks.data.answers import question_of, read_squad
+from bertkin.tasks.data.columns import IDS, KNOWN, Columns, Roles, choose_roles
+from bertkin.tasks.data.files import KINDS, PLAIN, Gate, Row, normal, open_file, read_table, read_text, suffix_of
+from bertkin.tasks.data.labels import guess_task, number_choices, to_example
+from bertkin.tasks.data.raw import Raw
+from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
+from bertkin.tasks.task import Example, Task
+from bertkin.text.sources import list_sources
+
+__all__ = ["Columns", "Labelled", "Splits", "find_parts", "read_examples", "read_splits", "split_by_hash"]
+
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples and what they are examples of.
+
+    Attributes:
+        task: what is asked of each.
+        examples: in the files' order.
+        said: what was guessed and done, a line each, to be printed.
+        left_out: (where, why) of rows that are not among the examples.
+        roles: what the columns of the last table were taken for.
+    """
+
+    task: Task
+    examples: tuple[Example, ...]
+    said: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    roles: Roles = field(default_factory=Roles)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set, all of one task.
+
+    Attributes:
+        train, dev: labelled.
+        test: labelled or not, or None.
+        others: further parts by name, such as dev_mismatched.
+        said: what was found and guessed, a line each.
+    """
+
+    train: Labelled
+    dev: Labelled
+    test: Labelled | None = None
+    others: dict[str, Labelled] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """The task of all parts."""
+        return self.train.task
+
+
+def read_examples(
+    paths: Paths,
+    task: Task | None = None,
+    *,
+    output: str = "",
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    roles: Roles | None = None,
+    header: bool | None = None,
+    scheme: str = "",
+    labelled: bool | None = True,
+    skip_bad: bool = False,
+    encoding_errors: str = "strict",
+) -> Labelled:
+    """Read labelled files.
+
+    Args:
+        paths: files, or folders with a folder of texts for each class.
+        task: what they are examples of; by default it is found out, from `output` and the labels.
+        output: the kind of task, where there is no `task`; "" to find out.
+        columns: what the user says of the columns.
+        roles: the roles of the training data's columns, which go before guesses where a file has the same ones.
+        header: whether the first line of a table names its columns; by default it is looked at.
+        scheme: how entities are written (iob1, iob2, bioes, bmes); by default it is told by the tags.
+        labelled: True where a missing label is a mistake, None where it may be missing, False to read none.
+        skip_bad: leave unusable rows out, instead of stopping at the first.
+        encoding_errors: strict, or replace for bytes that are not UTF-8.
+
+    Raises:
+        UserError: a file that cannot be read or told, an unusable row, labels that make no task, no rows left.
+    """
+    gate, notes = Gate(skip_bad), Counter[str]()
+    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
+    if not listed:
+        raise UserError("no data given", mend="name labelled files, or a folder of them")
+    reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, notes, encoding_errors)
+    rows = [raw for path in listed for raw in reader.read(path)]
+    where = listed[0] if len(listed) == 1 else f"{listed[0]} …"
+    if not rows:
+        raise _nothing_left(where, gate, 0)
+    found = task or guess_task(rows, reader.roles, where, output=output, scheme=scheme)
+    numbers = {name: at for at, name in enumerate(found.labels)}
+    examples = [to_example(raw, found, numbers, gate, labelled=labelled) for raw in rows]
+    kept = tuple(example for example in examples if example is not None)
+    if not kept:
+        raise _nothing_left(where, gate, len(rows))
+    said = [*reader.said, *(f"{count:,} {note}" for note, count in notes.items() if count), *gate.summary()]
+    return Labelled(found, kept, tuple(dict.fromkeys(said)), tuple(gate.left_out), reader.roles)
+
+
+def _nothing_left(where: str, gate: Gate, rows: int) -> UserError:
+    why = f" ({len(gate.left_out):,} were left out, the first: {gate.left_out[0][1]})" if gate.left_out else ""
+    return UserError(f"no rows left{why}", where=gate.left_out[0][0] if gate.left_out else where, mend="mend the rows")
+
+
+@dataclass
+class _Reader:
+    """Reads files of one data set, and remembers what it took their columns for."""
+
+    task: Task | None
+    output: str
+    columns: Columns
+    roles_before: Roles | None
+    header: bool | None
+    scheme: str
+    labelled: bool | None
+    gate: Gate
+    notes: Counter[str]
+    encoding_errors: str
+    roles: Roles = field(default_factory=Roles)
+    said: list[str] = field(default_factory=list)
+
+    def read(self, path: str) -> list[Raw]:
+        """The rows of a file, or of a folder with a folder for each class."""
+        classes = class_folders(path)
+        if classes:
+            self.roles = Roles(("file",), "folder")
+            self.said.append(f"{path}: a class for each folder ({', '.join(list(classes)[:8])})")
+            return [self._whole(file, name) for name, files in classes.items() for file in files]
+        if os.path.isdir(path):
+            mend = "give files, or a folder with train and dev files in it, or one with a folder of texts a class"
+            raise UserError("a folder without labelled files", where=path, mend=mend)
+        source, kind = open_file(path)
+        if kind in ("csv", "tsv", "json", "parquet"):
+            return self._table(source, kind)
+        text = read_text(source, self.encoding_errors)
+        if kind == "squad":
+            self.roles = Roles(("question", "context"), "answers", "id", holds="answers")
+            self.said.append(f"{source.label}: SQuAD's format")
+            return read_squad(source.label, text, self.gate, self.notes)
+        if kind == "conllu":
+            tag = self.columns.label or "upos"
+            self.said.append(f"{source.label}: CoNLL-U, label = {tag}")
+            self.roles = Roles(("form",), tag, holds="words")
+            return read_conllu(source.label, text, self.gate, tag=tag)
+        rows = read_conll(source.label, text, self.gate, word=self.columns.text, tag=self.columns.label)
+        word, tag = self.columns.text or "1", self.columns.label or "the last"
+        self.roles = Roles((word,), tag, holds="words")
+        self.said.append(f"{source.label}: a word a line, word = column {word}, tag = {tag}")
+        return rows
+
+    def _whole(self, file: str, label: str) -> Raw:
+        text = read_text(list_sources([file])[0], self.encoding_errors)
+        return Raw((text.strip(),), label, file, id=os.path.basename(file))
+
+    def _table(self, source: Any, kind: Any) -> list[Raw]:
+        known = [*KNOWN, *(name.lower() for name in vars(self.columns).values() if name and not name.isdigit())]
+        if self.roles_before is not None:
+            known += [name.lower() for name in self.roles_before.texts if not name.isdigit()]
+        errors = self.encoding_errors
+        table = read_table(source, kind, self.gate, header=self.header, known=known, encoding_errors=errors)
+        output = self.task.output if self.task else self.output
+        inputs = self.task.inputs - (output == "choice") if self.task else 0
+        before = self.roles_before
+        if before is not None and before.texts and {*before.texts, *before.choices} <= {*table.columns}:
+            label = before.label if before.label in table.columns else ""
+            ids = [before.id, *(column for column in table.columns if normal(column) in IDS)]
+            name = next((column for column in ids if column in table.columns), "")
+            roles = replace(before, label=label, id=name)
+        else:
+            columns = self.columns
+            if self.labelled is not True and columns.label not in table.columns:
+                columns = replace(columns, label="")
+            roles = choose_roles(table, columns, output, inputs, labelled=self.labelled is True)
+        self.roles = roles
+        self.said.append(f"{source.label}: {roles.said}" + ("" if table.header else " (columns by number, no header)"))
+        if self.labelled and not roles.label:
+            mend = f"name the label's column with --label; there are {', '.join(table.columns[:20])}"
+            raise UserError("no column looks like a label", where=f"{table.label}:1", mend=mend)
+        if roles.holds == "choices":
+            return self._choices(table.rows, roles)
+        found = [self._row(row, roles) for row in table.rows]
+        return [raw for raw in found if raw is not None]
+
+    def _row(self, row: Row, roles: Roles) -> Raw | None:
+        values = row.values
+        name = _text(values.get(roles.id)) if roles.id else ""
+        if roles.holds == "words":
+            return words_of_row(values, roles.texts[0], roles.label, row.where, self.gate, name)
+        texts = []
+        for column in roles.texts:
+            value = values.get(column)
+            if value is not None and not isinstance(value, str | int | float):
+                self.gate.refuse(f"{column!r} holds a {type(value).__name__}, not a text", row.where, "give a text")
+                return None
+            if column not in values:
+                self.gate.refuse(f"no field {column!r}", row.where, "fill it in")
+                return None
+            texts.append(_text(value))
+        label = values.get(roles.label) if roles.label else None
+        if roles.holds == "entities":
+            marks = label if label is not None or self.labelled is not True else []
+            return words_of_marks(texts[0], marks, row.where, self.gate, name)
+        if roles.holds == "answers":
+            return question_of(texts[0], texts[1], label, row.where, self.gate, self.notes, name)
+        return Raw(tuple(texts), label, row.where, id=name)
+
+    def _choices(self, rows: Iterable[Row], roles: Roles) -> list[Raw]:
+        found, names = [], []
+        for row in rows:
+            raw = self._row(row, replace(roles, holds=""))
+            choices: Any = [row.values.get(column) for column in roles.choices]
+            called: Any = []
+            if len(choices) == 1:
+                choices = choices[0]
+                called = choices.get("label", []) if isinstance(choices, dict) else []
+                choices = choices.get("text") if isinstance(choices, dict) else choices
+            if not isinstance(choices, list) or len(choices) < 2:
+                self.gate.refuse("fewer than two choices", row.where, "give two or more")
+                continue
+            if raw is not None:
+                found.append(replace(raw, choices=tuple(map(_text, choices))))
+                names.append([str(one) for one in called])
+        numbers = number_choices(found, names)
+        return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+# Folders.
+
+PARTS = {
+    "train": re.compile(r"(?<![a-z])(train|training|trn)(?![a-z])"),
+    "dev": re.compile(r"(?<![a-z])(dev|devel|development|valid|validation|val|testa)(?![a-z])"),
+    "test": re.compile(r"(?<![a-z])(test|testb|tst|heldout|trial)(?![a-z])"),
+}
+"""How files and folders are named by the part they hold."""
+
+
+def class_folders(path: str) -> dict[str, list[str]]:
+    """The texts of a folder by the folders they lie in; {} where it is not such a folder."""
+    if not os.path.isdir(path):
+        return {}
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(path)):
+        inner = os.path.join(path, name)
+        if name.startswith(".") or not os.path.isdir(inner) or part_of(name):
+            continue
+        files = [os.path.join(inner, file) for file in sorted(os.listdir(inner)) if not file.startswith(".")]
+        files = [file for file in files if os.path.isfile(file) and suffix_of(file) in (*PLAIN, ".md")]
+        files = [file for file in files if os.path.getsize(file)]
+        if files:
+            found[name] = files
+    return found if len(found) > 1 else {}
+
+
+def part_of(name: str) -> str:
+    """train, dev, test, or "" by a file's name."""
+    stem = os.path.basename(name).lower()
+    return next((part for part, pattern in PARTS.items() if pattern.search(stem)), "")
+
+
+def find_parts(folder: str | Path) -> dict[str, str]:
+    """The parts of a data set in a folder, by name: train, dev, test, and others by their file's name.
+
+    Raises:
+        UserError: no training data there.
+    """
+    root = os.fspath(folder)
+    if class_folders(root):
+        return {"train": root}
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(root)):
+        path = os.path.join(root, name)
+        usable = bool(class_folders(path)) if os.path.isdir(path) else suffix_of(name) in (*KINDS, *PLAIN)
+        if not name.startswith(".") and usable and part_of(name):
+            found.setdefault(part_of(name), []).append(path)
+    if "train" not in found:
+        files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
+        if len(files) == 1 and not found:
+            return {"train": os.path.join(root, files[0])}
+        mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
+        raise UserError("no training data here", where=root, mend=mend)
+    parts: dict[str, str] = {}
+    for part, paths in found.items():
+        paths.sort(key=lambda path: ("mismatched" in path, len(os.path.basename(path)), path))
+        parts[part] = paths[0]
+        for path in paths[1:]:
+            parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = path
+    return parts
+
+
+def read_splits(
+    path: Paths,
+    task: Task | None = None,
+    *,
+    dev: str | Path | None = None,
+    test: str | Path | None = None,
+    **reading: Any,
+) -> Splits:
+    """The training, development and test data of a data set.
+
+    Args:
+        path: a folder with parts named train, dev and test (or alike); or files, all for training.
+        dev, test: files that go before those of the folder.
+        reading: see `read_examples`.
+
+    Raises:
+        UserError: as `read_examples`; a label of the development data that training has not.
+    """
+    single = os.fspath(path) if isinstance(path, str | Path) else os.fspath(path[0]) if len(path) == 1 else ""
+    parts: dict[str, Any] = find_parts(single) if single and os.path.isdir(single) else {"train": path}
+    parts |= {name: os.fspath(given) for name, given in (("dev", dev), ("test", test)) if given is not None}
+    train = read_examples(parts.pop("train"), task, **reading)
+    rest = {**reading, "roles": train.roles}
+    others: dict[str, Labelled] = {}
+    for name, where in parts.items():
+        may_lack = True if name == "dev" else None
+        others[name] = read_examples(where, train.task, **{**rest, "labelled": may_lack})
+    said = [line for part in (train, *others.values()) for line in part.said]
+    said.append(f"task: {train.task}")
+    held = others.pop("dev", None)
+    if held is None:
+        kept, taken = split_by_hash(train.examples, train.task)
+        said.append(f"no development data: {len(taken):,} of {len(train):,} rows are held out, by a hash of their text")
+        held, train = replace(train, examples=taken, said=()), replace(train, examples=kept)
+    return Splits(train, held, others.pop("test", None), others, tuple(dict.fromkeys(said)))
+
+
+def split_by_hash(
+    examples: Sequence[Example], task: Task, share: float = 0.1, most: int = 2000
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Part examples in two by a hash of their text (questions: of their context), so that neither order nor other rows
+    matter and equal texts stay together. Whatever class has no example left for training stays whole.
+
+    Returns:
+        those to train with, and those held out: about `share` of them, at most about `most`, at least one.
+
+    Raises:
+        UserError: all examples have the same text.
+    """
+    keys = [_key(example, task) for example in examples]
+    counts = Counter(keys)
+    wanted = min(most, max(1, round(share * len(examples))))
+    held: set[bytes] = set()
+    size = 0
+    for key in sorted(counts):
+        if size >= wanted:
+            break
+        held.add(key)
+        size += counts[key]
+    kept = {key for key in counts if key not in held}
+    if not kept:
+        raise UserError("all rows have one text, nothing can be held out", mend="give development data with --dev")
+    if task.output in ("class", "classes"):
+        left = {name for key, e in zip(keys, examples, strict=True) if key in kept for name in _classes(e)}
+        for key, example in zip(keys, examples, strict=True):
+            if key in held and len(held) > 1 and not left.issuperset(_classes(example)):
+                held.discard(key)
+                left.update(_classes(example))
+    train = tuple(e for key, e in zip(keys, examples, strict=True) if key not in held)
+    return train, tuple(e for key, e in zip(keys, examples, strict=True) if key in held)
+
+
+def _key(example: Example, task: Task) -> bytes:
+    texts = example.texts[-1:] if task.output == "span" else example.texts
+    return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _classes(example: Example) -> tuple[int, ...]:
+    return example.label if isinstance(example.label, tuple) else (example.label,)
