@@ -1,0 +1,226 @@
+"""What a task model answers: rows to scores, scores to a loss, scores to answers for people.
+
+scores(model, rows)                   of every row, in batches of many short or few long ones
+loss_of(task, scores, part)           what training lowers
+answers(task, rows, scores)           an answer for each example, windows and choices joined again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bertkin.models.task_heads import Answer, Head, Pooling, TaskModel
+from bertkin.tasks.encoding import Row, Rows
+from bertkin.tasks.task import Task
+from bertkin.text.layout import Layout
+
+HEADS: dict[str, Head] = {
+    "class": "class", "classes": "class", "score": "class", "choice": "choice", "tokens": "tokens", "span": "span",
+}  # fmt: skip
+"""The head that answers each output."""
+
+
+def answer_for(task: Task, pooling: Pooling) -> Answer:
+    """What a model must answer for a task."""
+    outputs = {"class": len(task.labels), "classes": len(task.labels), "tokens": len(task.labels), "span": 2}
+    return Answer(HEADS[task.output], outputs.get(task.output, 1), pooling)
+
+
+def packed(rows: Sequence[Row], device: str = "cpu") -> tuple[Tensor, Layout]:
+    """Rows end to end: ids [tokens] and their layout."""
+    lengths = [len(row.ids) for row in rows]
+    segments = None
+    if any(row.segments is not None for row in rows):
+        segments = np.concatenate(
+            [np.zeros(len(row.ids), np.int32) if row.segments is None else row.segments for row in rows]
+        )
+    layout = Layout.from_lengths(lengths, segments=segments)
+    return torch.from_numpy(np.concatenate([row.ids for row in rows])).to(device), layout.to(device)
+
+
+def loss_of(task: Task, scores: Tensor, rows: Sequence[Row], layout: Layout) -> tuple[Tensor, Tensor, int]:
+    """The summed loss in float32, how many answers are right, and of how many.
+
+    Args:
+        scores: what the model gives for the packed rows.
+        rows: whole examples, every one with a target.
+    """
+    device, scores = scores.device, scores.float()
+    if task.output == "class":
+        targets = torch.tensor([row.target for row in rows], device=device)
+        return F.cross_entropy(scores, targets, reduction="sum"), (scores.argmax(-1) == targets).sum(), len(rows)
+    if task.output == "classes":
+        wanted = torch.zeros_like(scores)
+        for i, row in enumerate(rows):
+            wanted[i, list(row.target)] = 1.0
+        loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / scores.shape[1]
+        return loss, ((scores > 0) == (wanted > 0)).all(-1).sum(), len(rows)
+    if task.output == "score":
+        wanted = torch.tensor([row.target for row in rows], dtype=torch.float32, device=device)
+        distance = scores.squeeze(-1) - wanted
+        near = max(task.high - task.low, 1.0) / 10
+        return distance.square().sum(), (distance.abs() <= near).sum(), len(rows)
+    if task.output == "choice":
+        spread = spread_choices(scores.squeeze(-1), rows)
+        first = [row.target for row, before in zip(rows, [None, *rows], strict=False) if _new(row, before)]
+        targets = torch.tensor(first, device=device)
+        return F.cross_entropy(spread, targets, reduction="sum"), (spread.argmax(-1) == targets).sum(), len(first)
+    if task.output == "tokens":
+        starts = layout.starts[:-1].tolist()
+        places = np.concatenate([row.places + start for row, start in zip(rows, starts, strict=True)])
+        targets = torch.from_numpy(np.concatenate([row.target for row in rows])).to(device)
+        picked = scores[torch.from_numpy(places).to(device)]
+        return F.cross_entropy(picked, targets, reduction="sum"), (picked.argmax(-1) == targets).sum(), len(targets)
+    wanted = torch.tensor([row.target for row in rows], device=device)
+    lowest = torch.finfo(scores.dtype).min
+    first, last = (layout.padded(scores[:, i], lowest) for i in (0, 1))
+    loss = (
+        F.cross_entropy(first, wanted[:, 0], reduction="sum") + F.cross_entropy(last, wanted[:, 1], reduction="sum")
+    ) / 2
+    right = (first.argmax(-1) == wanted[:, 0]) & (last.argmax(-1) == wanted[:, 1])
+    return loss, right.sum(), len(rows)
+
+
+def _new(row: Row, before: Row | None) -> bool:
+    return before is None or row.example != before.example
+
+
+def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Scores [rows] of choices as [examples, most choices], with the lowest number where an example has fewer."""
+    opens = [i for i, (row, before) in enumerate(zip(rows, [None, *rows], strict=False)) if _new(row, before)]
+    sizes = np.diff([*opens, len(rows)])
+    return Layout.from_lengths(sizes).to(scores.device).padded(scores, torch.finfo(scores.dtype).min)
+
+
+@torch.inference_mode()
+def scores(model: TaskModel, rows: Rows, *, batch_tokens: int = 8192, device: str = "cpu") -> list[np.ndarray]:
+    """Of each row: float32 [outputs], or [tokens, outputs] for tags and spans. Rows of like length go together."""
+    found: list[Any] = [None] * len(rows.rows)
+    order = np.argsort(rows.lengths, kind="stable")
+    batch = np.cumsum(rows.lengths[order]) // batch_tokens
+    edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(order)]
+    for low, high in pairwise(edges):
+        mine = order[low:high]
+        if not len(mine):
+            continue
+        ids, layout = packed([rows.rows[i] for i in mine], device)
+        out = model(ids, layout).float().cpu().numpy()
+        by_row = np.split(out, layout.starts[1:-1].cpu().numpy()) if model.answer.head in ("tokens", "span") else out
+        for i, value in zip(mine, by_row, strict=True):
+            found[i] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answers to one example."""
+
+    answer: Any
+    """class: index; classes: indices; score: number; choice: index; tokens: a tag index for each word, -1 where a word
+    was given no token; span: the text, "" for no answer."""
+    sure: float
+    """Probability of the answer; of a score, 1."""
+    best: list[tuple[Any, float]] = field(default_factory=list)
+    """Other answers with their probability, likeliest first (class, choice, span)."""
+    where: tuple[int, int] | None = None
+    """Characters of a span in its context."""
+
+
+LONGEST_ANSWER = 30
+"""Tokens of a span."""
+
+
+def answers(
+    task: Task, rows: Rows, found: Sequence[np.ndarray], *, top: int = 5, no_answer: float | None = None
+) -> list[Prediction]:
+    """An answer for each example.
+
+    Args:
+        no_answer: a span is given only where it beats "no answer" by this much; None where there always is one.
+    """
+    out = []
+    for number in range(len(rows.examples)):
+        mine = range(int(rows.groups[number]), int(rows.groups[number + 1]))
+        given = [found[i] for i in mine]
+        if task.output == "class":
+            out.append(_ranked(given[0], top))
+        elif task.output == "choice":
+            out.append(_ranked(np.concatenate(given), top))
+        elif task.output == "classes":
+            chances = 1 / (1 + np.exp(-given[0].astype(np.float64)))
+            out.append(
+                Prediction(tuple(np.flatnonzero(chances > 0.5).tolist()), float(np.abs(chances - 0.5).min() + 0.5))
+            )
+        elif task.output == "score":
+            value = float(given[0][0])
+            out.append(Prediction(min(max(value, task.low), task.high) if task.high > task.low else value, 1.0))
+        elif task.output == "tokens":
+            out.append(_tags([rows.rows[i] for i in mine], given, len(rows.examples[number].label or ())))
+        else:
+            out.append(_span([rows.rows[i] for i in mine], given, rows, number, top, no_answer))
+    return out
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    raised = np.exp(scores.astype(np.float64) - scores.max())
+    share: np.ndarray = raised / raised.sum()
+    return share
+
+
+def _ranked(scores: np.ndarray, top: int) -> Prediction:
+    chances = _softmax(scores)
+    order = np.argsort(-chances, kind="stable")[:top]
+    best = [(int(i), float(chances[i])) for i in order]
+    return Prediction(best[0][0], best[0][1], best)
+
+
+def _tags(rows: Sequence[Row], found: Sequence[np.ndarray], words: int) -> Prediction:
+    words = max([words, *(int(row.words.max()) + 1 for row in rows if len(row.words))])
+    tags, sure = np.full(words, -1, np.int64), 1.0
+    for row, scores in zip(rows, found, strict=True):
+        if len(row.places):
+            picked = scores[row.places]
+            tags[row.words] = picked.argmax(-1)
+            sure = min(sure, float(min(_softmax(one).max() for one in picked)))
+    return Prediction(tuple(tags.tolist()), sure)
+
+
+def _span(
+    rows: Sequence[Row], found: Sequence[np.ndarray], rows_of: Rows, number: int, top: int, no_answer: float | None
+) -> Prediction:
+    """The best spans of all windows, as BERT's reader: a start and an end after it, not too far apart."""
+    candidates: list[tuple[float, int, int]] = []
+    none = np.inf
+    for row, scores in zip(rows, found, strict=True):
+        none = min(none, float(scores[0, 0] + scores[0, 1]))
+        first, last = scores[row.places, 0], scores[row.places, 1]
+        for start in np.argsort(-first)[:20]:
+            ends = last[start : start + LONGEST_ANSWER]
+            for end in np.argsort(-ends)[:5]:
+                candidates.append((float(first[start] + ends[end]), int(row.words[start]), int(row.words[start + end])))
+    candidates.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
+    text, offsets = rows_of.examples[number].texts[-1], rows_of.contexts[number]
+    best: list[tuple[Any, float, tuple[int, int] | None]] = []
+    for score, start, end in candidates:
+        place = (offsets[start][0], offsets[end][1])
+        said = text[slice(*place)].strip()
+        if said and said not in [one[0] for one in best]:
+            best.append((said, score, place))
+        if len(best) == top:
+            break
+    if no_answer is not None and (not best or none + no_answer > best[0][1]):
+        best.insert(0, ("", none, None))
+    if not best:
+        return Prediction("", 1.0)
+    chances = _softmax(np.array([score for _, score, _ in best]))
+    return Prediction(
+        best[0][0], float(chances[0]), [(b[0], float(c)) for b, c in zip(best, chances, strict=True)], best[0][2]
+    )

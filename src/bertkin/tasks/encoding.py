@@ -1,0 +1,263 @@
+"""Examples become rows of tokens: texts joined as the family wants them, cut or read in windows, labels found again by offset.
+
+    template = Template.of(tokenizer)                 what stands before, between and after texts
+    rows     = encode(examples, task, tokenizer, …)   one row an example, or a window or choice of it
+
+Nothing is cut silently: `Rows.cut` counts the examples that lost text. Where an answer is inside (tags, spans), nothing is
+cut at all: a text longer than the model is read in overlapping windows, and every word is answered in the window where
+it has most text around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bertkin.errors import UserError
+from bertkin.tasks.task import Example, Task
+from bertkin.text.batches import IGNORED, Ints
+from bertkin.text.tokenizer import Tokenizer
+
+Offsets = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens that a tokenizer's own post-processor puts around one text and two."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    segmented: bool
+    """Whether texts after the first are of segment 1."""
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> Template:
+        """Read off what the tokenizer makes of two texts. One that puts nothing between gets its end token there."""
+        encoding = tokenizer.backend.encode("a", "b")
+        owners = encoding.sequence_ids
+        first, second = owners.index(0), owners.index(1)
+        last_first = len(owners) - 1 - owners[::-1].index(0)
+        last = len(owners) - 1 - owners[::-1].index(1)
+        ids = encoding.ids
+        between = tuple(ids[last_first + 1 : second]) or (tokenizer.sep_id,)
+        return Template(tuple(ids[:first]), between, tuple(ids[last + 1 :]), any(encoding.type_ids))
+
+    def extra(self, texts: int) -> int:
+        """How many special tokens so many texts take."""
+        return len(self.before) + len(self.between) * (texts - 1) + len(self.after)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a model reads at once: an example, or one window or choice of it."""
+
+    ids: Ints
+    segments: Any
+    """int32 [tokens], 0 or 1, or None."""
+    example: int
+    """Index of the example."""
+    places: Ints
+    """[n]: of a tagged word the place of its first token here; of a span's context the place of each of its tokens."""
+    words: Ints
+    """[n]: which word of the example (tokens), or which token of its context (span), stands there."""
+    target: Any = None
+    """What the loss compares with: a class, several, a score, tags [n], or the places of a span's first and last token;
+    None where the label is not known."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of some examples, in order."""
+
+    rows: list[Row]
+    examples: Sequence[Example]
+    task: Task
+    contexts: list[Offsets]
+    """Of spans: for each example the character offsets of its context's tokens."""
+    cut: int
+    """Examples that lost text."""
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """[rows], in tokens."""
+        return np.array([len(row.ids) for row in self.rows], np.int64)
+
+    @cached_property
+    def groups(self) -> Ints:
+        """[examples + 1]: example e owns rows groups[e]:groups[e + 1]."""
+        owner = np.array([row.example for row in self.rows], np.int64)
+        return np.searchsorted(owner, np.arange(len(self.examples) + 1))
+
+
+def encode(
+    examples: Sequence[Example], task: Task, tokenizer: Tokenizer, *, max_length: int, stride: int | None = None
+) -> Rows:
+    """Rows of at most `max_length` tokens.
+
+    Args:
+        stride: tokens that neighbouring windows share; by default a quarter of the room.
+
+    Raises:
+        UserError: a question that leaves no room for its context, or a model that reads too few tokens for the task.
+    """
+    template = Template.of(tokenizer)
+    maker = {"tokens": _tagged, "span": _spanned, "choice": _chosen}.get(task.output, _whole)
+    rows: list[Row] = []
+    contexts: list[Offsets] = []
+    cut = 0
+    for number, (example, texts) in enumerate(zip(examples, _tokenized(examples, tokenizer), strict=True)):
+        room = max_length - template.extra(len(texts))
+        if room < 2 * len(texts):
+            raise UserError(
+                f"rows of {max_length} tokens leave no room for {len(texts)} texts", mend="choose longer rows"
+            )
+        made, lost = maker(number, example, texts, template, room, stride if stride is not None else room // 4)
+        rows += made
+        cut += lost
+        contexts.append(texts[-1][1] if task.output == "span" else [])
+    return Rows(rows, examples, task, contexts, cut)
+
+
+Text = tuple[list[int], Offsets]
+"""Ids of a text and the characters of each."""
+
+
+def _tokenized(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[Text]]:
+    """Each example's texts, its choices after them, all tokenized on all cores."""
+    flat = [text for example in examples for text in (*example.texts, *example.choices)]
+    encodings = tokenizer.backend.encode_batch(flat, add_special_tokens=False)
+    pieces = iter([(encoding.ids, encoding.offsets) for encoding in encodings])
+    return [[next(pieces) for _ in (*example.texts, *example.choices)] for example in examples]
+
+
+def _joined(texts: Sequence[Sequence[int]], template: Template) -> tuple[Ints, Any, list[int]]:
+    """Ids, segments, and where each text begins."""
+    ids: list[int] = list(template.before)
+    segments = [0] * len(ids)
+    begins = []
+    for number, text in enumerate(texts):
+        if number:
+            ids += template.between
+            segments += [min(number - 1, 1)] * len(template.between)
+        begins.append(len(ids))
+        ids += text
+        segments += [min(number, 1)] * len(text)
+    ids += template.after
+    segments += [min(len(texts) - 1, 1)] * len(template.after)
+    kinds = np.array(segments, np.int32) if template.segmented and len(texts) > 1 else None
+    return np.array(ids, np.int64), kinds, begins
+
+
+def _fitted(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]], bool]:
+    """Texts that fit together: tokens are taken from the end of whichever is the longest."""
+    sizes = [len(text) for text in texts]
+    excess = sum(sizes) - room
+    if excess <= 0:
+        return list(texts), False
+    while excess > 0:
+        longest = max(range(len(sizes)), key=lambda i: sizes[i])
+        others = max([size for i, size in enumerate(sizes) if i != longest], default=0)
+        off = min(excess, max(1, sizes[longest] - others))
+        sizes[longest] -= off
+        excess -= off
+    return [text[:size] for text, size in zip(texts, sizes, strict=True)], True
+
+
+NONE = np.zeros(0, np.int64)
+Made = tuple[list[Row], bool]
+
+
+def _whole(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
+    """One row with one answer: a class, several, a score."""
+    fitted, lost = _fitted([ids for ids, _ in texts], room)
+    ids, segments, _ = _joined(fitted, template)
+    return [Row(ids, segments, number, NONE, NONE, example.label)], lost
+
+
+def _chosen(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
+    """A row for each choice: the texts, and the choice last."""
+    rows, lost = [], False
+    shared = len(example.texts)
+    room += (len(texts) - shared - 1) * len(template.between)  # one choice stands in a row, not all of them
+    for choice in texts[shared:]:
+        fitted, short = _fitted([ids for ids, _ in (*texts[:shared], choice)], room)
+        ids, segments, _ = _joined(fitted, template)
+        rows.append(Row(ids, segments, number, NONE, NONE, example.label))
+        lost |= short
+    return rows, lost
+
+
+def _tagged(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
+    """Words found by their characters; a row for each window. A word whose text gives no token is nowhere."""
+    ids, offsets = texts[0]
+    starts = np.array([start for start, _ in offsets], np.int64)
+    ends = np.array([end for _, end in offsets], np.int64)
+    label = example.label
+    spans = [(start, end) for start, end, *_ in label] if label else []
+    # The first token that ends behind the word's beginning; byte-level tokens begin with the blank before a word.
+    firsts = np.searchsorted(ends, [start for start, _ in spans], side="right") if len(offsets) else NONE
+    real = np.array([f < len(starts) and starts[f] < end for f, (_, end) in zip(firsts, spans, strict=True)], np.bool_)
+    tags = np.array([tag for *_, tag in label], np.int64) if label and len(label[0]) == 3 else None
+    rows = []
+    for low, high, own_low, own_high in _windows(len(ids), room, stride):
+        mine = np.flatnonzero(real & (firsts >= own_low) & (firsts < own_high)) if len(spans) else NONE
+        row, segments, begins = _joined([ids[low:high]], template)
+        target = None if tags is None else tags[mine]
+        rows.append(Row(row, segments, number, firsts[mine] - low + begins[0], mine, target))
+    return rows, False
+
+
+def _spanned(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
+    """Windows of the last text, the others before each. A span outside a window is, there, no answer."""
+    head = [ids for ids, _ in texts[:-1]]
+    context, offsets = texts[-1]
+    room -= sum(map(len, head))
+    if room < 16:
+        raise UserError(
+            f"a question of {sum(map(len, head)):,} tokens leaves {max(room, 0)} for its context",
+            where=example.where or None,
+            mend="choose longer rows",
+        )
+    answer = _answer(example, offsets)
+    rows = []
+    for low, high, _, _ in _windows(len(context), room, min(stride, room // 2)):
+        ids, segments, begins = _joined([*head, context[low:high]], template)
+        at = begins[-1]
+        target = None
+        if answer is not None:
+            inside = low <= answer[0] and answer[1] < high
+            target = (answer[0] - low + at, answer[1] - low + at) if inside else (0, 0)
+        places = np.arange(at, at + high - low)
+        rows.append(Row(ids, segments, number, places, np.arange(low, high), target))
+    return rows, False
+
+
+def _answer(example: Example, offsets: Offsets) -> tuple[int, int] | None:
+    """First and last token of the first answer; (-1, -1) where there is none, None where nobody knows."""
+    if example.label is None:
+        return None
+    for start, end in example.label:
+        inside = [i for i, (low, high) in enumerate(offsets) if low < end and high > start]
+        if inside:
+            return inside[0], inside[-1]
+    return -1, -1
+
+
+def _windows(length: int, room: int, stride: int) -> list[tuple[int, int, int, int]]:
+    """Windows over `length` tokens: first and last, and what of it is the window's own, so that each token is one's."""
+    if length <= room:
+        return [(0, length, 0, length)]
+    step = room - stride
+    lows = list(range(0, max(length - room, 0) + step, step))
+    lows[-1] = length - room
+    middles = [(lows[i] + lows[i + 1] + room) // 2 for i in range(len(lows) - 1)]  # half-way through what they share
+    edges = [0, *middles, length]
+    return [(low, low + room, edges[i], edges[i + 1]) for i, low in enumerate(lows)]
+
+
+__all__ = ["IGNORED", "Row", "Rows", "Template", "encode"]

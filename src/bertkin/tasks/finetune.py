@@ -1,0 +1,342 @@
+"""Fine-tuning: the loop's work whose batches are labelled examples.
+
+    tune(tuning, labelled, out)     a pretrained model and a task's examples to a run folder
+    resume_tuning(out)              go on where it stopped, to the same bits
+
+One model, one loop, one run folder with pretraining (`bertkin.train.loop`). Rows lie end to end, so there is no padding to
+save on: a batch costs what its tokens cost.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bertkin.config import AUTO, Train, fill_auto, from_mapping, to_mapping
+from bertkin.errors import UserError, disk_errors
+from bertkin.models.architecture import Architecture
+from bertkin.models.configs import read_config
+from bertkin.models.continuing import set_dropout
+from bertkin.models.pretrained import find_folder
+from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
+from bertkin.models.task_heads import Pooling, TaskModel, usual_pooling
+from bertkin.tasks.answering import answer_for, answers, loss_of, packed, scores
+from bertkin.tasks.encoding import Row, Rows, encode
+from bertkin.tasks.task import Example, Task
+from bertkin.text.shuffle import mix, permute
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.folder import OURS, refuse_existing
+from bertkin.train.loop import Result, Training
+from bertkin.train.machine import pick_device, pick_precision
+from bertkin.train.parallel import World, join
+from bertkin.train.price import Price
+from bertkin.train.progress import Listener, QuietListener
+from bertkin.train.state import Position, write_text
+
+Measure = Callable[[Task, Sequence[Example], Sequence[Any]], Mapping[str, float]]
+"""Scores of predictions against what is right, the headline under the task's metric."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The recipe of a fine-tuning."""
+
+    model: str = ""
+    """The pretrained model: a run folder, a model folder, or a hub id."""
+    batch: int = 32
+    """Examples a step."""
+    length: int = AUTO
+    """Most tokens a row; by default 256, 384 where spans are looked for, or what the model reads."""
+    stride: int = AUTO
+    """Tokens that neighbouring windows of a long text share; by default a quarter of the room."""
+    pooling: Literal["first", "last", "mean", "max", "attention"] = AUTO
+    """How a sequence becomes one state; by default the family's own way."""
+    dropout: float = 0.1
+    """Dropout after embeddings, attention and feed-forward."""
+    attention_dropout: float = 0.0
+    """Dropout on attention weights."""
+    train: Train = field(default_factory=Train)
+    """Budget, optimiser and schedule, as for pretraining."""
+
+
+RECIPE, TASK = "recipe.yaml", "task.json"
+
+
+def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuning:
+    """The recipe with every field filled in: rates by width, epochs by how many examples there are.
+
+    Few examples are gone through more often, with bias-corrected AdamW and a longer warm-up: what steadies small sets
+    (Mosbach et al. 2021; Zhang et al. 2021).
+
+    Raises:
+        UserError: two budgets, or a row longer than the model reads.
+    """
+    train = tuning.train
+    budgets = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(train, name) is not AUTO]
+    if len(budgets) > 1:
+        raise UserError(
+            f"two budgets at once: {' and '.join(f'--train.{b}' for b in budgets)}", mend="give one of them"
+        )
+    if not budgets:
+        train = replace(train, epochs=3.0 if examples > 10_000 else 5.0 if examples > 2_000 else 10.0)
+    train = fill_auto(
+        train,
+        optimizer="adamw",
+        lr=min(2e-4, 4e-5 * 768 / a.hidden),
+        matrix_lr=1e-3,
+        schedule="linear",
+        warmup=0.1,
+        weight_decay=0.01,
+        beta2=0.999 if examples > 2_000 else 0.98,
+        eval_every=min(0.999, 1 / (train.epochs or 5.0)),  # once an epoch; from 1 on it would count steps
+        batch_tokens=tuning.batch * 128,  # a guess, for the price alone
+        length=128,
+    )
+    usual = 384 if task.output == "span" else 256
+    length = tuning.length if tuning.length is not AUTO else min(usual, a.max_length)
+    if length > a.max_length:
+        raise UserError(
+            f"rows of {length} tokens, but the model reads at most {a.max_length}",
+            where="--length",
+            mend=f"choose at most {a.max_length}",
+        )
+    return replace(tuning, length=length, pooling=tuning.pooling or usual_pooling(a), train=train)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Whole examples, as rows."""
+
+    rows: tuple[Row, ...]
+    groups: tuple[int, ...]
+    """Where each example's rows begin, and the end: [examples + 1]."""
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def idle(self) -> bool:
+        return not self.rows
+
+    def slice(self, rank: int, world: int) -> TaskBatch:
+        """The rank-th of `world` nearly equal shares, in whole examples."""
+        count = len(self.groups) - 1
+        first, last = count * rank // world, count * (rank + 1) // world
+        begin, end = self.groups[first], self.groups[last]
+        return TaskBatch(self.rows[begin:end], tuple(g - begin for g in self.groups[first : last + 1]))
+
+    def split(self, n: int) -> list[TaskBatch]:
+        """The batch in n shares of whole examples."""
+        return [self.slice(i, n) for i in range(n)]
+
+
+class FineTuning:
+    """The work of fine-tuning; see `bertkin.train.work.Work`."""
+
+    def __init__(
+        self,
+        tuning: Tuning,
+        task: Task,
+        train: Rows,
+        dev: Rows,
+        tokenizer: Tokenizer,
+        measure: Measure,
+        device: str,
+        stock: Path,
+    ) -> None:
+        self.tuning, self.task, self.train, self.tokenizer = tuning, task, tuning.train, tokenizer
+        self.examples, self.dev, self.measure, self.device, self.stock = train, dev, measure, device, stock
+        self.kind: str = task.output
+
+    def first_model(self) -> TaskModel:
+        model = begin_task_model(self.stock, answer_for(self.task, self.tuning.pooling), seed=self.train.seed)
+        set_dropout(model, self.tuning.dropout, self.tuning.attention_dropout)
+        return model
+
+    def epochs(self, position: Position) -> float:
+        return position.row(0) / len(self.examples.examples)
+
+    def batch(self, position: Position, progress: float) -> TaskBatch:
+        """Examples in an order drawn anew each epoch; the last batch of an epoch may be smaller."""
+        total, first = len(self.examples.examples), position.row(0)
+        epoch, at = divmod(first, total)
+        index = np.arange(at, min(at + self.tuning.batch, total))
+        chosen = permute(index, total, mix(11, self.train.seed, epoch))
+        rows: list[Row] = []
+        groups = [0]
+        for example in chosen:
+            rows += self.examples.rows[self.examples.groups[example] : self.examples.groups[example + 1]]
+            groups.append(len(rows))
+        return TaskBatch(tuple(rows), tuple(groups))
+
+    def advance(self, position: Position, progress: float) -> None:
+        total, first = len(self.examples.examples), position.row(0)
+        position.rows["0"] = first + min(self.tuning.batch, total - first % total)
+
+    def counts(self, batch: TaskBatch) -> tuple[int, int]:
+        if self.task.output == "tokens":
+            return sum(len(row.places) for row in batch.rows), 0
+        if self.task.output == "span":
+            return len(batch.rows), 0
+        return len(batch.groups) - 1, 0
+
+    def learn(self, model: TaskModel, part: TaskBatch, counts: tuple[int, int], sums: list[float]) -> None:
+        ids, layout = packed(part.rows, self.device)
+        loss, right, _ = loss_of(self.task, model(ids, layout), part.rows, layout)
+        (loss / max(counts[0], 1)).backward()  # type: ignore[no-untyped-call]
+        sums[0] += float(loss.detach())
+        sums[1] += float(right)
+
+    def learnt(self, world: World) -> None:
+        """Nothing to share."""
+
+    def evaluate(self, model: TaskModel, world: World) -> dict[str, float]:
+        """Loss and metrics on the dev examples, in every process alike."""
+        found = scores(model, self.dev, device=self.device)
+        loss, count = 0.0, 0
+        for low in range(0, len(self.dev.rows), 256):
+            rows = self.dev.rows[low : low + 256]
+            joined = torch.from_numpy(np.concatenate([np.atleast_2d(f) for f in found[low : low + 256]]))
+            layout = packed(rows)[1]
+            part, _, n = loss_of(self.task, joined, rows, layout)
+            loss, count = loss + float(part), count + n
+        predictions = [p.answer for p in answers(self.task, self.dev, found)]
+        measured = dict(self.measure(self.task, self.dev.examples, predictions))
+        return {"loss": loss / max(count, 1), "accuracy": measured[self.task.metric], **measured}
+
+    def show(self, finished: TaskModel) -> list[dict[str, Any]]:
+        return []
+
+    def told(self, progress: float) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
+        facts = facts | {"task": self.task.to_mapping(), "length": self.tuning.length, "stock": self.tuning.model}
+        labels = self.task.labels if self.task.output in ("class", "classes", "tokens") else ("score",)
+        save_task_model(
+            finished, folder, labels=labels, problem=self.task.output, tokenizer=self.tokenizer, extra=facts
+        )
+
+    def opening(self, listener: Listener) -> dict[str, Any] | None:
+        return None
+
+    def price(self, model: TaskModel, **machine: Any) -> Price:
+        """Counted from the examples themselves."""
+        from bertkin.train.machine import product_rate
+        from bertkin.train.price import EFFICIENCY
+
+        parameters = sum(p.numel() for p in model.parameters())
+        embedded = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
+        tokens = int(self.examples.lengths.sum())
+        total = int(tokens * (self.train.epochs or 1.0))
+        if self.train.steps:
+            total = int(tokens / max(len(self.examples.examples), 1) * self.tuning.batch * self.train.steps)
+        flops = 6.0 * (parameters - embedded) * total
+        rate = product_rate(machine["dtype"], machine["device"]) * EFFICIENCY
+        return Price(
+            parameters=parameters,
+            tokens=total,
+            steps=max(1, total * len(self.examples.examples) // max(tokens * self.tuning.batch, 1)),
+            flops=flops,
+            bytes=parameters * 16 + 300 * 2**20,
+            minutes=self.train.minutes or flops / rate / 60,
+            corpus_tokens=tokens,
+            precision=str(machine["dtype"]).split(".")[1],
+            threads=machine["threads"],
+        )
+
+    def notes(self) -> list[str]:
+        said = [
+            f"task        {self.task}",
+            f"examples    {len(self.examples.examples):,}, dev {len(self.dev.examples):,}",
+        ]
+        if self.examples.cut:
+            said.append(f"cut         {self.examples.cut:,} examples are longer than {self.tuning.length} tokens")
+        return said
+
+
+def tune(
+    tuning: Tuning,
+    task: Task,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    out: Path,
+    measure: Measure,
+    *,
+    listener: Listener | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Fine-tune a pretrained model into a run folder, whose `model/` transformers opens with its head.
+
+    Args:
+        train, dev: labelled examples; those of dev are measured on.
+        measure: see `Measure`.
+        out: the run folder.
+
+    Raises:
+        UserError: the model cannot do the task, a label of dev is not in train, or the disk refuses.
+    """
+    listener = listener or QuietListener()
+    device = pick_device(tuning.train.device)
+    world = join(device)
+    listener = listener if world.first else QuietListener()
+    stock = find_folder(tuning.model)
+    a, _ = read_config(stock / "config.json")
+    tuning = complete(tuning, task, len(train), a)
+    precision = str(pick_precision(tuning.train.precision, device)).split(".")[1]
+    tuning = replace(tuning, train=replace(tuning.train, precision=precision))  # type: ignore[arg-type]
+    tokenizer = Tokenizer.load(stock)
+    if tokenizer.vocab_size > a.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
+        raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
+    rows = {
+        name: encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
+        for name, examples in (("train", train), ("dev", dev))
+    }
+
+    def prepare() -> bool:
+        refuse_existing(out, overwrite=overwrite)
+        _begin(out, tuning, task, stock)
+        return True
+
+    try:
+        world.lead(prepare)
+        work = FineTuning(tuning, task, rows["train"], rows["dev"], tokenizer, measure, device, stock)
+        return Training(work, out, listener, world, device).run()
+    finally:
+        listener.close()
+
+
+def _begin(out: Path, tuning: Tuning, task: Task, stock: Path) -> None:
+    import yaml
+
+    with disk_errors(out):
+        for name in (*OURS, TASK):
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        about = {"task": task.to_mapping(), "stock": str(stock.resolve())}
+        write_text(out / TASK, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write_text(out / RECIPE, yaml.safe_dump(to_mapping(tuning), sort_keys=False, allow_unicode=True))
+
+
+def load_tuning(path: Path) -> Tuning:
+    """The recipe of a fine-tuning's run folder."""
+    import yaml
+
+    loaded: Tuning = from_mapping(Tuning, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return loaded
+
+
+__all__ = ["FineTuning", "Pooling", "TaskBatch", "Tuning", "complete", "load_tuning", "tune"]
