@@ -105,8 +105,9 @@ inline void ask(const char* p, const char*& next, const char* end) {
     }
 }
 
-template <int R, int LINES, class Take>
-inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, const char*& next, Take take) {
+// Sums must stay in registers, so every loop over them is unrolled, and what becomes of them is left to later.
+template <int R, int LINES>
+inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, const char*& next, vf (*out)[4]) {
     bool bytes = w.scale != nullptr;
     int64_t words = bytes ? w.in / 4 : w.in / 2;
     const char *p = (const char*)w.data + group * words * 256, *end = p + words * 512;
@@ -115,41 +116,45 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
         x[r] = bytes ? (const int32_t*)(rows.bytes.data() + (row + r) * w.in) : (const int32_t*)(rows.x + (row + r) * w.in);
     if (bytes) {
         __m512i acc[R][4];
-        for (auto& line : acc)
-            for (auto& a : line) a = _mm512_setzero_si512();
+#pragma GCC unroll 32
+        for (int j = 0; j < 4 * R; ++j) acc[j / 4][j % 4] = _mm512_setzero_si512();
         for (int64_t k = 0; k < words; ++k, p += 256) {
             __m512i b[4];
+#pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) b[i] = _mm512_loadu_si512(p + 64 * i);
             ask<LINES>(p, next, end);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 __m512i a = _mm512_set1_epi32(x[r][k]);
+#pragma GCC unroll 4
                 for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], a, b[i]);
             }
         }
-        for (int i = 0; i < 4; ++i) {
-            int64_t at = group * GROUP + i * W;
-            __m512i sums = _mm512_loadu_si512(w.sums + at);
-            for (int r = 0; r < R; ++r) {
-                vf y = (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(acc[r][i], sums));
-                take(row + r, at, y * (load(w.scale + at) * rows.scale[row + r]));
-            }
+#pragma GCC unroll 32
+        for (int j = 0; j < 4 * R; ++j) {
+            int64_t at = group * GROUP + j % 4 * W;
+            vf y = (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(acc[j / 4][j % 4], _mm512_loadu_si512(w.sums + at)));
+            out[j / 4][j % 4] = y * (load(w.scale + at) * rows.scale[row + j / 4]);
         }
         return;
     }
     __m512 acc[R][4];
-    for (auto& line : acc)
-        for (auto& a : line) a = _mm512_setzero_ps();
+#pragma GCC unroll 32
+    for (int j = 0; j < 4 * R; ++j) acc[j / 4][j % 4] = _mm512_setzero_ps();
     for (int64_t k = 0; k < words; ++k, p += 256) {
         __m512bh b[4];
+#pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) b[i] = (__m512bh)_mm512_loadu_si512(p + 64 * i);
         ask<LINES>(p, next, end);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             __m512bh a = (__m512bh)_mm512_set1_epi32(x[r][k]);
+#pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], b[i], a);
         }
     }
-    for (int i = 0; i < 4; ++i)
-        for (int r = 0; r < R; ++r) take(row + r, group * GROUP + i * W, (vf)acc[r][i]);
+#pragma GCC unroll 32
+    for (int j = 0; j < 4 * R; ++j) out[j / 4][j % 4] = (vf)acc[j / 4][j % 4];
 }
 
 // A group of a product: take(row, column, 16 sums without bias), for columns below w.out only as far as the caller looks.
@@ -158,14 +163,17 @@ inline void tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group, T
     const char* next = LINES == 4 ? nullptr : (const char*)w.data + (group + 1) * (w.scale ? w.in / 4 : w.in / 2) * 256;
     for (int64_t row = 0, parts = (n + ROWS - 1) / ROWS; parts > 0; --parts) {
         int64_t count = (n - row + parts - 1) / parts;
+        vf sums[ROWS][4];
         switch (count) {
-            case 1: tile<1, LINES>(w, rows, row, group, next, take); break;
-            case 2: tile<2, LINES>(w, rows, row, group, next, take); break;
-            case 3: tile<3, LINES>(w, rows, row, group, next, take); break;
-            case 4: tile<4, LINES>(w, rows, row, group, next, take); break;
-            case 5: tile<5, LINES>(w, rows, row, group, next, take); break;
-            default: tile<6, LINES>(w, rows, row, group, next, take);
+            case 1: tile<1, LINES>(w, rows, row, group, next, sums); break;
+            case 2: tile<2, LINES>(w, rows, row, group, next, sums); break;
+            case 3: tile<3, LINES>(w, rows, row, group, next, sums); break;
+            case 4: tile<4, LINES>(w, rows, row, group, next, sums); break;
+            case 5: tile<5, LINES>(w, rows, row, group, next, sums); break;
+            default: tile<6, LINES>(w, rows, row, group, next, sums);
         }
+        for (int i = 0; i < 4; ++i)
+            for (int64_t r = 0; r < count; ++r) take(row + r, group * GROUP + i * W, sums[r][i]);
         row += count;
     }
 }
