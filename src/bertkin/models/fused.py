@@ -70,8 +70,8 @@ class Linear(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        # A frozen weight needs no gradient, and so what it read need not be kept.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return products.forward(x, weight, bias)
 
     @staticmethod
@@ -79,7 +79,7 @@ class Linear(Function):
         x, weight = ctx.saved_tensors
         g = gradients[0].contiguous()
         dx = products.input_gradient(g, weight) if ctx.needs_input_grad[0] else None
-        return dx, *_parameter_gradients(g, x, ctx.has_bias, ctx.needs_input_grad[1])
+        return dx, *_parameter_gradients(g, x, *ctx.needs_input_grad[1:])
 
 
 class FeedForward(Function):
@@ -91,8 +91,8 @@ class FeedForward(Function):
     ) -> Tensor:
         ctx.kind = kind
         wide, bent = products.forward_bent(x, up, up_bias, kind)
-        ctx.save_for_backward(x, up, down, wide, bent)
-        ctx.has_bias = up_bias is not None, down_bias is not None
+        _, wants_up, _, wants_down, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_up else None, up, down, wide, bent if wants_down else None)
         return products.forward(bent, down, down_bias)
 
     @staticmethod
@@ -101,16 +101,16 @@ class FeedForward(Function):
         g = gradients[0].contiguous()
         d_wide = products.input_gradient(g, down, bent_from=wide, kind=ctx.kind)
         dx = products.input_gradient(d_wide, up) if ctx.needs_input_grad[0] else None
-        (has_up, has_down), (_, wants_up, _, wants_down, *_) = ctx.has_bias, ctx.needs_input_grad
-        of_up = _parameter_gradients(d_wide, x, has_up, wants_up)
-        return dx, *of_up, *_parameter_gradients(g, bent, has_down, wants_down), None
+        of_up = _parameter_gradients(d_wide, x, *ctx.needs_input_grad[1:3])
+        return dx, *of_up, *_parameter_gradients(g, bent, *ctx.needs_input_grad[3:5]), None
 
 
-def _parameter_gradients(g: Tensor, x: Tensor, has_bias: bool, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Those of the weight, if wanted, and of the bias of a layer that read x [rows, in] and was told g [rows, out]."""
-    if not wanted:
-        return None, g.sum(0) if has_bias else None
-    sums = torch.empty(g.shape[1], dtype=torch.float32) if has_bias else None
+def _parameter_gradients(g: Tensor, x: Tensor | None, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the weight and of the bias, if wanted, of a layer that read x [rows, in] and was told g [rows, out]."""
+    if not weight:
+        return None, g.sum(0) if bias else None
+    assert x is not None
+    sums = torch.empty(g.shape[1], dtype=torch.float32) if bias else None
     return products.weight_gradient(g, x, sums=sums), None if sums is None else sums.to(g.dtype)
 
 

@@ -236,6 +236,8 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList([Block(a, layer, causal=causal, looks=self.writes) for layer in range(own)])
         self.distances = nn.Parameter(torch.empty(a.buckets, a.heads)) if a.positions == "relative" else None
         self.norm = _norm(a) if a.norm == "pre" else None
+        self.before = 0
+        """Keys that stand before each sequence, where a strategy put some (`bertkin.models.wraps.Prefixed`)."""
 
     def forward(
         self,
@@ -278,6 +280,18 @@ class Stack(nn.Module):
         x: Tensor = self.embeddings(ids, layout)
         return x if self.project is None else linear(x, self.project.weight, self.project.bias)
 
+    def states(
+        self, ids: Tensor, layout: Layout, asked: Tensor | None = None, memory: Memory | None = None
+    ) -> list[Tensor]:
+        """What `forward` gives, and the same of the embeddings and of every layer before the last: one more than layers,
+        each [n, hidden] and, where the stack ends in a norm, normed by it."""
+        stream, update = self.embed(ids, layout), None
+        places, found = self.places(layout), [self._finish(*_picked(asked, stream, None))]
+        for layer in self.blocks:
+            stream, update = layer(stream, update, layout, places(layer), None, memory, layout)
+            found.append(self._finish(*_picked(asked, stream, update)))
+        return found
+
     def trace(self, ids: Tensor, layout: Layout, memory: Memory | None = None) -> Trace:
         """All hidden states and attention weights, for looking inside; slower than `forward`."""
         stream, update = self.embed(ids, layout), None
@@ -305,7 +319,7 @@ class Stack(nn.Module):
 
     def places(self, layout: Layout, longest: int = 0) -> typing.Callable[[Block], Places]:
         """What positions bring to each layer, for sequences up to the layout's longest (or `longest`, if that is more)."""
-        a, longest = self.architecture, max(layout.max_length, longest)
+        a, longest = self.architecture, max(layout.max_length, longest) + self.before
         if self.distances is not None:
             bucket = buckets(longest, a.buckets, a.farthest, not self.writes, layout.starts.device)
             offsets = Places(distances=self.distances[bucket].t())
@@ -320,6 +334,10 @@ class Stack(nn.Module):
         if self.norm is None:
             return stream
         return add_norm(stream, update, self.norm.weight, self.norm.bias, self.norm.eps, rms=self.architecture.rms)[1]
+
+
+def _picked(asked: Tensor | None, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return (stream, update) if asked is None else (stream[asked], None if update is None else update[asked])
 
 
 @lru_cache(maxsize=64)

@@ -59,6 +59,8 @@ class Optimizer:
         self.train, self.steps = train, 0
         self.slots = []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # frozen by a strategy of fine-tuning
             plain = parameter.dtype == torch.float32
             master = parameter.data if plain else parameter.data.float()
             matrix = train.optimizer == "muon" and is_hidden_matrix(name, parameter)
