@@ -58,7 +58,7 @@ class _Tokens(ctypes.Structure):
 
 
 class Steps:
-    """A model's weights as a step reads them: a copy, which a later change of the model does not reach.
+    """A model's weights as a step reads them. Matrices are copies: if the model changes, make this anew.
 
     Args:
         model: in bfloat16, and `usable`.
