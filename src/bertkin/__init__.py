@@ -9,7 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertkin.api import adapt, fill, generate, load, make_recipe, pairs, prepare, pretrain, resume, train_tokenizer
+    from bertkin.api import (
+        adapt,
+        fill,
+        generate,
+        load,
+        make_recipe,
+        pairs,
+        prepare,
+        pretrain,
+        prompt,
+        resume,
+        train_tokenizer,
+    )
     from bertkin.config import Recipe
     from bertkin.errors import UserError
     from bertkin.text.tokenizer import Tokenizer
@@ -29,6 +41,7 @@ __all__ = [
     "pairs",
     "prepare",
     "pretrain",
+    "prompt",
     "resume",
     "train_tokenizer",
 ]

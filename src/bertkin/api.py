@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bertkin.tasks.fill import Filled, Loaded, Order
     from bertkin.tasks.generate import Generated, Precision, Writer
     from bertkin.tasks.pairs import Scores
+    from bertkin.tasks.prompted import Prompted
     from bertkin.tasks.scoring import Method
     from bertkin.text.store import Store
     from bertkin.text.tokenizer import NormalForm, Tokenizer
@@ -369,3 +370,25 @@ def pairs(
         precision=precision,
         progress=progress,
     )
+
+
+def prompt(models: Loaded | str | Path | Sequence[Loaded | str | Path], examples: str | Path, **how: Any) -> Prompted:
+    """Ask models by example: a task, some examples and an input, without training (Brown et al. 2020).
+
+    Args:
+        models: one or several, from `load`, or what `load` takes.
+        examples: a .tsv, .csv or .jsonl file with a column input and a column output.
+        how: task, test, pattern, shots, seeds, score, normalise, choices and more; see
+            `bertkin.tasks.prompt.evaluate_prompts`.
+
+    Returns:
+        Scores by model, shots and seed. Printed, a table; `plot(path)` draws it.
+
+    Raises:
+        UserError: something about the files, the pattern, the choices or a model will not do.
+    """
+    from bertkin.tasks.fill import Loaded
+    from bertkin.tasks.prompt import evaluate_prompts
+
+    several = [models] if isinstance(models, Loaded | str | Path) else list(models)
+    return evaluate_prompts(several, examples, **how)

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from bertkin.errors import UserError
+
 Flag = Parameter(negative="", show_default=False)
 
 
@@ -45,8 +47,109 @@ def pairs(
     from bertkin.api import pairs as ask
 
     def told(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done:,} of {total:,} pairs", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        _tell(f"{done:,} of {total:,} pairs" if done < total else "")
 
     scores = ask(model, folder, limit=limit, method=method, within_word=within_word, precision=precision, progress=told)
     print(plain.dumps(scores.to_mapping(), ensure_ascii=False) if json else scores)
+
+
+def prompt(
+    *models: str,
+    examples: Path,
+    task: str = "",
+    test: Path | None = None,
+    pattern: str = "translation",
+    shots: str = "0,1,4",
+    seeds: int = 3,
+    score: Literal["auto", "likelihood", "generation"] = "auto",
+    normalise: Literal["none", "length", "calibrated"] = "none",
+    choices: str | None = None,
+    columns: str = "input,output",
+    per_row: Annotated[bool, Flag] = False,
+    limit: int | None = None,
+    max_new_tokens: int = 32,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    json: Annotated[bool, Flag] = False,
+    plot: Path | None = None,
+) -> None:
+    """Ask by example: bertkin prompt runs/gpt --task "Translate English to French" --examples words.tsv --shots 0,1,4
+
+    Parameters
+    ----------
+    models
+        Run folders, model folders (ours or transformers'), or hub ids; of several, sizes are compared.
+    examples
+        A .tsv, .csv or .jsonl file with a column input and a column output. Without --test its rows are asked, too, each
+        without itself among the examples.
+    task
+        What stands above the examples.
+    test
+        A file like it, with other rows to ask.
+    pattern
+        How an example is written: translation, qa, summary, classification, a file, or "… {input} … {output}". With
+        [MASK] instead of {output}, models that can do both fill a blank instead of going on.
+    shots
+        How many examples to show.
+    seeds
+        How often examples are drawn; the table has the mean and the standard deviation.
+    score
+        likelihood: the likeliest choice. generation: what the model writes. auto: what the outputs look like.
+    normalise
+        Of likelihoods. length: divided by the tokens. calibrated: by the likelihood after an input that says nothing.
+    choices
+        What to choose from, as yes,no. [default: the distinct outputs]
+    columns
+        Names of the two columns.
+    per_row
+        Draw examples for each row anew.
+    limit
+        Rows to ask at most.
+    max_new_tokens
+        Of a written answer.
+    precision
+        Of the computation; auto is bfloat16 where the processor gains by it.
+    json
+        Write one JSON object.
+    plot
+        A picture to draw: over shots and, of several models, over parameters (needs matplotlib).
+    """
+    if not models:
+        raise UserError("no model", mend="name one or several, such as runs/gpt")
+    from bertkin.api import prompt as ask
+
+    numbers = [part.strip() for part in shots.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in numbers):
+        raise UserError(f"{shots!r} is no list of numbers", where="--shots", mend="write it as 0,1,4")
+    names = tuple(part.strip() for part in columns.split(","))
+    if len(names) != 2 or not all(names):
+        raise UserError(f"{columns!r} does not name two columns", where="--columns", mend="write it as input,output")
+    prompted = ask(
+        models,
+        examples,
+        task=task.replace("\\n", "\n"),
+        test=test,
+        pattern=pattern,
+        shots=[int(part) for part in numbers],
+        seeds=seeds,
+        score=score,
+        normalise=normalise,
+        choices=None if choices is None else choices.split(","),
+        columns=names,
+        per_row=per_row,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        precision=precision,
+        progress=_tell,
+    )
+    _tell("")
+    print(plain.dumps(prompted.to_mapping(), ensure_ascii=False) if json else prompted)
+    if plot is not None:
+        prompted.plot(plot)
+        if not json:
+            print(f"drawn in {plot}")
+
+
+def _tell(line: str) -> None:
+    """Where a long work is, on a terminal's one line."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

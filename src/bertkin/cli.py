@@ -469,6 +469,7 @@ def inspect_mask(
 
 
 app.command(asking.pairs, sort_key=8)
+app.command(asking.prompt, sort_key=8)
 
 
 @app.command(sort_key=1)
