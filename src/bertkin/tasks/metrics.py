@@ -339,14 +339,12 @@ def answered(task: Task, examples: Sequence[Example], predictions: Sequence[Any]
 def constant(task: Task, predictions: Sequence[Any]) -> bool:
     """Whether a model says the same everywhere: a run that has not learnt (of tokens: one tag for every word)."""
     if task.output == "tokens":
-        said = {int(tag) for tags in predictions for tag in tags}
-    elif task.output == "score":
+        return len(predictions) > 1 and len({int(tag) for tags in predictions for tag in tags}) == 1
+    if task.output == "score":
         return len(predictions) > 1 and float(np.ptp(np.array(predictions, np.float64))) < 1e-6 * (
             abs(task.high - task.low) or 1.0
         )
-    else:
-        said = {tuple(sorted(p)) if task.output == "classes" else p for p in predictions}
-    return len(predictions) > 1 and len(said) == 1
+    return len(predictions) > 1 and len({tuple(sorted(p)) if task.output == "classes" else p for p in predictions}) == 1
 
 
 def confusion(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> NDArray[np.int64]:
