@@ -43,6 +43,7 @@ class Labelled:
         said: what was guessed and done, a line each, to be printed.
         left_out: (where, why) of rows that are not among the examples.
         roles: what the columns of the last table were taken for.
+        notes: what was done to rows that are kept, and where.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Labelled:
     said: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     roles: Roles = field(default_factory=Roles)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -108,11 +110,11 @@ def read_examples(
     Raises:
         UserError: a file that cannot be read or told, an unusable row, labels that make no task, no rows left.
     """
-    gate, notes = Gate(skip_bad), Counter[str]()
+    gate = Gate(skip_bad)
     listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
     if not listed:
         raise UserError("no data given", mend="name labelled files, or a folder of them")
-    reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, notes, encoding_errors)
+    reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors)
     rows = [raw for path in listed for raw in reader.read(path)]
     where = listed[0] if len(listed) == 1 else f"{listed[0]} …"
     if not rows:
@@ -123,8 +125,9 @@ def read_examples(
     kept = tuple(example for example in examples if example is not None)
     if not kept:
         raise _nothing_left(where, gate, len(rows))
-    said = [*reader.said, *(f"{count:,} {note}" for note, count in notes.items() if count), *gate.summary()]
-    return Labelled(found, kept, tuple(dict.fromkeys(said)), tuple(gate.left_out), reader.roles)
+    said = tuple(dict.fromkeys([*reader.said, *gate.summary()]))
+    notes = {what: tuple(places) for what, places in gate.notes.items()}
+    return Labelled(found, kept, said, tuple(gate.left_out), reader.roles, notes)
 
 
 def _nothing_left(where: str, gate: Gate, rows: int) -> UserError:
@@ -144,7 +147,6 @@ class _Reader:
     scheme: str
     labelled: bool | None
     gate: Gate
-    notes: Counter[str]
     encoding_errors: str
     roles: Roles = field(default_factory=Roles)
     said: list[str] = field(default_factory=list)
@@ -166,7 +168,7 @@ class _Reader:
         if kind == "squad":
             self.roles = Roles(("question", "context"), "answers", "id", holds="answers")
             self.said.append(f"{source.label}: SQuAD's format")
-            return read_squad(source.label, text, self.gate, self.notes)
+            return read_squad(source.label, text, self.gate)
         if kind == "conllu":
             tag = self.columns.label or "upos"
             self.said.append(f"{source.label}: CoNLL-U, label = {tag}")
@@ -231,7 +233,7 @@ class _Reader:
             marks = label if label is not None or self.labelled is not True else []
             return words_of_marks(texts[0], marks, row.where, self.gate, name)
         if roles.holds == "answers":
-            return question_of(texts[0], texts[1], label, row.where, self.gate, self.notes, name)
+            return question_of(texts[0], texts[1], label, row.where, self.gate, name)
         return Raw(tuple(texts), label, row.where, id=name)
 
     def _choices(self, rows: Iterable[Row], roles: Roles) -> list[Raw]:

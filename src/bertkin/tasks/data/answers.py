@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,12 +21,12 @@ LONGEST = 400
 Span = tuple[int, int]
 
 
-def read_squad(label: str, text: str, gate: Gate, notes: Counter[str]) -> list[Raw]:
+def read_squad(label: str, text: str, gate: Gate) -> list[Raw]:
     """The questions of a file in SQuAD's format, each with its paragraph.
 
     Args:
         label: name of the file.
-        notes: counts what was done to answers that are not where they should be.
+        gate: is told of answers that are not where they should be.
 
     Raises:
         UserError: another format, or a question with answers none of which is in its text.
@@ -49,7 +48,7 @@ def read_squad(label: str, text: str, gate: Gate, notes: Counter[str]) -> list[R
             line, at = line + text.count("\n", at, place), place
         where = f"{label}:{line}" + (f" (question {name})" if name else f" ({title})" if title else "")
         answers = [] if question.get("is_impossible") else question.get("answers")
-        raw = question_of(question["question"], context, answers, where, gate, notes, name)
+        raw = question_of(question["question"], context, answers, where, gate, name)
         if raw is not None:
             found.append(raw)
     return found
@@ -80,9 +79,7 @@ def _questions(label: str, data: Any) -> Iterator[tuple[str, str, Mapping[str, A
                 yield title, paragraph["context"], question
 
 
-def question_of(
-    question: str, context: str, answers: Any, where: str, gate: Gate, notes: Counter[str], name: str = ""
-) -> Raw | None:
+def question_of(question: str, context: str, answers: Any, where: str, gate: Gate, name: str = "") -> Raw | None:
     """A question with the places of its answers; None where it is left out.
 
     Args:
@@ -106,9 +103,10 @@ def question_of(
             outside = isinstance(start, int) and not -1 <= start < len(context)
             place = f" at character {start} of a text of {len(context)}" if outside else ""
             lost = lost or f"the answer {_short(text)}{place} is not in its text"
-            notes[NOWHERE] += 1
+            gate.note(NOWHERE, where)
         else:
-            notes[MOVED] += isinstance(start, int) and span[0] != start
+            if isinstance(start, int) and span[0] != start:
+                gate.note(MOVED, where)
             spans[span] = None
     if lost and not spans:
         gate.refuse(lost, where, "correct the answer")

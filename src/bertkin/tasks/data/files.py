@@ -46,6 +46,12 @@ class Gate:
     skip: bool = False
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(where, why) of each."""
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """What was done to rows that are kept, and where."""
+
+    def note(self, what: str, where: str) -> None:
+        """Remember something about a row that is kept."""
+        self.notes.setdefault(what, []).append(where)
 
     def refuse(self, what: str, where: str, mend: str) -> None:
         """Say what is wrong with a row; comes back only where such rows are left out.
@@ -58,11 +64,12 @@ class Gate:
         self.left_out.append((where, what))
 
     def summary(self) -> list[str]:
-        """A line for each reason, for people."""
+        """A line for each reason and each note, for people."""
         reasons: dict[str, list[str]] = {}
         for where, why in self.left_out:
             reasons.setdefault(why, []).append(where)
-        return [f"left out {len(places):,} rows: {why} (first {places[0]})" for why, places in reasons.items()]
+        lines = [f"{len(places):,} {what} (first {places[0]})" for what, places in self.notes.items()]
+        return lines + [f"left out {len(places):,}: {why} (first {places[0]})" for why, places in reasons.items()]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bertkin.errors import UserError
 from bertkin.tasks.data.columns import TARGETS, Roles
 from bertkin.tasks.data.files import Gate, is_number, normal
 from bertkin.tasks.data.raw import Raw
-from bertkin.tasks.data.schemes import convert, guess_scheme, parts
+from bertkin.tasks.data.schemes import convert, faults, guess_scheme, parts
 from bertkin.tasks.task import Example, Task
 
 MOST_NUMBERED = 30
@@ -27,6 +27,8 @@ NO_LABEL = (None, "", "?")
 """What stands where a label is missing."""
 UNDECIDED = "-"
 """How SNLI and MNLI mark a pair on which people did not agree."""
+
+FAULTY = "sentences whose tags break their scheme, read as conlleval reads them"
 
 
 def name_of(value: Any) -> str:
@@ -194,6 +196,8 @@ def _index(name: str, raw: Raw, numbers: dict[str, int], gate: Gate) -> int | No
 
 def _tagged(raw: Raw, task: Task, numbers: dict[str, int], gate: Gate) -> tuple[tuple[int, int, int], ...] | None:
     tags = convert(raw.label, "iob2") if task.scheme else raw.label
+    if task.scheme and faults(raw.label, task.scheme):
+        gate.note(FAULTY, raw.where)
     found = [_index(tag, raw, numbers, gate) for tag in tags]
     if None in found:
         return None
