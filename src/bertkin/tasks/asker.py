@@ -66,8 +66,11 @@ def open_asker(model: Loaded | str | Path, plan: Plan, precision: str) -> Asker:
         either = both or objective in ("hybrid", "unilm")
         asker = Asker(loaded, writer, blank=either and (plan.pattern.blank or objective == "denoise"))
     elif not plan.choices:
-        open_writer(loaded)  # says that it cannot
-        raise AssertionError
+        raise UserError(
+            "this model fills blanks and cannot write",
+            where=loaded.folder,
+            mend="give --score likelihood, with --choices where there are many, or a model that writes",
+        )
     else:
         asker = Asker(loaded, None, blank=True)
     _check_choices(asker, plan)

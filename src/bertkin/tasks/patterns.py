@@ -19,12 +19,13 @@ import numpy as np
 
 from bertkin.errors import UserError, nearest
 from bertkin.tasks.data.columns import KNOWN
-from bertkin.tasks.data.files import Gate, open_file, read_table
+from bertkin.tasks.data.files import KINDS, Gate, open_file, read_table, suffix_of
 from bertkin.tasks.fill import BLANK
 from bertkin.text.shuffle import mix, noise
 from bertkin.text.sources import choose
 
 INPUT, OUTPUT = "{input}", "{output}"
+TABLES = ("csv", "tsv", "json", "parquet")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def read_examples(path: str | Path, columns: tuple[str, str] = ("input", "output
         UserError: it cannot be read, has no such column, no rows, or a row that lacks one of the two.
     """
     source, kind = open_file(path)
-    if kind not in ("csv", "tsv", "json", "parquet"):
+    named = KINDS.get(suffix_of(source.label))
+    kind = named if named in TABLES else kind  # a name counts for more here than a look inside
+    if kind not in TABLES:
         raise UserError(f"expected a table, found {kind}", where=source.label, mend="give a .tsv, .csv or .jsonl file")
     known = tuple(name.lower() for name in (*columns, *KNOWN))
     table = read_table(source, kind, Gate(), known=known)

@@ -133,6 +133,7 @@ class Prompted:
             raise MissingExtra("matplotlib", "plot", "drawing") from None
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
 
         known = FigureCanvasAgg.get_supported_filetypes()
         if Path(path).suffix[1:].lower() not in known:
@@ -153,9 +154,12 @@ class Prompted:
                     x = [sizes[i] for i in order]
                     axes.errorbar(x, means, yerr=deviations, marker="o", capsize=2, label=_plural(shots, "shot"))
                 axes.set(xlabel="parameters", xscale="log")
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+                axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
             for axes in (over_shots, *over_sizes):
                 for name, value in self.baselines.items():
-                    axes.axhline(value, color="grey", linewidth=0.8, linestyle="--" if name == "majority" else ":")
+                    style = "--" if name == "majority" else ":"
+                    axes.axhline(value, color="grey", linewidth=0.8, linestyle=style, label=name)
                 axes.legend(fontsize=7)
             with disk_errors(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
