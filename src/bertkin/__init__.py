@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertkin.api import (
         adapt,
+        check_data,
         fill,
         generate,
         load,
@@ -34,6 +35,7 @@ __all__ = [
     "UserError",
     "__version__",
     "adapt",
+    "check_data",
     "fill",
     "generate",
     "load",

@@ -19,6 +19,7 @@ from bertkin.config import AUTO, Recipe, TokenizerKind, from_mapping, load_recip
 from bertkin.errors import UserError
 
 if TYPE_CHECKING:
+    from bertkin.tasks.checking import Checked
     from bertkin.tasks.fill import Filled, Loaded, Order
     from bertkin.tasks.generate import Generated, Precision, Writer
     from bertkin.tasks.pairs import Scores
@@ -392,3 +393,22 @@ def prompt(models: Loaded | str | Path | Sequence[Loaded | str | Path], examples
 
     several = [models] if isinstance(models, Loaded | str | Path) else list(models)
     return evaluate_prompts(several, examples, **how)
+
+
+def check_data(data: Paths, **how: Any) -> Checked:
+    """Look labelled data over: duplicates, leaks from training, skewed labels, empty and overlong texts, unusable rows.
+
+    Args:
+        data: a folder with parts named train, dev and test; or files, told apart by their names.
+        how: dev, test, tokenizer, max_length, and columns, output, scheme and more; see
+            `bertkin.tasks.checking.check_data`.
+
+    Returns:
+        What was found, with places. Printed, a report; `faults` are the rows that cannot be used.
+
+    Raises:
+        UserError: files that cannot be read, or labels that make no task.
+    """
+    from bertkin.tasks import checking
+
+    return checking.check_data(data, **how)

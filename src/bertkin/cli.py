@@ -19,6 +19,7 @@ from bertkin import __version__, asking
 from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Train, dump_recipe
 from bertkin.errors import UserError, disk_errors
 from bertkin.options import STDIN, given, said, typed
+from bertkin.overseeing import check
 
 if TYPE_CHECKING:
     from bertkin.text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ tokenizers = App(name="tokenizer", sort_key=2, help="Train a tokenizer on a corp
 app.command(tokenizers)
 inspect = App(name="inspect", sort_key=9, help="Look inside a model: who may see whom.")
 app.command(inspect)
+app.command(check)
 
 CORPUS_HELP = "Files, folders or globs of text (.txt .jsonl .csv .tsv .parquet, .gz .zst …), or - for standard input."
 Corpus = Annotated[str, Parameter(help=CORPUS_HELP)]
@@ -626,7 +628,7 @@ def _arguments(tokens: Sequence[str]) -> list[str]:
 
 def _verbs(tokens: Sequence[str]) -> list[str]:
     """The names that were possible for the first word that is no verb."""
-    inside = {"tokenizer": tokenizers, "inspect": inspect}.get(tokens[0] if tokens else "", app)
+    inside = {"tokenizer": tokenizers, "inspect": inspect, "check": check}.get(tokens[0] if tokens else "", app)
     return [name for name in inside if not name.startswith("-")]
 
 

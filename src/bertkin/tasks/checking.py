@@ -69,7 +69,7 @@ class Checked:
         """What must be mended."""
         return tuple(finding for finding in self.findings if finding.level == "fault")
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
             "task": self.task.to_mapping(),
