@@ -109,22 +109,30 @@ def test_the_model_says_what_it_was_asked(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "kind", "fills"),
+    ("preset", "kind", "what"),
     [
-        ("gpt2", "hybrid", True),
-        ("bert", "unilm", True),
-        ("gpt2", "causal", False),
-        ("bart", "denoise", False),
-        ("electra", "replaced", False),
+        ("gpt2", "hybrid", "answers"),
+        ("bert", "unilm", "answers"),
+        ("gpt2", "causal", "written"),
+        ("llama", "prefix", "written"),
+        ("bart", "denoise", "written"),
+        ("t5", "denoise", "written"),
+        ("electra", "replaced", None),
     ],
 )
-def test_blanks_are_shown_of_those_who_fill_them(
-    make: Make, tmp_path: Path, preset: str, kind: str, fills: bool
+def test_blanks_are_shown_of_those_who_fill_them_and_texts_of_those_who_write(
+    make: Make, tmp_path: Path, preset: str, kind: str, what: str | None
 ) -> None:
     pretrain(make(preset=f"{preset}-tiny", objective={"kind": kind}, steps=2), tmp_path / "run")
     shown = [record for record in read_log(tmp_path / "run") if record["kind"] == "samples"]
-    assert bool(shown) == fills
-    assert all(len(fill["answers"]) == 3 for record in shown for fill in record["fills"])
+    assert bool(shown) == (what is not None)
+    for record in shown:
+        assert 1 <= len(record["fills"]) <= 6
+        for fill in record["fills"]:
+            assert fill.keys() == {"text", "truth", what}
+            assert what != "answers" or len(fill["answers"]) == 3
+    title = {"answers": "Blanks it filled", "written": "What it wrote", None: "</html>"}[what]
+    assert title in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_second_loss_of_electra_is_a_mean_over_all_tokens(make: Make, tmp_path: Path) -> None:

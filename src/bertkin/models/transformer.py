@@ -347,14 +347,15 @@ def buckets(longest: int, count: int, farthest: int, both_sides: bool, device: t
     Half of a side's buckets hold one distance each, the others ranges that grow by a constant factor up to `farthest`,
     and the last all beyond (Raffel et al. 2020). A decoder has buckets for the left side alone.
     """
-    away = torch.arange(1 - longest, longest)
-    side = count // 2 if both_sides else count
-    first = torch.where(away > 0, side, 0) if both_sides else torch.zeros_like(away)
-    size = away.abs() if both_sides else (-away).clamp(min=0)
-    exact = side // 2
-    wide = (size.float() / exact).clamp(min=1).log() / math.log(farthest / exact) * (side - exact)
-    far = (exact + wide.long()).clamp(max=side - 1)
-    return (first + torch.where(size < exact, size, far)).to(device)
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks first, training may ask next
+        away = torch.arange(1 - longest, longest)
+        side = count // 2 if both_sides else count
+        first = torch.where(away > 0, side, 0) if both_sides else torch.zeros_like(away)
+        size = away.abs() if both_sides else (-away).clamp(min=0)
+        exact = side // 2
+        wide = (size.float() / exact).clamp(min=1).log() / math.log(farthest / exact) * (side - exact)
+        far = (exact + wide.long()).clamp(max=side - 1)
+        return (first + torch.where(size < exact, size, far)).to(device)
 
 
 def initialise(

@@ -17,7 +17,7 @@ from bertkin.errors import UserError
 from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.pretrained import save_model
 from bertkin.objectives.adaptive import Difficulty, Tally
-from bertkin.objectives.make import FILLERS, evaluation_batches, make_batch, side_count, side_weight
+from bertkin.objectives.make import FILLERS, WRITERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.text.words import described
@@ -27,7 +27,7 @@ from bertkin.train.machine import pick_device, pick_precision
 from bertkin.train.parallel import World, join
 from bertkin.train.price import Price, estimate
 from bertkin.train.progress import Listener, QuietListener
-from bertkin.train.samples import Sample, answer, pick
+from bertkin.train.samples import Sample, answer, go_on, pick, sentences
 from bertkin.train.schedule import length_at, parse_lengths, rows_at
 from bertkin.train.setup import Materials, complete, gather
 from bertkin.train.start import facts_of, first_model, open_start
@@ -165,7 +165,11 @@ class Pretraining:
         return record
 
     def show(self, finished: AnyModel) -> list[dict[str, Any]]:
-        if self.kind not in FILLERS or not isinstance(finished, LanguageModel):
+        if not isinstance(finished, LanguageModel):
+            return []
+        if self.kind in WRITERS and self.kind not in FILLERS:
+            return go_on(finished, sentences(self.store.heldout), self.tokenizer, both_sides=self.kind == "prefix")
+        if self.kind not in FILLERS:
             return []
         if self.samples is None:
             self.samples = pick(self.store.heldout, self.tokenizer)

@@ -178,11 +178,13 @@ def _samples(records: list[Record]) -> str:
         text = escape(str(sample.get("text", "")))
         was = f"<span class=quiet>was: <b>{truth}</b></span>"
         blocks.append(f"<section><p>{text} {was}</p><table>{''.join(rows)}</table></section>")
-    return f'<h2>Blanks it filled, in sentences it never saw</h2><div class="samples">{"".join(blocks)}</div>'
+    what = "Blanks it filled, in" if "answers" in chosen[-1]["fills"][0] else "What it wrote for"
+    return f'<h2>{what} sentences it never saw</h2><div class="samples">{"".join(blocks)}</div>'
 
 
 def _answers(fill: Record) -> str:
-    cells = []
+    """The likeliest words with their chances; or, of a model that writes, its text."""
+    cells = [f"<td>{escape(str(fill['written']))}</td>"] if "written" in fill else []
     for answer in fill.get("answers", []):
         token, chance = str(answer[0]), float(answer[1])
         right = " class=right" if token == fill.get("truth") else ""

@@ -1,4 +1,5 @@
-"""A few held-out sentences with one word hidden: what the model answers shows people how it grows."""
+"""A few held-out sentences, with one word hidden or half of them taken away: what the model answers, or writes, shows
+people how it grows."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
 SHORTEST, LONGEST = 8, 32
+WRITTEN, REPAIRED, GAP = 12, 40, 3
+"""Tokens that are written after a beginning, or at most for a whole sentence; tokens taken out of one."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,27 @@ class Sample:
 
 def pick(split: Any, tokenizer: Tokenizer, count: int = 6) -> list[Sample]:
     """Up to `count` sentences of 8 to 32 tokens, spread over the split, each with one word hidden, always the same."""
+    if not tokenizer.has("mask"):
+        return []
+    samples = [_hide_one(tokens, tokenizer) for tokens in sentences(split, 8 * count)]
+    return _spread([sample for sample in samples if sample is not None], count)
+
+
+def sentences(split: Any, count: int = 6) -> list[np.ndarray]:
+    """Up to `count` sentences of 8 to 32 tokens, int64 [tokens], spread over the split, always the same."""
     starts = np.asarray(split.sentences)
-    if len(starts) < 2 or not tokenizer.has("mask"):
+    if len(starts) < 2:
         return []
     lengths = np.diff(np.append(starts, split.n_tokens))
     fit = np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST))
-    samples: list[Sample] = []
-    for i in fit[np.linspace(0, len(fit) - 1, min(len(fit), 8 * count)).astype(int)] if len(fit) else []:
-        tokens = np.asarray(split.tokens[starts[i] : starts[i] + lengths[i]]).astype(np.int64)
-        sample = _hide_one(tokens, tokenizer)
-        if sample is not None:
-            samples.append(sample)
-    if not samples:
+    return [np.asarray(split.tokens[starts[i] : starts[i] + lengths[i]]).astype(np.int64) for i in _spread(fit, count)]
+
+
+def _spread(things: Any, count: int) -> list[Any]:
+    """Up to `count` of them at equal distances, the first and the last among them."""
+    if not len(things):
         return []
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(len(samples), count)).astype(int)]
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(len(things), count)).astype(int)]
 
 
 def _hide_one(tokens: np.ndarray, tokenizer: Tokenizer) -> Sample | None:
@@ -85,3 +96,45 @@ def answer(
         ]
         fills.append({"text": text.strip(), "answers": answers, "truth": tokenizer.decode([sample.truth])})
     return fills
+
+
+def go_on(
+    model: LanguageModel, wanted: list[np.ndarray], tokenizer: Tokenizer, *, both_sides: bool = False
+) -> list[dict[str, Any]]:
+    """What the model writes, greedily: after the first half of each sentence, or, an encoder–decoder, for a sentence with
+    a gap. For each the text it read, what it wrote, and what was there.
+
+    Args:
+        wanted: from `sentences`.
+        both_sides: the first half is seen from both sides, as a prefix objective does.
+    """
+    if not wanted:
+        return []
+    a, shown = model.architecture, []
+    for tokens in wanted:
+        if not a.both:
+            half = max(3, len(tokens) // 2)
+            shown.append((tokens[:half], tokens[half:], [tokenizer.cls_id, *tokens[:half]]))
+            continue
+        at = len(tokens) // 2 - 1
+        with_sentinels = len(tokenizer.sentinels) > 0
+        mark = [tokenizer.sentinels[0]] if with_sentinels else [tokenizer.mask_id] if tokenizer.has("mask") else []
+        read = np.array([*tokens[:at], *mark, *tokens[at + GAP :]])
+        truth = tokens[at : at + GAP] if with_sentinels else tokens
+        shown.append((read, truth, [*([] if with_sentinels else [tokenizer.cls_id]), *read, tokenizer.sep_id]))
+    start = () if not a.both else (a.start_id,) if len(tokenizer.sentinels) else (a.start_id, tokenizer.cls_id)
+    whole = a.both and not len(tokenizer.sentinels)
+    how = Decoding(max_new_tokens=REPAIRED if whole else WRITTEN, temperature=0)
+    texts: list[list[int]] = [[] for _ in shown]
+    prompts = [[int(i) for i in prompt] for _, _, prompt in shown]
+    for step in write(model, prompts, how, ends={tokenizer.sep_id}, manner=Manner(start, both_sides)):
+        for place, token in step:
+            texts[place].append(token)
+    return [
+        {
+            "text": tokenizer.decode(read),
+            "written": tokenizer.decode([token for token in text if token != tokenizer.sep_id]).strip(),
+            "truth": tokenizer.decode(truth),
+        }
+        for (read, truth, _), text in zip(shown, texts, strict=True)
+    ]
