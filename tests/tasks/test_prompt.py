@@ -23,7 +23,7 @@ from bertkin.tasks.continuations import score_blanks, score_continuations
 from bertkin.tasks.fill import Loaded, load
 from bertkin.tasks.patterns import Example, Pattern
 from bertkin.tasks.prompt import evaluate_prompts, normalised
-from bertkin.tasks.prompted import Prompted, Run, exact, f1, judged
+from bertkin.tasks.prompted import Prompted, Run, judged
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
 from .support import TEXT, filler, grown, writer
@@ -111,22 +111,14 @@ def test_length_divides_by_tokens_and_none_leaves_the_sum(scores: np.ndarray, to
 
 # How answers are judged.
 
-ANSWERS = st.lists(st.sampled_from(["the", "cat", "The", ",", "我们", "dog."]), max_size=5).map(" ".join)
 
-
-@given(one=ANSWERS, other=ANSWERS)
-def test_f1_is_symmetric_and_whole_where_answers_agree(one: str, other: str) -> None:
-    assert 0 <= f1(one, other) == f1(other, one) <= 1
-    assert exact(one, one) == f1(one, one) == 1
-    assert exact(one, other) <= f1(one, other)
-
-
-def test_case_and_spaces_make_no_difference_but_marks_do() -> None:
-    assert exact("The  cat .", "the cat.") == 1
-    assert exact("the cat", "the cat.") == 0 and f1("the cat", "the cat.") == pytest.approx(0.8)
-    assert f1("我们睡觉", "我们 走") == pytest.approx(2 * 2 / 7)
-    assert f1("", "a") == 0
-    assert judged(["a", "b c"], ["a", "b d"]) == {"exact": 0.5, "f1": 0.75}
+def test_written_answers_are_judged_as_squad_does_and_translations_by_bleu_too() -> None:
+    written, wanted = ["The cat sat on the mat.", "b c"], ["cat sat on mat", "b d"]
+    assert judged(written, wanted) == {"exact": 0.5, "f1": 0.75}
+    pytest.importorskip("sacrebleu")
+    long = ["the cat sat on the mat today"] * 2
+    assert judged(long, long, translated=True) == {"exact": 1, "f1": 1, "bleu": pytest.approx(1)}
+    assert 0 < judged(long, ["the cat sat on the mat", long[1]], translated=True)["bleu"] < 1
 
 
 # The context.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
-
-TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
-"""A word, a Chinese or Japanese character, or a mark."""
+from bertkin.tasks.comparing import bleu_of, bleu_rows, exact, overlap
 
 
 @dataclass(frozen=True)
@@ -181,39 +178,15 @@ def _short(n: int) -> str:
     return str(n)
 
 
-# Judging.
-
-
-def words(text: str) -> list[str]:
-    """What answers are compared by: words, characters where there are no words, and marks, without case."""
-    return TOKEN.findall(text.casefold())
-
-
-def exact(written: str, wanted: str) -> float:
-    """1 where both have the same words and marks, whatever the spaces between and the case."""
-    return float(words(written) == words(wanted))
-
-
-def f1(written: str, wanted: str) -> float:
-    """How many words both have, in whatever order: the harmonic mean of their shares of either (Rajpurkar et al. 2016)."""
-    one, other = words(written), words(wanted)
-    common = (Counter(one) & Counter(other)).total()
-    if not common:
-        return float(one == other)
-    return 2 * common / (len(one) + len(other))
-
-
 def judged(written: Sequence[str], wanted: Sequence[str], *, translated: bool = False) -> dict[str, float]:
-    """Means of exact and f1; of translations BLEU too, where sacrebleu is installed (over 100, as a share)."""
+    """How far written answers are the wanted ones: means of exact and f1, as SQuAD counts them (see
+    `bertkin.tasks.comparing`); of translations BLEU too, 0 to 1, where sacrebleu is installed."""
     pairs = list(zip(written, wanted, strict=True))
     scores = {
         "exact": float(np.mean([exact(*pair) for pair in pairs])),
-        "f1": float(np.mean([f1(*pair) for pair in pairs])),
+        "f1": float(np.mean([overlap(*pair) for pair in pairs])),
     }
     if translated:
-        try:
-            import sacrebleu
-        except ImportError:
-            return scores
-        scores["bleu"] = sacrebleu.corpus_bleu(list(written), [list(wanted)]).score / 100
+        with contextlib.suppress(MissingExtra):
+            scores["bleu"] = float(bleu_of(bleu_rows(written, [[one] for one in wanted]).sum(0)))
     return scores
