@@ -40,17 +40,11 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
     Raises:
         UserError: the strategy makes no sense, or not for this model.
     """
-    check(strategy)
-    if strategy_of(model) is not None:
-        raise ValueError("a strategy was applied to this model before")
-    vars(model)["strategy"], vars(model)["stock"] = strategy, "" if strategy.kind == "full" else fingerprint(model)
-    # The same objects before and after what follows: wrapping renames nothing.
-    new = [p for name, p in model.named_parameters() if name.startswith(_fresh(model, fresh))]
+    new = freeze(model, strategy, fresh)
     generator = torch.Generator().manual_seed(strategy.seed)
-    model.requires_grad_(not strategy.light)
     match strategy.kind:
         case "last":
-            _thaw(_last(model, strategy.last))
+            thaw(_last(model, strategy.last))
         case "layers":
             _mix(model)
         case "adapter":
@@ -65,10 +59,28 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
             if not biases:
                 problem = f"{model.architecture.family} has no biases to train"
                 raise UserError(problem, where="strategy.kind", mend="lora and adapter train as little")
-            _thaw(biases)
+            thaw(biases)
         case "prefix":
             _put_before(model, strategy, generator)
-    _thaw(new)
+    thaw(new)
+
+
+def freeze(
+    model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collection[str] | None = None
+) -> list[nn.Parameter]:
+    """Note down a strategy and the stock it begins from, and freeze what it does not train: all, where it is light.
+
+    Returns:
+        The parameters that are trained whatever the strategy; see `apply`.
+    """
+    check(strategy)
+    if strategy_of(model) is not None:
+        raise ValueError("a strategy was applied to this model before")
+    vars(model)["strategy"], vars(model)["stock"] = strategy, "" if strategy.kind == "full" else fingerprint(model)
+    # The same objects before and after what follows: wrapping renames nothing.
+    new = [p for name, p in model.named_parameters() if name.startswith(_fresh(model, fresh))]
+    model.requires_grad_(not strategy.light)
+    return new
 
 
 def strategy_of(model: nn.Module) -> Strategy | None:
@@ -227,7 +239,7 @@ def _insert(model: TaskModel | LanguageModel, s: Strategy, generator: torch.Gene
     if s.where == "both":
         norms = ("attention_norm", "cross_norm", "feed_forward_norm")
         for layer in _layers(model):
-            _thaw(p for name, p in layer.named_parameters() if name.startswith(norms))
+            thaw(p for name, p in layer.named_parameters() if name.startswith(norms))
 
 
 def _mix(model: TaskModel | LanguageModel) -> None:
@@ -299,7 +311,8 @@ def _last(model: TaskModel | LanguageModel, count: int) -> Iterator[nn.Parameter
         yield from stack.norm.parameters()
 
 
-def _thaw(parameters: typing.Iterable[nn.Parameter]) -> None:
+def thaw(parameters: typing.Iterable[nn.Parameter]) -> None:
+    """Let these be trained."""
     for parameter in parameters:
         parameter.requires_grad_(True)
 

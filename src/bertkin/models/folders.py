@@ -145,10 +145,10 @@ def write(
             tensors[part] = (chunk.t() if turned(name, family) else chunk).reshape(shape).contiguous()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        _write(folder / "config.json", _json(config))
+        write_aside(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_aside(folder / "config.json", as_json(config))
         if extra is not None:
-            _write(folder / "bertkin.json", _json(extra))
+            write_aside(folder / "bertkin.json", as_json(extra))
         if tokenizer is not None:
             tokenizer.save(folder, a.max_length)
 
@@ -158,7 +158,7 @@ class Weights:
 
     def __init__(self, folder: Path, family: str) -> None:
         self.folder, self.family = folder, family
-        self.files = {path.name: _open(path) for path in _weight_files(folder)}
+        self.files = {path.name: open_tensors(path) for path in _weight_files(folder)}
         owners = {name: file for file, opened in self.files.items() for name in opened.keys()}  # noqa: SIM118
         self.names = canonical(list(owners), family)
         self.owners = owners
@@ -211,7 +211,12 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"no {WEIGHTS} here", where=folder, mend="give the folder of a model")
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, to read tensors from one by one.
+
+    Raises:
+        UserError: it is not there, or not whole.
+    """
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
@@ -221,11 +226,12 @@ def _open(path: Path) -> Any:
         raise UserError(f"not a whole safetensors file ({why})", where=path, mend="copy or download it again") from None
 
 
-def _json(values: Any) -> bytes:
+def as_json(values: Any) -> bytes:
+    """Plain data as it is written into a folder."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_aside(path: Path, content: bytes) -> None:
     """Write aside, reach the disk, rename."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

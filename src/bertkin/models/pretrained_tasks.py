@@ -95,9 +95,7 @@ def save_task_model(
     """
     a, answer = marked(model.architecture, tokenizer), model.answer
     config = write_config(a)
-    usual = answer.pooling == usual_pooling(a) or answer.head in ("tokens", "span")
-    told = usual or (a.family == "modern" and answer.pooling == "mean")
-    if config["model_type"] == OURS or not told:
+    if not shared(a, answer):
         config = {"model_type": OURS, "architectures": ["TaskModel"], **asdict(a), "bertkin_answer": asdict(answer)}
         family = OURS
     else:
@@ -112,6 +110,13 @@ def save_task_model(
     if answer.head == "class":
         config["problem_type"] = PROBLEMS[problem]
     write(model, Path(folder), a, family, config, tokenizer=tokenizer, extra=extra)
+
+
+def shared(a: Architecture, answer: Answer) -> bool:
+    """Whether transformers has a class for a model with this head."""
+    usual = answer.pooling == usual_pooling(a) or answer.head in ("tokens", "span")
+    told = usual or (a.family == "modern" and answer.pooling == "mean")
+    return told and write_config(a)["model_type"] != OURS
 
 
 def _described(folder: Path) -> tuple[Architecture, dict[str, Any]]:

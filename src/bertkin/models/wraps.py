@@ -69,7 +69,7 @@ class LowRank(Linear):
 
     def __init__(self, base: Linear, lows: Mapping[str, Low], dropout: float = 0.0) -> None:
         take_over(self, base)
-        self.low, self.dropout = nn.ModuleDict(lows), dropout
+        self.low, self.dropped = nn.ModuleDict(lows), dropout
 
     @property
     def lows(self) -> list[Low]:
@@ -78,7 +78,7 @@ class LowRank(Linear):
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
         y = super().forward(x, rows)
-        x = drop(x, self.dropout) if self.training and self.dropout else x
+        x = drop(x, self.dropped) if self.training and self.dropped else x
         few = linear(x, torch.cat([low.a for low in self.lows]))
         return torch.addmm(y, few, self.outward()[rows].t())
 
@@ -96,7 +96,7 @@ class LowRank(Linear):
                 change = low.b.float() @ low.a.float() * low.scale
                 self.weight[low.start : low.start + low.rows] += change.to(self.weight.dtype)
         take_over(plain, self)
-        del plain.low, plain.dropout
+        del plain.low, plain.dropped
         return plain
 
 
