@@ -87,6 +87,62 @@ def test_the_filled_text_has_the_likeliest_answer(folder: Path) -> None:
     assert filled.filled == filled.blanks[0][0][0] or filled.blanks[0][0][0].startswith(("<", "["))
 
 
+def test_the_surest_blank_is_filled_first_and_the_text_read_again(folder: Path) -> None:
+    """Against the plainest loop, a text at a time, each time all of it."""
+    import numpy as np
+    import torch
+
+    from bertkin.text.layout import Layout
+
+    loaded = load(folder)
+    texts = ["the [MASK] fox [MASK] over [MASK] dog", "[MASK] dog", "[MASK] [MASK] [MASK] [MASK] of [MASK]"]
+    for text, filled in zip(texts, fill(loaded, texts, order="confident", top_k=3), strict=True):
+        ids = room._encode(loaded, text, 1)
+        places = np.flatnonzero(ids == loaded.tokenizer.mask_id).tolist()
+        order = []
+        for _ in range(len(places)):
+            with torch.no_grad():
+                layout = Layout.from_lengths([len(ids)]).to("cpu")
+                chances = loaded.model.logits(torch.from_numpy(ids), layout).softmax(-1)
+            left = [place for place in places if ids[place] == loaded.tokenizer.mask_id and place not in order]
+            sure = max(left, key=lambda place: float(chances[place].max()))
+            best = chances[sure].topk(3)
+            expected = [
+                (room.word(loaded.tokenizer, int(i)), float(p)) for i, p in zip(best.indices, best.values, strict=True)
+            ]
+            found = filled.blanks[places.index(sure)]
+            assert [token for token, _ in found] == [token for token, _ in expected]
+            assert [chance for _, chance in found] == pytest.approx([chance for _, chance in expected], abs=1e-4)
+            ids[sure] = int(best.indices[0])
+            order.append(sure)
+        assert filled.order == tuple(places.index(place) for place in order)
+        assert filled.filled == loaded.tokenizer.decode(ids[1:-1]).strip()
+        assert filled.as_dict()["order"] == list(filled.order)
+    assert fill(loaded, texts[1], order="confident")[0].blanks == fill(loaded, texts[1])[0].blanks
+    with pytest.raises(UserError, match="--order: 'sure' is not a choice"):
+        fill(loaded, texts, order="sure")  # type: ignore[arg-type]
+
+
+def test_a_hybrid_model_answers_at_the_token_before_and_sees_both_sides(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from bertkin.text.layout import Layout
+
+    tokenizer = train_tokenizer(TEXTS * 30, kind="wordpiece")
+    model = build(
+        resolve_model(Model(family="gpt2", layers=2, hidden=32, heads=2, max_length=64), tokenizer.vocab_size)
+    )
+    save_model(model, tmp_path, tokenizer=tokenizer, extra={"objective": "hybrid"})
+    loaded = load(tmp_path)
+    (filled,) = fill(loaded, "the [MASK] fox jumps", top_k=4)
+    ids = room._encode(loaded, "the [MASK] fox jumps", 1)
+    layout = Layout.from_lengths([len(ids)], reach=np.full(len(ids), len(ids), np.int32)).to("cpu")
+    with torch.no_grad():
+        chances = loaded.model.logits(torch.from_numpy(ids), layout)[1].softmax(-1).topk(4).values
+    assert [chance for _, chance in filled.blanks[0]] == pytest.approx(chances.tolist(), abs=1e-5)
+
+
 def test_what_cannot_be_filled_is_said(folder: Path) -> None:
     loaded = load(folder)
     with pytest.raises(UserError, match="text 1: no blank in 'a dog'; write \\[MASK\\]"):
