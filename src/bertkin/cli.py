@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError
 
-from bertkin import __version__, asking
+from bertkin import __version__, asking, tasking
 from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Train, dump_recipe
 from bertkin.errors import UserError, disk_errors
 from bertkin.options import STDIN, given, said, typed
@@ -290,9 +290,13 @@ def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     run
         The run folder.
     """
+    from bertkin.tasks import finetune
     from bertkin.train import pretraining
 
-    _show(pretraining.resume(run, listener=_listener(quiet)))
+    if finetune.is_tuning(run):
+        tasking.show(finetune.resume(run, listener=_listener(quiet)))
+    else:
+        _show(pretraining.resume(run, listener=_listener(quiet)))
 
 
 @app.command(sort_key=6)
@@ -471,6 +475,9 @@ def inspect_mask(
 
 
 app.command(asking.pairs, sort_key=8)
+app.command(tasking.finetune, sort_key=10)
+app.command(tasking.predict, sort_key=11)
+app.command(tasking.embed, sort_key=12)
 app.command(asking.prompt, sort_key=8)
 
 

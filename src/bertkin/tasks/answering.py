@@ -124,8 +124,8 @@ class Prediction:
     """What a model answers to one example."""
 
     answer: Any
-    """class: index; classes: indices; score: number; choice: index; tokens: a tag index for each word, -1 where a word
-    was given no token; span: the text, "" for no answer."""
+    """class: index; classes: indices; score: number; choice: index; tokens: a tag index for each word, that of
+    "O" or the first where a word has no token; span: the text, "" for no answer."""
     sure: float
     """Probability of the answer; of a score, 1."""
     best: list[tuple[Any, float]] = field(default_factory=list)
@@ -147,6 +147,7 @@ def answers(
         no_answer: a span is given only where it beats "no answer" by this much; None where there always is one.
     """
     out = []
+    outside = task.labels.index("O") if "O" in task.labels else 0
     for number in range(len(rows.examples)):
         mine = range(int(rows.groups[number]), int(rows.groups[number + 1]))
         given = [found[i] for i in mine]
@@ -163,7 +164,7 @@ def answers(
             value = float(given[0][0])
             out.append(Prediction(min(max(value, task.low), task.high) if task.high > task.low else value, 1.0))
         elif task.output == "tokens":
-            out.append(_tags([rows.rows[i] for i in mine], given, len(rows.examples[number].label or ())))
+            out.append(_tags([rows.rows[i] for i in mine], given, len(rows.examples[number].label or ()), outside))
         else:
             out.append(_span([rows.rows[i] for i in mine], given, rows, number, top, no_answer))
     return out
@@ -182,9 +183,9 @@ def _ranked(scores: np.ndarray, top: int) -> Prediction:
     return Prediction(best[0][0], best[0][1], best)
 
 
-def _tags(rows: Sequence[Row], found: Sequence[np.ndarray], words: int) -> Prediction:
+def _tags(rows: Sequence[Row], found: Sequence[np.ndarray], words: int, outside: int) -> Prediction:
     words = max([words, *(int(row.words.max()) + 1 for row in rows if len(row.words))])
-    tags, sure = np.full(words, -1, np.int64), 1.0
+    tags, sure = np.full(words, outside, np.int64), 1.0
     for row, scores in zip(rows, found, strict=True):
         if len(row.places):
             picked = scores[row.places]

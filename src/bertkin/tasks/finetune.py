@@ -1,7 +1,7 @@
 """Fine-tuning: the loop's work whose batches are labelled examples.
 
-    tune(tuning, labelled, out)     a pretrained model and a task's examples to a run folder
-    resume_tuning(out)              go on where it stopped, to the same bits
+    finetune(tuning, out)    a pretrained model and a task's examples to a run folder
+    resume(out)              go on where it stopped, to the same bits
 
 One model, one loop, one run folder with pretraining (`bertkin.train.loop`). Rows lie end to end, so there is no padding to
 save on: a batch costs what its tokens cost.
@@ -9,9 +9,10 @@ save on: a batch costs what its tokens cost.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,22 +27,22 @@ from bertkin.models.configs import read_config
 from bertkin.models.continuing import set_dropout
 from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
-from bertkin.models.task_heads import Pooling, TaskModel, usual_pooling
+from bertkin.models.task_heads import TaskModel, usual_pooling
 from bertkin.tasks.answering import answer_for, answers, loss_of, packed, scores
+from bertkin.tasks.data.columns import Columns
 from bertkin.tasks.encoding import Row, Rows, encode
+from bertkin.tasks.metrics import measure, metric
+from bertkin.tasks.reading import read_splits
 from bertkin.tasks.task import Example, Task
 from bertkin.text.shuffle import mix, permute
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.folder import OURS, refuse_existing
+from bertkin.train.folder import CORPUS, OURS, refuse_existing
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import pick_device, pick_precision
 from bertkin.train.parallel import World, join
 from bertkin.train.price import Price
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.state import Position, write_text
-
-Measure = Callable[[Task, Sequence[Example], Sequence[Any]], Mapping[str, float]]
-"""Scores of predictions against what is right, the headline under the task's metric."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ class Tuning:
 
     model: str = ""
     """The pretrained model: a run folder, a model folder, or a hub id."""
+    data: tuple[str, ...] = ()
+    """Labelled files for training, or one folder that holds train, dev and test."""
+    dev: str = AUTO
+    """Labelled file to measure on; by default the folder's, or a tenth of the training data, by a hash."""
+    test: str = AUTO
+    """Labelled file to measure on once, at the end."""
+    task: Literal["class", "classes", "score", "choice", "tokens", "span"] = AUTO
+    """What is answered; by default it is told by the data."""
+    text: str = ""
+    """Column of the text, by name or number."""
+    text2: str = ""
+    """Column of a second text."""
+    label: str = ""
+    """Column of the answer."""
+    metric: str = ""
+    """The score that counts; by default that of the task."""
+    skip_bad: bool = False
+    """Leave unusable rows out instead of stopping at the first."""
     batch: int = 32
     """Examples a step."""
     length: int = AUTO
@@ -141,20 +160,11 @@ class TaskBatch:
 class FineTuning:
     """The work of fine-tuning; see `bertkin.train.work.Work`."""
 
-    def __init__(
-        self,
-        tuning: Tuning,
-        task: Task,
-        train: Rows,
-        dev: Rows,
-        tokenizer: Tokenizer,
-        measure: Measure,
-        device: str,
-        stock: Path,
-    ) -> None:
-        self.tuning, self.task, self.train, self.tokenizer = tuning, task, tuning.train, tokenizer
-        self.examples, self.dev, self.measure, self.device, self.stock = train, dev, measure, device, stock
-        self.kind: str = task.output
+    def __init__(self, found: Gathered, device: str) -> None:
+        self.tuning, self.task, self.train = found.tuning, found.task, found.tuning.train
+        self.tokenizer, self.stock, self.device = found.tokenizer, found.stock, device
+        self.examples, self.dev = found.train, found.dev
+        self.kind: str = found.task.output
 
     def first_model(self) -> TaskModel:
         model = begin_task_model(self.stock, answer_for(self.task, self.tuning.pooling), seed=self.train.seed)
@@ -209,7 +219,7 @@ class FineTuning:
             part, _, n = loss_of(self.task, joined, rows, layout)
             loss, count = loss + float(part), count + n
         predictions = [p.answer for p in answers(self.task, self.dev, found)]
-        measured = dict(self.measure(self.task, self.dev.examples, predictions))
+        measured = measure(self.task, self.dev.examples, predictions)
         return {"loss": loss / max(count, 1), "accuracy": measured[self.task.metric], **measured}
 
     def show(self, finished: TaskModel) -> list[dict[str, Any]]:
@@ -266,59 +276,125 @@ class FineTuning:
         return said
 
 
-def tune(
-    tuning: Tuning,
-    task: Task,
-    train: Sequence[Example],
-    dev: Sequence[Example],
-    out: Path,
-    measure: Measure,
-    *,
-    listener: Listener | None = None,
-    overwrite: bool = False,
-) -> Result:
-    """Fine-tune a pretrained model into a run folder, whose `model/` transformers opens with its head.
+@dataclass(frozen=True)
+class Gathered:
+    """A recipe with nothing left open, and what it is cooked from."""
 
-    Args:
-        train, dev: labelled examples; those of dev are measured on.
-        measure: see `Measure`.
-        out: the run folder.
+    tuning: Tuning
+    task: Task
+    train: Rows
+    dev: Rows
+    test: tuple[Example, ...]
+    tokenizer: Tokenizer
+    stock: Path
+    said: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all examples and of the weights that are begun with."""
+        digest = hashlib.blake2b(digest_size=16)
+        for example in (*self.train.examples, *self.dev.examples, *self.test):
+            digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
+        for path in sorted(self.stock.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def gather(tuning: Tuning, device: str) -> Gathered:
+    """Read the data and the model's shape, and fill in the recipe.
 
     Raises:
-        UserError: the model cannot do the task, a label of dev is not in train, or the disk refuses.
+        UserError: anything about the data, a task that the model cannot do, or a folder whose parts disagree.
     """
-    listener = listener or QuietListener()
-    device = pick_device(tuning.train.device)
-    world = join(device)
-    listener = listener if world.first else QuietListener()
     stock = find_folder(tuning.model)
     a, _ = read_config(stock / "config.json")
-    tuning = complete(tuning, task, len(train), a)
-    precision = str(pick_precision(tuning.train.precision, device)).split(".")[1]
-    tuning = replace(tuning, train=replace(tuning.train, precision=precision))  # type: ignore[arg-type]
+    splits = read_splits(
+        list(tuning.data) if len(tuning.data) != 1 else tuning.data[0],
+        dev=tuning.dev,
+        test=tuning.test,
+        output=tuning.task or "",
+        columns=Columns(tuning.text, tuning.text2, tuning.label),
+        skip_bad=tuning.skip_bad,
+    )
+    task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
+    metric(task.metric, task)  # an unknown one is said before anything is trained
+    if task.output == "sequence":
+        raise UserError("writing a sequence cannot be fine-tuned yet", where="--task", mend="choose another answer")
+    tuning = complete(tuning, task, len(splits.train.examples), a)
+    precision: Any = str(pick_precision(tuning.train.precision, device)).split(".")[1]
+    tuning = replace(tuning, train=replace(tuning.train, precision=precision))
     tokenizer = Tokenizer.load(stock)
     if tokenizer.vocab_size > a.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
         raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
-    rows = {
-        name: encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
-        for name, examples in (("train", train), ("dev", dev))
-    }
 
-    def prepare() -> bool:
-        refuse_existing(out, overwrite=overwrite)
-        _begin(out, tuning, task, stock)
-        return True
+    def rows(examples: Sequence[Example]) -> Rows:
+        return encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
 
+    test = splits.test.examples if splits.test is not None else ()
+    known = tuple(example for example in test if example.label is not None)
+    made = rows(splits.train.examples), rows(splits.dev.examples)
+    return Gathered(tuning, task, *made, known, tokenizer, stock, splits.said)
+
+
+def finetune(tuning: Tuning, out: Path, *, listener: Listener | None = None, overwrite: bool = False) -> Result:
+    """Fine-tune a pretrained model into a run folder, whose `model/` transformers opens with its head.
+
+    Raises:
+        UserError: as `gather`; or the disk refuses.
+    """
+    return _run(out, listener, lambda device: gather(tuning, device), overwrite=overwrite)
+
+
+def resume(out: Path, *, listener: Listener | None = None) -> Result:
+    """Go on with a fine-tuning from its newest whole checkpoint, to the same bits.
+
+    Raises:
+        UserError: its data or its model have changed since.
+    """
+    return _run(out, listener, lambda device: gather(load_tuning(out / RECIPE), device), resumed=True)
+
+
+def _run(
+    out: Path,
+    listener: Listener | None,
+    gathering: Callable[[str], Gathered],
+    *,
+    overwrite: bool = False,
+    resumed: bool = False,
+) -> Result:
+    listener = listener or QuietListener()
+    wanted = load_tuning(out / RECIPE).train.device if resumed else "auto"
+    device = pick_device(wanted)
+    world = join(device)
+    listener = listener if world.first else QuietListener()
     try:
-        world.lead(prepare)
-        work = FineTuning(tuning, task, rows["train"], rows["dev"], tokenizer, measure, device, stock)
-        return Training(work, out, listener, world, device).run()
+        if not resumed:
+            refuse_existing(out, overwrite=overwrite)
+        found = gathering(device)
+        for line in found.said:
+            listener.message(line)
+        if resumed:
+            told = json.loads((out / TASK).read_text(encoding="utf-8"))
+            if told["fingerprint"] != found.fingerprint:
+                raise UserError("its data or its model have changed since", where=out, mend="start a new run")
+        else:
+            world.lead(lambda: _begin(out, found))
+        work = FineTuning(found, device)
+        return Training(work, out, listener, world, device, resumed=resumed).run()
     finally:
         listener.close()
 
 
-def _begin(out: Path, tuning: Tuning, task: Task, stock: Path) -> None:
+def is_tuning(run: Path) -> bool:
+    """Whether a folder is a fine-tuning's run."""
+    return (run / TASK).is_file() and (run / RECIPE).is_file()
+
+
+def _begin(out: Path, found: Gathered) -> bool:
+    """Clear away the run that is there, if any, and write what says what this one is; the recipe comes last."""
     import yaml
 
     with disk_errors(out):
@@ -326,9 +402,18 @@ def _begin(out: Path, tuning: Tuning, task: Task, stock: Path) -> None:
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        about = {"task": task.to_mapping(), "stock": str(stock.resolve())}
+        about = {"task": found.task.to_mapping(), "stock": str(found.stock.resolve()), "fingerprint": found.fingerprint}
         write_text(out / TASK, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        write_text(out / RECIPE, yaml.safe_dump(to_mapping(tuning), sort_keys=False, allow_unicode=True))
+        write_text(out / CORPUS, json.dumps({"store": found.fingerprint, "folder": ""}) + "\n")
+        settled = replace(
+            found.tuning,
+            model=str(found.stock.resolve()),
+            data=tuple(str(Path(path).absolute()) for path in found.tuning.data),
+            dev=found.tuning.dev and str(Path(found.tuning.dev).absolute()),
+            test=found.tuning.test and str(Path(found.tuning.test).absolute()),
+        )
+        write_text(out / RECIPE, yaml.safe_dump(to_mapping(settled), sort_keys=False, allow_unicode=True))
+    return True
 
 
 def load_tuning(path: Path) -> Tuning:
@@ -337,6 +422,3 @@ def load_tuning(path: Path) -> Tuning:
 
     loaded: Tuning = from_mapping(Tuning, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     return loaded
-
-
-__all__ = ["FineTuning", "Pooling", "TaskBatch", "Tuning", "complete", "load_tuning", "tune"]

@@ -1,0 +1,219 @@
+"""The verbs of tasks with labels: `bertkin finetune`, `predict`, `embed`. See `bertkin.cli`."""
+
+from __future__ import annotations
+
+import json as plain
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from bertkin.config import Train
+from bertkin.errors import UserError
+from bertkin.options import given, typed
+
+Flag = Parameter(negative="", show_default=False)
+TuneOptions = given(Train, leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"])
+
+
+def finetune(
+    model: str,
+    /,
+    *data: str,
+    out: Path | None = None,
+    dev: str | None = None,
+    test: str | None = None,
+    task: Literal["class", "classes", "score", "choice", "tokens", "span"] | None = None,
+    text: str = "",
+    text2: str = "",
+    label: str = "",
+    metric: str = "",
+    batch: int = 32,
+    length: int | None = None,
+    pooling: Literal["first", "last", "mean", "max", "attention"] | None = None,
+    dropout: float = 0.1,
+    skip_bad: Annotated[bool, Flag] = False,
+    overwrite: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Fine-tune a model on labelled data: bertkin finetune runs/mine reviews.csv
+
+    It looks at the files, says what task it sees, trains, measures, and saves a folder that transformers opens.
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    data
+        Labelled files (.csv .tsv .jsonl .parquet, CoNLL, CoNLL-U, SQuAD's JSON), or a folder with train, dev and test.
+    out
+        Run folder to make. [default: runs/NAME-OF-DATA]
+    dev, test
+        Labelled files to measure on; by default the folder's, or a part of the training data.
+    task
+        What is answered: a class, several, a score, the best of some choices, a tag for each word, or a span.
+    text, text2, label
+        Columns, by name or number from 1.
+    metric
+        The score that counts, such as matthews, f1 or span_f1.
+    batch
+        Examples a step.
+    length
+        Most tokens of a row; longer texts are cut, or, for tags and spans, read in windows.
+    pooling
+        How a sequence becomes one state.
+    dropout
+        After embeddings, attention and feed-forward.
+    skip_bad
+        Leave unusable rows out instead of stopping at the first.
+    overwrite
+        Empty the run folder first if it exists.
+    quiet
+        Show no progress.
+    """
+    from dataclasses import replace
+
+    from bertkin.tasks.finetune import Tuning
+    from bertkin.tasks.finetune import finetune as run
+    from bertkin.train.progress import QuietListener, RichListener
+
+    if not data:
+        raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
+    tuning = Tuning(
+        model=model,
+        data=tuple(data),
+        dev=dev,  # type: ignore[arg-type]
+        test=test,  # type: ignore[arg-type]
+        task=task,  # type: ignore[arg-type]
+        text=text,
+        text2=text2,
+        label=label,
+        metric=metric,
+        batch=batch,
+        length=length,  # type: ignore[arg-type]
+        pooling=pooling,  # type: ignore[arg-type]
+        dropout=dropout,
+        skip_bad=skip_bad,
+        train=replace(Train(), **typed(train)),
+    )
+    where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
+    show(run(tuning, where, listener=QuietListener() if quiet else RichListener(), overwrite=overwrite))
+
+
+def show(result: Any) -> None:
+    """How a fine-tuning ended."""
+    from bertkin.train.state import read_log
+
+    last = [record for record in read_log(result.run) if record.get("kind") == "evaluation"][-1]
+    headline = plain.loads((result.run / "task.json").read_text(encoding="utf-8"))["task"]["metric"]
+    hidden = {"kind", "step", "tokens", "minutes", "loss", "accuracy"} - {headline}
+    scores = {name: value for name, value in last.items() if name not in hidden}
+    said = " · ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"{said or f'loss {result.loss:.4f}'} · {result.step:,} steps · {result.minutes:.1f} minutes")
+    print(f"run      {result.run} (report.html shows how it went)")
+    print(f'next     bertkin predict {result.run} "A text."')
+
+
+def predict(
+    model: str,
+    /,
+    *texts: str,
+    file: Path | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Ask a fine-tuned model: bertkin predict runs/reviews "A film to forget."
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    texts
+        Texts; where the task takes two, they are parted by a tab. Without any, lines are read from standard input.
+    file
+        A file with a row on each line, its texts parted by tabs.
+    precision
+        auto is bfloat16 where the processor gains by it.
+    json
+        Write a JSON object a line.
+    """
+    from bertkin.cli import _lines_of
+    from bertkin.tasks.predict import open_reader
+
+    lines = [*texts, *(_lines_of(file) if file is not None else [])]
+    if not lines:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError("no text", mend='give one, such as "A film to forget.", or --file')
+        lines = _lines_of(None)
+    if not lines:
+        raise UserError("no text", where=file or "<stdin>", mend="write a row on each line")
+    reader = open_reader(model, precision=precision)
+    groups = [line.split("\t") for line in lines]
+    for group, prediction in zip(groups, reader.predict(groups), strict=True):
+        told = reader.said(group, prediction)
+        print(plain.dumps(told, ensure_ascii=False) if json else _line(told))
+
+
+def _line(told: dict[str, Any]) -> str:
+    text = " | ".join(told["texts"])
+    if "label" in told:
+        return f"{told['label']}  {told['probability']:.1%}  {text}"
+    if "words" in told:
+        return "  ".join(f"{word}/{tag}" for word, tag in told["words"])
+    for name in ("labels", "score", "answer"):
+        if name in told:
+            return f"{told[name] if name != 'labels' else ', '.join(told[name]) or '–'}  {text}"
+    return text
+
+
+def embed(
+    model: str,
+    file: Path,
+    /,
+    *,
+    out: Path = Path("vectors.npy"),
+    pooling: Literal["mean", "max", "first", "last", "tokens"] = "mean",
+    normalise: Annotated[bool, Flag] = False,
+    length: int | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Turn lines of text into vectors: bertkin embed MODEL sentences.txt --out vectors.npy
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    file
+        A text on each line.
+    out
+        A .npy file, [lines, width]; with tokens an .npz of one array a line.
+    pooling
+        How the states of a text become one vector; tokens keeps them all.
+    normalise
+        To length 1.
+    length
+        Most tokens of a text.
+    precision
+        auto is bfloat16 where the processor gains by it.
+    """
+    import numpy as np
+
+    from bertkin.cli import _lines_of
+    from bertkin.errors import disk_errors
+    from bertkin.tasks.embed import Embedder
+
+    lines = _lines_of(file)
+    if not lines:
+        raise UserError("no text", where=file, mend="write a text on each line")
+    way: Any = "mean" if pooling == "tokens" else pooling
+    embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision)
+    aside = out.with_name(f".{out.name}.part")
+    with disk_errors(out), aside.open("wb") as stream:
+        if pooling == "tokens":
+            np.savez(stream, *embedder.tokens(lines))
+        else:
+            np.save(stream, embedder.encode(lines))
+    aside.replace(out)
+    print(f"{len(lines):,} texts, {embedder.width} numbers each: {out}")

@@ -1,0 +1,108 @@
+"""Texts to vectors: one for each text, or one for each of its tokens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bertkin.errors import UserError
+from bertkin.models.heads import LanguageModel
+from bertkin.models.pretrained import find_folder, load_model
+from bertkin.models.task_heads import Pooler
+from bertkin.tasks.encoding import Row, encode
+from bertkin.tasks.task import Example, Task
+from bertkin.text.layout import Layout
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.machine import pick_precision
+
+Floats = NDArray[np.float32]
+VectorPooling = Literal["mean", "max", "first", "last"]
+
+
+class Embedder:
+    """A pretrained model as a function from texts to vectors.
+
+    Args:
+        path: a run folder, a model folder, or a hub id; any family. An encoder–decoder's encoder is used.
+        pooling: how states become one vector.
+        normalise: to length 1, so that a dot product is a cosine.
+        precision: auto is bfloat16 where the processor gains by it.
+        length: most tokens of a text; by default what the model reads.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        pooling: VectorPooling = "mean",
+        normalise: bool = False,
+        precision: str = "auto",
+        length: int | None = None,
+    ) -> None:
+        folder = find_folder(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no head is needed here
+            self.model: LanguageModel = load_model(folder, dtype=pick_precision(precision, "cpu"))
+        self.tokenizer = Tokenizer.load(folder)
+        a = self.model.architecture
+        if length is not None and not 4 <= length <= a.max_length:
+            raise UserError(f"rows of {length} tokens", where="--length", mend=f"choose 4 to {a.max_length}")
+        self.length, self.pooling, self.normalise = length or a.max_length, pooling, normalise
+        self.pooler = Pooler(a, pooling) if pooling in ("mean", "max") else None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.model.architecture.hidden
+
+    def encode(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> Floats:
+        """A vector for each text: float32 [texts, width]."""
+        rows = self._rows(texts)
+        out = np.empty((len(texts), self.width), np.float32)
+        for mine, states, layout in self._states(rows, batch_tokens):
+            if self.pooler is not None:
+                pooled = self.pooler(states, layout)
+            else:
+                pooled = states[(layout.starts[:-1] if self.pooling == "first" else layout.starts[1:] - 1).long()]
+            out[mine] = pooled.float().numpy()
+        if self.normalise:
+            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+        return out
+
+    def tokens(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> list[Floats]:
+        """For each text a vector for each of its tokens, special ones included: float32 [tokens, width]."""
+        rows = self._rows(texts)
+        out: list[Floats] = [np.empty((0, self.width), np.float32)] * len(texts)
+        for mine, states, layout in self._states(rows, batch_tokens):
+            parts = np.split(states.float().numpy(), layout.starts[1:-1].numpy())
+            for i, part in zip(mine, parts, strict=True):
+                out[i] = part
+        return out
+
+    def _rows(self, texts: Sequence[str]) -> list[Row]:
+        examples = [Example((text,)) for text in texts]
+        return encode(examples, Task("class"), self.tokenizer, max_length=self.length).rows
+
+    @torch.inference_mode()
+    def _states(self, rows: list[Row], batch_tokens: int):  # type: ignore[no-untyped-def]
+        """Rows of like length together: their numbers, last hidden states [tokens, width], and layout."""
+        lengths = np.array([len(row.ids) for row in rows])
+        order = np.argsort(lengths, kind="stable")
+        batch = np.cumsum(lengths[order]) // batch_tokens
+        edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(order)] if len(order) else [0]
+        stack = self.model.stack if self.model.source is None else self.model.source
+        for low, high in pairwise(edges):
+            mine = order[low:high]
+            ids = torch.from_numpy(np.concatenate([rows[i].ids for i in mine]))
+            layout = Layout.from_lengths(lengths[mine]).to("cpu")
+            yield mine, stack(ids, layout), layout

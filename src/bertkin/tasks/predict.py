@@ -1,0 +1,137 @@
+"""Use a fine-tuned model: texts in, answers out.
+
+reader = open_reader("runs/reviews")
+reader.predict([("A film to forget.",)])
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertkin.errors import UserError
+from bertkin.models.pretrained import find_folder
+from bertkin.models.pretrained_tasks import load_task_model
+from bertkin.models.task_heads import TaskModel
+from bertkin.tasks.answering import Prediction, answers, scores
+from bertkin.tasks.data.schemes import is_scheme, spans_of
+from bertkin.tasks.encoding import encode
+from bertkin.tasks.task import Example, Task
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.machine import pick_precision
+
+WORD = re.compile(r"\w+|[^\w\s]")
+OUTPUTS = {
+    "single_label_classification": "class",
+    "multi_label_classification": "classes",
+    "regression": "score",
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model with the head of a task, and what its answers mean."""
+
+    model: TaskModel
+    tokenizer: Tokenizer
+    task: Task
+    length: int
+
+    def examples(self, examples: Sequence[Example]) -> list[Prediction]:
+        """An answer for each example, labelled or not."""
+        rows = encode(examples, self.task, self.tokenizer, max_length=self.length)
+        return answers(self.task, rows, scores(self.model, rows))
+
+    def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
+        """An answer for each group of texts: of a span, the context comes last.
+
+        Raises:
+            UserError: more or fewer texts than the task takes.
+        """
+        for group in texts:
+            if len(group) != self.task.inputs and self.task.output != "choice":
+                what = f"{len(group)} texts, where the model reads {self.task.inputs}"
+                raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
+        return self.examples([self._example(tuple(group)) for group in texts])
+
+    def _example(self, texts: tuple[str, ...]) -> Example:
+        if self.task.output == "choice":
+            return Example(texts[:1], choices=texts[1:])
+        if self.task.output == "tokens":
+            return Example(texts, label=tuple(match.span() for match in WORD.finditer(texts[0])))
+        return Example(texts)
+
+    def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
+        """A prediction as plain data, labels by name."""
+        task, answer = self.task, prediction.answer
+        plain: dict[str, Any] = {"texts": list(texts)}
+        if task.output in ("class", "choice"):
+            names = task.labels if task.output == "class" else texts[1:]
+            plain |= {"label": names[answer], "probability": round(prediction.sure, 4)}
+            plain["all"] = {names[i]: round(chance, 4) for i, chance in prediction.best}
+        elif task.output == "classes":
+            plain["labels"] = [task.labels[i] for i in answer]
+        elif task.output == "score":
+            plain["score"] = round(answer, 4)
+        elif task.output == "tokens":
+            places = [match.span() for match in WORD.finditer(texts[0])]
+            tags = [task.labels[tag] for tag in answer]
+            plain["words"] = [[texts[0][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
+            if is_scheme(task.labels):
+                plain["entities"] = [
+                    {"text": texts[0][places[s.start][0] : places[s.end - 1][1]], "kind": s.type}
+                    for s in spans_of(tags)
+                ]
+        else:
+            plain |= {"answer": answer, "probability": round(prediction.sure, 4), "where": prediction.where}
+            plain["best"] = [[text, round(chance, 4)] for text, chance in prediction.best]
+        return plain
+
+
+def open_reader(path: str | Path, *, precision: str = "auto") -> Reader:
+    """Open a fine-tuned model: a run folder, a model folder (ours or transformers'), or a hub id.
+
+    Raises:
+        UserError: there is none, or it has no head of a task.
+    """
+    folder = find_folder(path)
+    model, config = load_task_model(folder)
+    model = model.to(pick_precision(precision, "cpu"))
+    told: dict[str, Any] = {}
+    if (folder / "bertkin.json").is_file():
+        told = json.loads((folder / "bertkin.json").read_text(encoding="utf-8"))
+    a = model.architecture
+    if "task" in told:
+        task = Task.from_mapping(told["task"])
+    else:
+        named = config.get("id2label") or {}
+        labels = tuple(named[key] for key in sorted(named, key=int))
+        output: Any = model.answer.head
+        if output == "class":
+            output = OUTPUTS.get(config.get("problem_type") or "", "score" if len(labels) == 1 else "class")
+        inputs = 2 if output in ("span", "choice") else 1
+        scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
+        task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
+    length = min(int(told.get("length") or 512), a.max_length)
+    return Reader(model.eval(), Tokenizer.load(folder), task, length)
+
+
+def mistakes(
+    reader_task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], most: int = 5
+) -> list[tuple[Example, Prediction]]:
+    """The wrong answers that the model was surest of."""
+    wrong = [
+        (example, prediction)
+        for example, prediction in zip(examples, predictions, strict=True)
+        if reader_task.output in ("class", "choice")
+        and example.label is not None
+        and prediction.answer != example.label
+    ]
+    order = np.argsort([-prediction.sure for _, prediction in wrong], kind="stable")[:most]
+    return [wrong[i] for i in order]

@@ -1,0 +1,259 @@
+"""Fine-tuning: every kind of answer through the one loop, resumed to the bit, the same in transformers' pipelines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from bertkin.cli import main
+from bertkin.config import Model, Train
+from bertkin.errors import UserError
+from bertkin.models.presets import build, resolve_model
+from bertkin.models.pretrained import save_model
+from bertkin.tasks.encoding import Template, encode
+from bertkin.tasks.finetune import Tuning, finetune, resume
+from bertkin.tasks.predict import open_reader
+from bertkin.tasks.task import Example, Task
+from bertkin.text.tokenizer import Tokenizer, train_tokenizer
+from bertkin.train.loop import Training
+
+GOOD = ["fine", "lovely", "bright", "warm"]
+BAD = ["grim", "dull", "cold", "sour"]
+PLACES = ["Paris", "Rome", "Lyon", "Oslo"]
+FILL = ["the film was", "a day that is", "this book seems", "her song is", "it was"]
+
+
+def sentence(draw: random.Random) -> tuple[str, int]:
+    label = draw.randrange(2)
+    return f"{draw.choice(FILL)} {draw.choice(GOOD if label else BAD)} in {draw.choice(PLACES)}", label
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained encoder with a tokenizer of the words used here."""
+    folder = tmp_path_factory.mktemp("stock")
+    draw = random.Random(0)
+    tokenizer = train_tokenizer([sentence(draw)[0] for _ in range(200)], kind="wordpiece", vocab_size=90)
+    shape = Model(family="bert", layers=2, hidden=64, heads=2, max_length=64)
+    save_model(build(resolve_model(shape, tokenizer.vocab_size)), folder, tokenizer=tokenizer)  # type: ignore[arg-type]
+    return folder
+
+
+def written(folder: Path, kind: str, rows: int = 96) -> Path:
+    """Labelled rows of a kind, in a file that says what they are."""
+    draw = random.Random(1)
+    path = folder / {"tokens": "places.conll", "span": "asked.json"}.get(kind, f"{kind}.tsv")
+    lines, squad = [], []
+    for number in range(rows):
+        text, label = sentence(draw)
+        words = text.split()
+        if kind == "class":
+            lines.append(f"{text} {number}\t{['bad', 'good'][label]}")
+        elif kind == "score":
+            lines.append(f"{text}\t{text} {number}\t{label * 5.0:.1f}")
+        elif kind == "tokens":
+            lines += [f"{word} {'B-PLACE' if word in PLACES else 'O'}" for word in words] + [""]
+        else:
+            at = text.index(words[-1])
+            answer = {"text": words[-1], "answer_start": at}
+            squad.append(
+                {"context": text, "qas": [{"id": str(number), "question": "in what town", "answers": [answer]}]}
+            )
+    head = {"class": "sentence\tlabel\n", "score": "sentence1\tsentence2\tscore\n"}.get(kind, "")
+    content = json.dumps({"data": [{"paragraphs": squad}]}) if kind == "span" else head + "\n".join(lines) + "\n"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def plan(stock: Path, data: Path, **more: Any) -> Tuning:
+    train = {"steps": 40, "lr": 2e-3, "precision": "float32", "threads": 1, "eval_every": 20.0} | more.pop("train", {})
+    return Tuning(model=str(stock), data=(str(data),), batch=16, length=32, train=Train(**train), **more)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "least"), [("class", 0.9), ("score", 0.8), ("tokens", 0.9), ("span", 0.6)])
+def test_every_kind_of_answer_is_learnt(kind: str, least: float, stock: Path, tmp_path: Path) -> None:
+    result = finetune(plan(stock, written(tmp_path, kind, 240), train={"steps": 120}), tmp_path / "run")
+    assert result.accuracy >= least
+    assert result.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["class", "tokens", "span"])
+def test_a_killed_fine_tuning_resumes_to_the_same_bits(
+    kind: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"steps": 9, "checkpoint_every": 2, "eval_every": 5.0, "epochs": None}
+    tuning = plan(stock, written(tmp_path, kind), train=train)
+    finetune(tuning, tmp_path / "whole")
+    real = Training.step
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Training, progress: float) -> dict[str, float]:
+        if self.position.step == 7:
+            raise Killed
+        return real(self, progress)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Training, "step", dying)
+        finetune(tuning, tmp_path / "cut")
+    resume(tmp_path / "cut")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+
+
+def test_data_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, "class")
+    finetune(plan(stock, data, train={"steps": 2}), tmp_path / "run")
+    data.write_text(data.read_text() + "one more row\tgood\n")
+    with pytest.raises(UserError, match="its data or its model have changed since"):
+        resume(tmp_path / "run")
+
+
+def test_pipelines_of_transformers_answer_alike(stock: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    texts = ["the film was grim in Oslo", "her song is lovely in Rome"]
+    finetune(plan(stock, written(tmp_path, "class")), tmp_path / "class")
+    reader = open_reader(tmp_path / "class", precision="float32")
+    theirs = pipeline("text-classification", model=str(tmp_path / "class" / "model"))(texts)
+    for text, prediction, their in zip(texts, reader.predict([(t,) for t in texts]), theirs, strict=True):
+        told = reader.said([text], prediction)
+        assert told["label"] == their["label"]
+        assert told["probability"] == pytest.approx(their["score"], abs=2e-4)
+    finetune(plan(stock, written(tmp_path, "tokens")), tmp_path / "tokens")
+    tagger = open_reader(tmp_path / "tokens", precision="float32")
+    found = pipeline("token-classification", model=str(tmp_path / "tokens" / "model"))(texts[0])
+    (prediction,) = tagger.predict([(texts[0],)])
+    tagged = [word for word, tag in tagger.said([texts[0]], prediction)["words"] if tag == "B-PLACE"]
+    assert [word.lower() for word in tagged] == ["oslo"]
+    assert "B-PLACE" in {entity["entity"] for entity in found}
+
+
+def test_from_the_terminal(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = str(written(tmp_path, "class")), str(tmp_path / "run")
+    options = ["--train.steps", "4", "--train.precision", "float32", "--quiet"]
+    assert main(["finetune", str(stock), data, "--out", out, *options]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert main(["resume", out, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["predict", out, "it was warm in Lyon", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] in ("good", "bad")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("it was warm\nit was cold in Oslo\n", encoding="utf-8")
+    assert main(["embed", str(stock), str(lines), "--out", str(tmp_path / "v.npy"), "--normalise"]) == 0
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (2, 64)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_vectors_are_those_of_transformers(stock: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from bertkin.tasks.embed import Embedder
+
+    texts = ["it was warm in Lyon", "cold", "a day that is bright in Paris and sour in Rome"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, tokenizer = AutoModel.from_pretrained(stock).eval(), AutoTokenizer.from_pretrained(stock)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    expected = (states * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(Embedder(stock, precision="float32").encode(texts), expected.numpy(), atol=1e-5)
+    per_token = Embedder(stock, precision="float32").tokens(texts)
+    assert [len(one) for one in per_token] == batch["attention_mask"].sum(1).tolist()
+
+
+WORDS = st.lists(st.sampled_from(["film", "warm", "Oslo", "grim", "lovelier", "xyz", ","]), min_size=1, max_size=40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=WORDS, length=st.integers(10, 40))
+def test_every_labelled_word_is_asked_exactly_once(stock: Path, words: list[str], length: int) -> None:
+    text, places, at = " ".join(words), [], 0
+    for word in words:
+        places.append((at, at + len(word), 0))
+        at += len(word) + 1
+    tokenizer = Tokenizer.load(stock)
+    task = Task("tokens", 1, ("O", "B-X"), scheme="iob2")
+    rows = encode([Example((text,), tuple(places))], task, tokenizer, max_length=length)
+    asked = [word for row in rows.rows for word in row.words.tolist()]
+    assert asked == list(range(len(words)))
+    for row in rows.rows:
+        assert len(row.ids) <= length
+        for place, word in zip(row.places, row.words, strict=True):
+            assert row.ids[place] == tokenizer.encode(words[word])[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=WORDS, first=st.integers(0, 39), size=st.integers(1, 3), length=st.integers(28, 48))
+def test_a_span_is_found_again_by_its_offsets(
+    stock: Path, words: list[str], first: int, size: int, length: int
+) -> None:
+    first = min(first, len(words) - 1)
+    context = " ".join(words)
+    start = len(" ".join(words[:first])) + (first > 0)
+    answer = " ".join(words[first : first + size])
+    example = Example(("film ?", context), ((start, start + len(answer)),), answers=(answer,))
+    tokenizer = Tokenizer.load(stock)
+    rows = encode([example], Task("span", 2), tokenizer, max_length=length)
+    offsets = rows.contexts[0]
+    seen: set[int] = set()
+    hits = 0
+    for row in rows.rows:
+        assert len(row.ids) <= length
+        seen |= set(row.words.tolist())
+        if row.target != (0, 0):
+            hits += 1
+            low, high = (row.words[place - row.places[0]] for place in row.target)
+            assert context[offsets[low][0] : offsets[high][1]] == answer
+    assert seen == set(range(len(offsets)))
+    assert hits or len(tokenizer.encode(answer)) > length // 4
+
+
+def test_texts_are_joined_as_the_tokenizer_joins_them(stock: Path) -> None:
+    tokenizer = Tokenizer.load(stock)
+    template = Template.of(tokenizer)
+    assert (template.before, template.between, template.after) == (
+        (tokenizer.cls_id,),
+        (tokenizer.sep_id,),
+        (tokenizer.sep_id,),
+    )
+    task = Task("class", 2, ("no", "yes"))
+    (row,) = encode([Example(("it was", "warm in Oslo"), 1)], task, tokenizer, max_length=32).rows
+    pair = tokenizer.backend.encode("it was", "warm in Oslo")
+    assert row.ids.tolist() == pair.ids and row.segments.tolist() == pair.type_ids
+
+
+def test_nothing_is_cut_silently(stock: Path) -> None:
+    tokenizer = Tokenizer.load(stock)
+    task = Task("class", 2, ("no", "yes"))
+    rows = encode([Example(("warm " * 50, "grim"), 1), Example(("warm", "grim"), 0)], task, tokenizer, max_length=16)
+    assert rows.cut == 1
+    assert all(len(row.ids) <= 16 for row in rows.rows)
+    assert tokenizer.encode("grim")[0] in rows.rows[0].ids  # the shorter text is whole
+
+
+def test_a_row_longer_than_the_model_reads_is_refused(stock: Path, tmp_path: Path) -> None:
+    tuning = Tuning(model=str(stock), data=(str(written(tmp_path, "class")),), length=128)
+    with pytest.raises(UserError, match="rows of 128 tokens, but the model reads at most 64"):
+        finetune(tuning, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
