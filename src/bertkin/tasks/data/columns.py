@@ -214,7 +214,7 @@ def _by_content(table: Table, names: Sequence[str], inputs: int) -> Roles:
     filled = {name: found for name, found in values.items() if found and all(found)}
     few = {name: len(set(found)) for name, found in filled.items()}
     labels = [name for name in few if 1 < few[name] <= max(2, min(60, len(rows) // 2))]
-    label = min(labels, key=lambda name: few[name]) if labels else ""
+    label = min(labels, key=lambda name: (few[name], not all(map(is_number, values[name])))) if labels else ""
     lengths = {
         name: sum(map(len, found)) / len(found)
         for name, found in values.items()

@@ -90,6 +90,8 @@ def guess_task(
     if output == "choice" or roles.holds == "choices":
         return Task("choice", inputs + 1)
     values = [value for value in values if not missing(value)]
+    if "entailment" in values:
+        values = [value for value in values if value != UNDECIDED]
     output = output or _output(values, roles.label, label)
     if output == "classes":
         return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
@@ -173,7 +175,7 @@ def to_example(
     elif task.output == "classes":
         found = [_index(name, raw, numbers, gate) for name in listed(value)]
         answer = None if None in found else tuple(sorted({at for at in found if at is not None}))
-    elif name_of(value) == UNDECIDED and UNDECIDED not in numbers:
+    elif name_of(value) == UNDECIDED and "entailment" in numbers:
         gate.left_out.append((raw.where, 'people did not agree (label "-")'))
         answer = None
     else:
