@@ -318,7 +318,7 @@ def _skew(task: Task, labels: dict[str, dict[str, int]]) -> list[Finding]:
             findings.append(Finding("warning", "skew", f"{what}, so look at another metric"))
     rare = [f"{name} ({count})" for name, count in train.items() if count < RARE]
     if rare:
-        what = f"{len(rare)} labels with fewer than {RARE} examples in training: {', '.join(rare[:10])}"
+        what = f"{len(rare)} label{'s' * (len(rare) != 1)} with fewer than {RARE} examples in training: {', '.join(rare[:10])}"
         findings.append(Finding("warning", "skew", what))
     for part, counts in labels.items():
         size = sum(counts.values())
