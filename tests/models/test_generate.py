@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertkin.models import generate as room
 from bertkin.models import kernels
 from bertkin.models.generate import Decoding, Manner, Reader, candidates, choose, write
 from bertkin.models.heads import LanguageModel
@@ -233,24 +234,29 @@ def test_what_may_be_drawn_is_what_transformers_leaves(t: float, k: int, p: floa
         wanted = hf.TopPLogitsWarper(p)(None, wanted)
     if least:
         wanted = hf.MinPLogitsWarper(least)(None, wanted)
-    chances, tokens = candidates(scores, Decoding(temperature=t, top_k=k, top_p=p, min_p=least))
-    chances = chances / chances.sum(-1, keepdim=True)
-    found = chances if tokens is None else torch.zeros_like(scores).scatter(1, tokens, chances)
-    assert torch.allclose(found, wanted.softmax(-1), atol=1e-5)
+    how = Decoding(temperature=t, top_k=k, top_p=p, min_p=least)
+    assert torch.allclose(left(scores, how), wanted.softmax(-1), atol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:  # so few that for some rows they are not enough
+        patch.setattr(room, "FEW", 4)
+        assert torch.allclose(left(scores, how), wanted.softmax(-1), atol=1e-5)
 
 
-def test_few_likely_tokens_are_enough_only_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bertkin.models import generate as room
+def left(scores: torch.Tensor, how: Decoding) -> torch.Tensor:
+    """The chances of all tokens, in order."""
+    found = torch.full_like(scores, torch.nan)
+    for rows, chances, tokens in candidates(scores, how):
+        whole = chances if tokens is None else torch.zeros_like(scores[rows]).scatter(1, tokens, chances)
+        found[rows] = whole / whole.sum(-1, keepdim=True)
+    return found
 
-    scores = torch.stack([torch.linspace(0, 30, VOCABULARY), torch.zeros(VOCABULARY)])
-    how = Decoding(temperature=1.0, top_p=0.9)
-    whole = candidates(scores, how)
+
+def test_all_tokens_are_looked_at_only_for_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "FEW", 10)
-    short = candidates(scores[:1], how)
-    assert short[0].shape[1] == 10
-    assert torch.allclose(short[0][0], whole[0][0, :10], atol=1e-6)
-    flat = candidates(scores, how)[0]
-    assert flat.shape == (2, VOCABULARY) and int((flat[1] > 0).sum()) == int((whole[0][1] > 0).sum()) >= 87
+    scores = torch.stack([torch.linspace(0, 30, VOCABULARY), torch.zeros(VOCABULARY)])
+    (sure, short, tokens), (flat, whole, none) = candidates(scores, Decoding(temperature=1.0, top_p=0.9))
+    assert (sure.tolist(), short.shape, flat.tolist(), whole.shape) == ([0], (1, 10), [1], (1, VOCABULARY))
+    assert tokens is not None and none is None
+    assert int((whole > 0).sum()) == 88  # 0.9 of 97
 
 
 def test_draws_follow_the_chances() -> None:

@@ -27,7 +27,7 @@ from bertkin.text.shuffle import mix, noise, unit
 Ids = Sequence[int]
 Written = list[tuple[int, int]]
 """What a step wrote: the number of a prompt, and its token."""
-FEW = 1024
+FEW = 256
 """So many of the likeliest tokens are looked at first; seldom has top-p to look at all."""
 
 
@@ -232,32 +232,58 @@ def choose(scores: Tensor, how: Decoding, draws: np.ndarray | None) -> Tensor:
     """
     if how.greedy or draws is None:
         return scores.argmax(dim=-1)
-    chances, tokens = candidates(scores, how)
-    sums = chances.double().cumsum(dim=-1)
-    point = torch.from_numpy(draws).to(sums.device)[:, None] * sums[:, -1:]
-    place = torch.searchsorted(sums, point, right=True).clamp(max=sums.shape[1] - 1)
-    return (place if tokens is None else tokens.gather(1, place)).squeeze(1)
+    chosen = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    points = torch.from_numpy(draws).to(scores.device)
+    for rows, chances, tokens in candidates(scores, how):
+        sums = chances.double().cumsum(dim=-1)
+        place = torch.searchsorted(sums, points[rows, None] * sums[:, -1:], right=True).clamp(max=sums.shape[1] - 1)
+        chosen[rows] = (place if tokens is None else tokens.gather(1, place)).squeeze(1)
+    return chosen
 
 
-def candidates(scores: Tensor, how: Decoding) -> tuple[Tensor, Tensor | None]:
-    """The chances of what may be drawn, float32 [n, k], 0 for what may not, and its tokens, int64 [n, k] (None: all, in
-    order). Temperature comes first, then top-k, top-p of what that leaves, then min-p."""
+def candidates(scores: Tensor, how: Decoding) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """What may be drawn in each row of scores [n, vocab]: temperature comes first, then top-k, top-p of what that leaves,
+    then min-p.
+
+    Yields:
+        For some of the rows (int64 [m], every row comes once) the chances, float32 [m, k], 0 of what may not be drawn,
+        and their tokens, int64 [m, k]; None for the whole vocabulary in order. How a row is looked at depends on that row.
+    """
     scores = scores.float() / how.temperature
-    vocabulary = scores.shape[1]
-    if not how.top_k and how.top_p >= 1:
-        chances = scores.softmax(dim=-1)
-        return torch.where(chances < how.min_p * chances.amax(-1, keepdim=True), 0, chances), None
+    rows, vocabulary = torch.arange(len(scores), device=scores.device), scores.shape[1]
     few = min(how.top_k or FEW, vocabulary)
-    best, tokens = scores.topk(few)
-    whole = best if how.top_k else scores
-    chances = (best - whole.logsumexp(dim=-1, keepdim=True)).exp()
-    if not how.top_k and few < vocabulary and bool((chances.sum(-1) < how.top_p).any()):
-        best, tokens = scores.sort(dim=-1, descending=True)
-        chances = best.softmax(dim=-1)
-    before = chances.cumsum(dim=-1) - chances
-    kept = (before < how.top_p) & (chances >= how.min_p * chances[:, :1])
-    kept[:, 0] = True
-    return torch.where(kept, chances, 0), tokens
+    if how.top_k or how.top_p < 1:
+        best, tokens = scores.topk(few)
+        whole = best if how.top_k else scores
+        chances = (best - whole.logsumexp(dim=-1, keepdim=True)).exp()
+        kept = (chances.cumsum(dim=-1) - chances < how.top_p) & (chances >= how.min_p * chances[:, :1])
+        kept[:, 0] = True
+        enough = chances.sum(dim=-1) >= how.top_p if not how.top_k and few < vocabulary else rows >= 0
+        yield rows[enough], torch.where(kept, chances, 0)[enough], tokens[enough]
+        rows, scores = rows[~enough], scores[~enough]
+    if len(rows):
+        chances = scores.softmax(dim=-1)
+        kept = chances >= how.min_p * chances.amax(dim=-1, keepdim=True)
+        if how.top_p < 1:
+            kept &= nucleus(chances, how.top_p)
+        yield rows, torch.where(kept, chances, 0), None
+
+
+def nucleus(chances: Tensor, p: float) -> Tensor:
+    """Which tokens are the fewest that together have the chance p: bool, of chances [n, vocab], without sorting them all.
+
+    Chances are put into bins by size; only the bin in which p is reached is sorted.
+    """
+    bins = ((chances.amax(dim=-1, keepdim=True) / chances).log2() * 16).clamp(max=1023).long()
+    mass = chances.new_zeros(len(chances), 1024, dtype=torch.float64).scatter_add_(1, bins, chances.double())
+    before = mass.cumsum(dim=-1) - mass
+    edge = (before < p).sum(dim=-1, keepdim=True) - 1
+    kept = bins < edge
+    for row, last in enumerate(edge.squeeze(1).tolist()):
+        inside = (bins[row] == last).nonzero().squeeze(1)
+        sizes, order = chances[row, inside].double().sort(descending=True)
+        kept[row, inside[order[sizes.cumsum(0) - sizes + before[row, last] < p]]] = True
+    return kept
 
 
 def penalised(scores: Tensor, seen: Sequence[Ids], penalty: float) -> Tensor:
