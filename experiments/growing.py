@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import bertkin
 from bertkin.api import make_recipe
 from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
-from bertkin.tasks.pairs import evaluate_pairs
-from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import RichListener
 from bertkin.train.setup import complete
@@ -63,7 +62,7 @@ def asked(folder: Path, pairs: Path, limit: int) -> dict[str, Any]:
     if file.exists() and json.loads(file.read_text())["of"] == key:
         return dict(json.loads(file.read_text())["scores"])
     print(f"asking {model} minimal pairs", flush=True)
-    scores = evaluate_pairs(load_model(model), Tokenizer.load(model), pairs, limit)
+    scores = bertkin.pairs(model, pairs, limit=limit)
     file.write_text(json.dumps({"of": key, "scores": scores.to_mapping()}, indent=1) + "\n")
     return scores.to_mapping()
 

@@ -367,6 +367,7 @@ def pairs(
         limit,
         method=method,
         objective=loaded.objective,
+        noise=loaded.noise,
         within_word=within_word,
         precision=precision,
         progress=progress,

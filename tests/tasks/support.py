@@ -47,8 +47,8 @@ def writer(model: LanguageModel, tokenizer: Tokenizer, **manner: Any) -> Writer:
     return Writer(Path(), model, tokenizer, Manner(**manner))
 
 
-def filler(model: LanguageModel, tokenizer: Tokenizer, objective: str | None = None) -> Loaded:
+def filler(model: LanguageModel, tokenizer: Tokenizer, objective: str | None = None, noise: str = "") -> Loaded:
     """A model that fills blanks, as if its folder said what it was trained with."""
     loaded = Loaded(Path(), model, tokenizer)
-    loaded.__dict__["objective"] = objective
+    loaded.__dict__["told"] = {"objective": objective, "noise": noise}
     return loaded

@@ -216,6 +216,22 @@ def test_an_encoder_decoder_repairs_a_blank(words: Tokenizer, with_sentinels: To
         assert score == pytest.approx(float(chances.gather(1, torch.tensor(answer)[:, None]).sum()), abs=1e-3)
 
 
+def test_who_learnt_a_mark_for_each_token_reads_as_many_as_the_choice_has(words: Tokenizer) -> None:
+    model = grown(words, "bart")
+    blanks, choices = [("the cats ", "on the mat.")] * 2, ["sleep", "are sleeping"]
+    found = score_blanks(filler(model, words, "denoise", "mass"), blanks, choices)
+    for choice, score in zip(choices, found.scores, strict=True):
+        answer = words.encode(choice)
+        masks = [words.mask_id] * len(answer)
+        source = [words.cls_id, *words.encode("the cats"), *masks, *words.encode("on the mat."), words.sep_id]
+        target = [model.architecture.start_id, words.cls_id, *answer]
+        layouts = [Layout.from_lengths([len(part)]).to("cpu") for part in (target, source)]
+        with torch.no_grad():
+            logits = model.logits(torch.tensor(target), layouts[0], None, (torch.tensor(source), layouts[1]))
+        chances = logits.double().log_softmax(-1)[1:-1]
+        assert score == pytest.approx(float(chances.gather(1, torch.tensor(answer)[:, None]).sum()), abs=1e-3)
+
+
 # Limits.
 
 

@@ -179,6 +179,16 @@ def test_an_encoder_decoder_s_answer_ends_where_its_blank_does(words: Tokenizer,
         assert "<extra_id_1>" not in text and " on the table." not in text
 
 
+def test_who_fills_in_as_many_words_as_there_are_blanks_does_not_write_an_answer(words: Tokenizer) -> None:
+    rows = [Example("the cats", "sleep"), Example("the dogs", "are sleeping")]
+    model = filler(grown(words, "bart"), words, "denoise", "mass")
+    with pytest.raises(UserError, match=r"nobody knows how many; give --score likelihood"):
+        evaluate_prompts([model], rows, shots=[0], score="generation")
+    evaluate_prompts([model], rows, shots=[0], score="likelihood")
+    for noise in ("drop", "deletion"):
+        evaluate_prompts([filler(grown(words, "bart"), words, "denoise", noise)], rows, shots=[0], score="generation")
+
+
 # What is refused.
 
 

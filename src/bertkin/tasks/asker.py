@@ -13,6 +13,7 @@ from bertkin.tasks.continuations import divided, score_blanks, score_continuatio
 from bertkin.tasks.fill import Loaded, load
 from bertkin.tasks.generate import Writer, generate, open_writer
 from bertkin.tasks.patterns import Example, Pattern, prompt
+from bertkin.tasks.repairing import repair
 from bertkin.tasks.scoring import Floats, Ints, ways
 from bertkin.train.machine import pick_precision
 
@@ -168,18 +169,22 @@ def written(asker: Asker, plan: Plan, prompts: Sequence[tuple[str, str]]) -> lis
         made = generate(writer, texts, how, stop=[*stop, *_opening(plan.pattern)])
     elif not asker.blank:
         made = generate(writer, [before.rstrip() + after for before, after in prompts], how)
-    elif len(tokenizer.sentinels):
-        marks = [tokenizer.token(number) for number in tokenizer.sentinels[:2]]
-        start = (*writer.manner.start, int(tokenizer.sentinels[0]))
-        told = replace(writer, manner=replace(writer.manner, start=start))
-        made = generate(told, [before + marks[0] + after for before, after in prompts], how, stop=[*marks[1:], *stop])
-    else:  # it writes the whole text again, so that each begins with its own
+    else:
+        taught = repair(tokenizer, asker.loaded.noise)
+        if taught.each:
+            raise UserError(
+                "this model was taught to fill in as many words as there are [MASK], and nobody knows how many",
+                where=asker.loaded.folder,
+                mend="give --score likelihood",
+            )
+        mark = "" if taught.mark is None else tokenizer.token(taught.mark)
+        if taught.opening:  # T5's: the next sentinel ends the span
+            stop = [tokenizer.token(number) for number in tokenizer.sentinels[1:2]] + stop
         made = []
-        for before, after in prompts:
-            start = (*writer.manner.start, *tokenizer.encode(before.rstrip()))
-            told = replace(writer, manner=replace(writer.manner, start=start))
-            text = before.rstrip() + tokenizer.token(tokenizer.mask_id) + after
-            made += generate(told, [text], how, stop=stop)
+        for before, after in prompts:  # who writes the whole text again begins with what stands before its blank
+            begin = tokenizer.encode(before.rstrip()) if taught.whole else taught.opening
+            told = replace(writer, manner=replace(writer.manner, start=(*writer.manner.start, *begin)))
+            made += generate(told, [before.rstrip() + mark + after], how, stop=stop)
     return [one.text.strip() for one in made]
 
 

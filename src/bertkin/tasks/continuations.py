@@ -23,6 +23,7 @@ from bertkin.models.heads import LanguageModel
 from bertkin.tasks.fill import Loaded, load
 from bertkin.tasks.fill import _batches as stretches
 from bertkin.tasks.generate import Writer, open_writer
+from bertkin.tasks.repairing import read_by_encoder, repair, written_first
 from bertkin.tasks.scoring import ROWS, Floats, Ints, check_tokenizer, choose_way
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def score_continuations(
             begin, answers = divided(tokenizer, prompt, told)
             groups.append(_Group(members, [tokenizer.cls_id, *begin], answers, manner))
         else:
-            read = _source(tokenizer, tokenizer.encode(prompt))
+            read = read_by_encoder(tokenizer, tokenizer.encode(prompt))
             groups.append(_Group(members, read, tokenizer.encode_batch([c.strip() for c in told]), manner))
     return _read_on(writer.model, groups, len(prompts))
 
@@ -93,7 +94,8 @@ def score_blanks(model: Loaded | str | Path, blanks: Sequence[Blank], choices: S
 
     Who fills blanks reads as many [MASK] as the choice has tokens and is asked for them from left to right, those that
     follow still hidden (as Kauf & Ivanova 2023 ask for the pieces of a word), so that none gives another away. An
-    encoder–decoder reads one blank and writes what was there: T5 after <extra_id_0>, BART after the text before it.
+    encoder–decoder reads the blank as it was taught to (`bertkin.tasks.repairing`) and writes what was there: T5
+    after <extra_id_0>, BART after the text before it.
 
     Args:
         model: from `load`, or what that takes.
@@ -109,14 +111,12 @@ def score_blanks(model: Loaded | str | Path, blanks: Sequence[Blank], choices: S
         return _repaired(loaded, blanks, choices)
     choose_way(net, tokenizer, "masked", loaded.objective)
     shifted = loaded.objective == "hybrid"
-    mark = tokenizer.token(tokenizer.mask_id)
     reads: dict[tuple[tuple[int, ...], int], int] = {}
     which, targets, owners = [], [], []
     counts = np.zeros(len(blanks), np.int64)
     for (before, after), members in _grouped(blanks):
         begin, answers = divided(tokenizer, before, [choices[n] for n in members])
-        rest = tokenizer.encode(mark + after)
-        rest = rest[rest.index(tokenizer.mask_id) + 1 :]
+        rest = after_mark(tokenizer, tokenizer.mask_id, after)
         for n, answer in zip(members, answers, strict=True):
             counts[n] = len(answer)
             for place, token in enumerate(answer):
@@ -151,24 +151,28 @@ class _Group(NamedTuple):
     manner: Manner
 
 
-def _source(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """What an encoder reads, in its frame."""
-    return [*([] if len(tokenizer.sentinels) else [tokenizer.cls_id]), *ids, tokenizer.sep_id]
-
-
 def _repaired(loaded: Loaded, blanks: Sequence[Blank], choices: Sequence[str]) -> Likelihoods:
     """`score_blanks` of an encoder–decoder."""
     net, tokenizer = loaded.model, loaded.tokenizer
-    start, sentinels = net.architecture.start_id, len(tokenizer.sentinels)
-    blank = int(tokenizer.sentinels[0]) if sentinels else tokenizer.mask_id
-    mark = tokenizer.token(blank)
+    taught, first = repair(tokenizer, loaded.noise), written_first(loaded.tokenizer, loaded.model)
     groups = []
     for (before, after), members in _grouped(blanks):
         begin, answers = divided(tokenizer, before, [choices[n] for n in members])
-        read = _source(tokenizer, [*begin, *tokenizer.encode(mark + after)])
-        written = (start, blank) if sentinels else (start, tokenizer.cls_id, *begin)
-        groups.append(_Group(members, read, answers, Manner(start=written)))
+        rest = after_mark(tokenizer, taught.mark, after)
+        manner = Manner(start=(*first, *(begin if taught.whole else taught.opening)))
+        by_length = _grouped([len(answer) if taught.each else 1 for answer in answers])
+        for length, places in by_length:
+            read = read_by_encoder(tokenizer, [*begin, *taught.hidden(length), *rest])
+            groups.append(_Group([members[i] for i in places], read, [answers[i] for i in places], manner))
     return _read_on(net, groups, len(blanks))
+
+
+def after_mark(tokenizer: Tokenizer, mark: int | None, after: str) -> list[int]:
+    """The tokens of what follows a mark in a text; white space belongs to them as it does there."""
+    if mark is None:
+        return tokenizer.encode(after)
+    ids = tokenizer.encode(tokenizer.token(mark) + after)
+    return ids[ids.index(mark) + 1 :]
 
 
 def _read_on(model: LanguageModel, groups: list[_Group], n: int) -> Likelihoods:

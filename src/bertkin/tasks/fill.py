@@ -48,13 +48,23 @@ class Loaded:
         return fill(self, texts, top_k=top_k, order=order)
 
     @cached_property
-    def objective(self) -> str | None:
-        """The kind of objective it was trained with, where its folder says so (ours do)."""
+    def told(self) -> dict[str, Any]:
+        """What its folder says of its training, where it is one of ours: bertkin.json."""
         try:
             told = json.loads((self.folder / "bertkin.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
-        return told.get("objective") if isinstance(told, dict) else None
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    @cached_property
+    def objective(self) -> str | None:
+        """The kind of objective it was trained with, where that is known."""
+        return self.told.get("objective")
+
+    @cached_property
+    def noise(self) -> str | None:
+        """The noise it was taught to repair (`objective.noise`), where that is known."""
+        return self.told.get("noise")
 
     def __repr__(self) -> str:
         return f"Loaded({str(self.folder)!r}, {self.model.architecture.family}, {self.tokenizer})"

@@ -179,6 +179,7 @@ def evaluate_pairs(
     *,
     method: Method = "auto",
     objective: str | None = None,
+    noise: str | None = None,
     within_word: bool = False,
     precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -187,7 +188,7 @@ def evaluate_pairs(
 
     Args:
         folder, limit: see `read_blimp`.
-        method, objective, within_word: see `bertkin.tasks.scoring.score_sentences`.
+        method, objective, noise, within_word: see `bertkin.tasks.scoring.score_sentences`.
         precision: auto computes in bfloat16 where that is faster here; scores are summed in float64 either way.
         progress: called with pairs done and pairs in all.
 
@@ -201,7 +202,8 @@ def evaluate_pairs(
         model = copy.deepcopy(model).to(dtype)
 
     def scorer(sentences: Sequence[str]) -> Floats:
-        return score_sentences(model, tokenizer, sentences, way, objective=objective, within_word=within_word)
+        how: dict[str, Any] = {"objective": objective, "noise": noise, "within_word": within_word}
+        return score_sentences(model, tokenizer, sentences, way, **how)
 
     name = NAMES[way] + (WITHIN_WORD if within_word else "")
     return evaluate_scorer(scorer, folder, limit, method=name, progress=progress)

@@ -7,9 +7,10 @@
 
 Sums over the sentence's own tokens, in nats; what begins and ends a text is read, but does not count.
 
-An encoder–decoder is asked as it was taught to repair: BART reads `[CLS] [MASK] [SEP]` and writes the sentence after
-`[SEP] [CLS]`; T5 reads `<extra_id_0> [SEP]` and writes it after `[PAD] <extra_id_0>`. Hiding each token of the source in
-turn, as with a masked model, would cost a decoder's pass for each and let the others give it away.
+An encoder–decoder is asked as it was taught to repair (`bertkin.tasks.repairing`): who fills in BART's blanks reads
+`[CLS] [MASK] [SEP]` and writes the sentence after `[SEP] [CLS]`; T5 reads `<extra_id_0> [SEP]` and writes it after
+`[PAD] <extra_id_0>`. Hiding each token of the source in turn, as with a masked model, would cost a decoder's pass for
+each and let the others give it away.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn.functional import cross_entropy, softplus
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.heads import Source as Read
+from bertkin.tasks.repairing import Repair, read_by_encoder, repair, written_first
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
@@ -63,11 +65,6 @@ def ways(model: LanguageModel, tokenizer: Tokenizer, objective: str | None = Non
     if model.detect is not None:
         return ("detect",)
     if a.both:
-        if not len(tokenizer.sentinels) and not tokenizer.has("mask"):
-            raise UserError(
-                "the tokenizer has neither [MASK] nor <extra_id_0>, so no input can be emptied",
-                mend="give the tokenizer the model was trained with",
-            )
         return ("decoder",)
     if objective == "hybrid":
         return ("masked", "causal") if tokenizer.has("mask") else ("causal",)
@@ -105,6 +102,7 @@ def score_sentences(
     method: Method = "auto",
     *,
     objective: str | None = None,
+    noise: str | None = None,
     within_word: bool = False,
     batch_tokens: int = 4096,
 ) -> Floats:
@@ -115,6 +113,7 @@ def score_sentences(
         method: how; by default as the model can (see `ways`). A model trained with the hybrid objective knows two ways,
             masked and causal, and is asked masked.
         objective: what the model was trained with; see `ways`.
+        noise: what an encoder–decoder was taught to repair; see `bertkin.tasks.repairing.repair`.
         within_word: of masked models: hide the later pieces of the same word as well (Kauf & Ivanova 2023). Left visible
             they give the word away, and rare words cut in many pieces score too well. A word begins where
             `tokenizer.word_starts` says so.
@@ -135,7 +134,8 @@ def score_sentences(
         )
     encoded = tokenizer.encode_batch(list(sentences))
     check_tokenizer(model, tokenizer)
-    _check_lengths(encoded, sentences, model, way, tokenizer)
+    taught = repair(tokenizer, noise) if way == "decoder" else None
+    _check_lengths(encoded, sentences, model, way, taught)
     numbers: dict[tuple[int, ...], int] = {}
     which = [numbers.setdefault(tuple(ids), len(numbers)) for ids in encoded]
     if not which:
@@ -144,7 +144,7 @@ def score_sentences(
     if way == "masked":
         batches = _copies(distinct, tokenizer, within_word, batch_tokens, shifted=objective == "hybrid")
     else:
-        batches = _framed(distinct, tokenizer, model, way, batch_tokens)
+        batches = _framed(distinct, tokenizer, model, way, taught, batch_tokens)
     return _sums(model, batches, len(distinct))[which]
 
 
@@ -182,10 +182,11 @@ def check_tokenizer(model: LanguageModel, tokenizer: Tokenizer) -> None:
 
 
 def _check_lengths(
-    encoded: list[list[int]], sentences: Sequence[str], model: LanguageModel, way: Way, tokenizer: Tokenizer
+    encoded: list[list[int]], sentences: Sequence[str], model: LanguageModel, way: Way, taught: Repair | None
 ) -> None:
     # Who writes never reads the last token, so that one mark costs no room.
-    room = model.architecture.max_length - {"masked": 2, "detect": 2, "causal": 0, "decoder": 1}[way]
+    marks = {"masked": 2, "detect": 2, "causal": 0, "decoder": 2 if taught is not None and taught.each else 1}[way]
+    room = model.architecture.max_length - marks
     for ids, text in zip(encoded, sentences, strict=True):
         if len(ids) > room:
             raise UserError(
@@ -233,10 +234,15 @@ def _sums(model: LanguageModel, batches: Iterator[Asked], n: int) -> Floats:
 
 
 def _framed(
-    sentences: Sequence[Sequence[int]], tokenizer: Tokenizer, model: LanguageModel, way: Way, batch_tokens: int
+    sentences: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    model: LanguageModel,
+    way: Way,
+    taught: Repair | None,
+    batch_tokens: int,
 ) -> Iterator[Asked]:
     """Every sentence once, all of its tokens asked, in batches of nearly the same length."""
-    before, after, source = _frame(tokenizer, model, way)
+    before, after = _frame(tokenizer, model, way, taught)
     counts = np.array([len(ids) for ids in sentences], np.int64)
     order = np.argsort(counts, kind="stable")
     order = order[counts[order] > 0]
@@ -263,24 +269,24 @@ def _framed(
         asked = np.repeat(np.cumsum(size) - size, counts[mine]) + place - unread
         targets = np.array([i for n in mine for i in sentences[n]], np.int64)
         emptied = None
-        if source:
-            emptied = np.tile(np.array(source, np.int64), len(mine)), Layout.from_lengths([len(source)] * len(mine))
+        if taught is not None:
+            sources = [read_by_encoder(tokenizer, taught.hidden(counts[n])) for n in mine]
+            emptied = np.concatenate(sources), Layout.from_lengths([len(one) for one in sources])
         yield Asked(ids, layout, asked, targets, sentence, emptied)
 
 
 def _frame(
-    tokenizer: Tokenizer, model: LanguageModel, way: Way
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """What stands before a sentence and after it, and what an encoder reads instead of it."""
+    tokenizer: Tokenizer, model: LanguageModel, way: Way, taught: Repair | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before a sentence, and after it."""
     if way == "detect":
-        return (tokenizer.cls_id,), (tokenizer.sep_id,), ()
-    if way == "causal":
-        return (tokenizer.cls_id,), (), ()
-    start = model.architecture.start_id
-    if len(tokenizer.sentinels):
-        blank = int(tokenizer.sentinels[0])
-        return (start, blank), (), (blank, tokenizer.sep_id)
-    return (start, tokenizer.cls_id), (), (tokenizer.cls_id, tokenizer.mask_id, tokenizer.sep_id)
+        return (tokenizer.cls_id,), (tokenizer.sep_id,)
+    if taught is None:
+        return (tokenizer.cls_id,), ()
+    return (*written_first(tokenizer, model), *taught.opening), ()
+
+
+# Masked models.
 
 
 def _copies(

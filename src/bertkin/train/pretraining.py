@@ -183,7 +183,8 @@ class Pretraining:
 
     def export(self, finished: AnyModel, folder: Path, facts: dict[str, Any]) -> None:
         facts = facts | {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
-        save_model(finished, folder, tokenizer=self.tokenizer, extra=facts | {"objective": self.kind})
+        facts |= {"objective": self.kind} | ({"noise": self.objective.noise} if self.kind == "denoise" else {})
+        save_model(finished, folder, tokenizer=self.tokenizer, extra=facts)
 
     def opening(self, listener: Listener) -> dict[str, Any] | None:
         if not self.train.init:
