@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bertkin
+from bertkin.cli import main
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import save_model
@@ -159,3 +162,46 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
         read_blimp(tmp_path)
     with pytest.raises(UserError, match="limit of 0"):
         read_blimp(tmp_path, limit=0)
+
+
+# The command line.
+
+
+def test_the_command_prints_a_table_or_json(
+    tokenizer: Tokenizer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "model"
+    save_model(grown(tokenizer, "gpt2"), run, tokenizer=tokenizer, extra={"objective": "hybrid"})
+    asked = ["pairs", str(run), str(folder), "--precision", "float32"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("mean of 3, by pseudo-log-likelihood")
+    assert main([*asked, "--json", "--limit", "1", "--method", "causal"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["pairs"] == 3 and plain["method"] == "log-likelihood from left to right"
+    scores = bertkin.pairs(run, folder, limit=1, method="causal", precision="float32")
+    assert {name: round(value, 5) for name, value in scores.paradigms.items()} == plain["paradigms"]
+    for arguments, complaint in (
+        (["--method", "decoder"], "choose masked or causal"),
+        (["--limit", "0"], "limit of 0"),
+        (["--method", "causal", "--within-word"], "--within-word"),
+    ):
+        assert main([*asked, *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and complaint in err
+    assert main(["pairs", str(run), str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_learnt_and_is_asked_so(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("\n\n".join(TEXT * 20))
+    options: dict[str, Any] = {"model.layers": 1, "model.hidden": 32, "model.heads": 2, "train.steps": 1}
+    options |= {"train.batch_tokens": 256, "train.length": 32, "train.threads": 1, "train.eval_rows": 2}
+    for preset, more, told, method in (
+        ("bart-tiny", {"objective.noise": "mass"}, ("denoise", "mass"), "given an empty input"),
+        ("bert-tiny", {"objective.kind": "causal"}, ("causal", None), "from left to right"),
+    ):
+        run = tmp_path / preset
+        bertkin.pretrain(str(tmp_path / "corpus.txt"), out=run, preset=preset, **options, **more)
+        loaded = bertkin.load(run)
+        assert (loaded.objective, loaded.noise) == told
+        assert method in bertkin.pairs(loaded, folder).method
