@@ -619,3 +619,69 @@ def test_chinese_answers_that_do_not_match_their_offset_are_found_or_said() -> N
     for example in found.examples:
         for start, end in example.label:
             assert any("".join(a.split()) == "".join(example.texts[1][start:end].split()) for a in example.answers)
+
+
+PIECES = [
+    "text", "label", "a", "b", "1", "0", "-1", "nan", "1.5", "B-X", "I-X", "O", "\t", ",", ";", '"', "\n", "\n\n", " ", "\r\n",
+    "{", "}", "[", "]", ":", '"text"', '"label"', '"tokens"', '"tags"', '"entities"', '"context"', '"question"', '"answers"',
+    '"choices"', "null", "true", "1\t", "1-2", "\t_" * 8, "#", "-DOCSTART-", "北", "\ufeff", "\0", '"data"',
+    '"paragraphs"', '"qas"',
+]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=40),
+    st.sampled_from(["csv", "tsv", "jsonl", "json", "conll", "conllu", "txt"]),
+    st.booleans(),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], ending: str, skip_bad: bool
+) -> None:
+    path = written(tmp_path_factory.mktemp("any"), f"a.{ending}", "".join(pieces))
+    try:
+        found = read_examples(path, skip_bad=skip_bad, labelled=None)
+    except UserError as error:
+        assert str(path) in str(error)
+    else:
+        assert found.examples and all(isinstance(e.texts[0], str) for e in found.examples)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.floats(allow_infinity=True)
+    | st.sampled_from(["", "a", "O", "B-X"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "start", "label"]), inner),
+    max_leaves=6,
+)
+NAMES = [
+    "text",
+    "label",
+    "tokens",
+    "tags",
+    "entities",
+    "context",
+    "question",
+    "answers",
+    "choices",
+    "choice1",
+    "choice2",
+]
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(NAMES), json_values, max_size=5), min_size=1, max_size=3), st.booleans()
+)
+def test_whatever_json_rows_hold_they_are_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], skip_bad: bool
+) -> None:
+    path = written(tmp_path_factory.mktemp("any"), "a.jsonl", rows)
+    try:
+        found = read_examples(path, skip_bad=skip_bad)
+    except UserError as error:
+        assert str(path) in str(error)
+    else:
+        assert found.examples

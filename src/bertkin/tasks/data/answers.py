@@ -91,7 +91,8 @@ def question_of(question: str, context: str, answers: Any, where: str, gate: Gat
     spans: dict[Span, None] = {}
     texts: list[str] = []
     lost = ""
-    for text, start in _listed(answers):
+    for text, given in _listed(answers):
+        start = given if isinstance(given, int) else None
         if not isinstance(text, str):
             gate.refuse("an answer without a text", where, "write it {text, answer_start}")
             return None
@@ -100,12 +101,12 @@ def question_of(question: str, context: str, answers: Any, where: str, gate: Gat
         texts.append(text)
         span = locate(text, context, start)
         if span is None:
-            outside = isinstance(start, int) and not -1 <= start < len(context)
+            outside = start is not None and not -1 <= start < len(context)
             place = f" at character {start} of a text of {len(context)}" if outside else ""
             lost = lost or f"the answer {_short(text)}{place} is not in its text"
             gate.note(NOWHERE, where)
         else:
-            if isinstance(start, int) and span[0] != start:
+            if start is not None and span[0] != start:
                 gate.note(MOVED, where)
             spans[span] = None
     if lost and not spans:

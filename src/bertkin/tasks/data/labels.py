@@ -28,6 +28,7 @@ NO_LABEL = (None, "", "?")
 UNDECIDED = "-"
 """How SNLI and MNLI mark a pair on which people did not agree."""
 
+WORDS = "give a word and its tag on each line, rows with lists of both, or texts with entities"
 FAULTY = "sentences whose tags break their scheme, read as conlleval reads them"
 
 
@@ -86,7 +87,7 @@ def guess_task(
         mend = "name the label's column with --label" if not roles.label else "give rows with labels"
         raise UserError("no row has a label", where=label, mend=mend)
     if output == "tokens" or any(raw.places for raw in rows):
-        return _tokens(values, label, scheme)
+        return _tokens([raw.label for raw in rows if raw.places and raw.label is not None], label, scheme)
     if output == "choice" or roles.holds == "choices":
         return Task("choice", inputs + 1)
     values = [value for value in values if not missing(value)]
@@ -96,7 +97,7 @@ def guess_task(
     if output == "classes":
         return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
     if output == "score":
-        numbers = [float(value) for value in values if is_number(str(value)) and math.isfinite(float(value))]
+        numbers = [float(name) for name in map(name_of, values) if is_number(name) and math.isfinite(float(name))]
         return Task("score", inputs, low=math.floor(min(numbers, default=0)), high=math.ceil(max(numbers, default=0)))
     if output == "sequence":
         return Task("sequence", inputs)
@@ -132,6 +133,8 @@ def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str) -> Task:
     scheme = scheme or guess_scheme(values)
     if not scheme:
         names = ordered(tag for tags in values for tag in tags)
+        if not names:
+            raise UserError("no words with tags", where=label, mend=WORDS)
         if len(names) < 2:
             raise UserError(f"every word has the tag {names[0]!r}", where=label, mend="give at least two tags")
         return Task("tokens", 1, names)
@@ -197,6 +200,9 @@ def _index(name: str, raw: Raw, numbers: dict[str, int], gate: Gate) -> int | No
 
 
 def _tagged(raw: Raw, task: Task, numbers: dict[str, int], gate: Gate) -> tuple[tuple[int, int, int], ...] | None:
+    if not raw.places:
+        gate.refuse("no words with tags", raw.where, WORDS)
+        return None
     tags = convert(raw.label, "iob2") if task.scheme else raw.label
     if task.scheme and faults(raw.label, task.scheme):
         gate.note(FAULTY, raw.where)

@@ -159,6 +159,9 @@ def words_of_marks(text: str, marks: Any, where: str, gate: Gate, name: str = ""
         marks: a list of [start, end, type], or of objects with start, end, label (and text, which must then agree).
     """
     spans: list[tuple[int, int, str]] = []
+    if not isinstance(marks, list | None):
+        gate.refuse("the entities are no list", where, "write them [[start, end, type], …]")
+        return None
     for mark in marks or ():
         span = _mark(text, mark, where, gate)
         if span is None:
