@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bertkin.tasks.fill import Filled, Loaded, Order
     from bertkin.tasks.generate import Generated, Precision, Writer
     from bertkin.tasks.pairs import Scores
+    from bertkin.tasks.predict import Reader
     from bertkin.tasks.prompted import Prompted
     from bertkin.tasks.scoring import Method
     from bertkin.text.store import Store
@@ -220,10 +221,12 @@ def resume(run: str | Path, *, listener: Listener | None = None) -> Result:
     Raises:
         UserError: not a run folder, or its corpus has changed.
     """
+    from bertkin.tasks import finetune as tuning
     from bertkin.train import pretraining
     from bertkin.train.progress import RichListener
 
-    return pretraining.resume(Path(run), listener=listener or RichListener())
+    go_on = tuning.resume if tuning.is_tuning(Path(run)) else pretraining.resume
+    return go_on(Path(run), listener=listener or RichListener())
 
 
 def load(path: str | Path) -> Loaded:
@@ -413,3 +416,77 @@ def check_data(data: Paths, **how: Any) -> Checked:
     from bertkin.tasks import checking
 
     return checking.check_data(data, **how)
+
+
+def finetune(
+    model: str | Path,
+    data: Paths,
+    *,
+    out: str | Path,
+    strategy: str | Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Fine-tune a pretrained model on labelled data into a run folder.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        data: labelled files, or one folder with train, dev and test.
+        out: the run folder.
+        strategy: how much is trained: a kind, such as "lora", or fields of `bertkin.models.strategy.Strategy`.
+        train: fields of `bertkin.config.Train`, such as {"epochs": 3}.
+        overwrite: empty the run folder first.
+        listener: who is told how it goes; by default a bar on standard error.
+        options: other fields of `bertkin.tasks.finetune.Tuning`, such as task="class" or batch=16.
+
+    Raises:
+        UserError: anything about the data, the model or the disk.
+    """
+    from bertkin.tasks import finetune as room
+    from bertkin.train.progress import RichListener
+
+    how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
+    fields = {"model": os.fspath(model), "data": list(_listed(data)), "strategy": dict(how), "train": dict(train or {})}
+    tuning = from_mapping(room.Tuning, fields | options, "options")
+    return room.finetune(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+
+
+def predict(
+    model: Reader | str | Path, texts: str | Sequence[str | Sequence[str]], *, precision: str = "auto"
+) -> list[dict[str, Any]]:
+    """What a fine-tuned model answers.
+
+    Args:
+        model: what `finetune` made, a folder of transformers, or an opened `bertkin.tasks.predict.Reader`.
+        texts: one text, several, or, for tasks that read more than one, a tuple of texts for each question.
+        precision: auto is bfloat16 where the processor gains by it.
+
+    Returns:
+        For each a mapping: label and probability, labels, score, words and entities, or answer, by the task.
+
+    Raises:
+        UserError: there is no such model, or more or fewer texts than the task takes.
+    """
+    from bertkin.tasks import predict as room
+
+    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    given = [texts] if isinstance(texts, str) else texts
+    groups = [(one,) if isinstance(one, str) else tuple(one) for one in given]
+    return [reader.said(group, found) for group, found in zip(groups, reader.predict(groups), strict=True)]
+
+
+def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
+    """A vector for each text: float32 [texts, width].
+
+    Args:
+        model: a run folder, a model folder, or a hub id.
+        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from bertkin.tasks.embed import Embedder
+
+    return Embedder(model, **options).encode(list(texts))

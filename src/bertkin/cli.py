@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bertkin.train.loop import Result
     from bertkin.train.progress import Listener
 
-OBJECTIVE = re.compile(r"^--objective(?==|$)")
-"""Written alone it means the objective's kind, where the parser would read all of its fields."""
+ROOM = re.compile(r"^--(objective|strategy)(?==|$)")
+"""Written alone it means the room's kind, where the parser would read all of its fields."""
 INTERRUPTED, PIPE_CLOSED = 130, 141
 """What a shell expects of a program stopped by Ctrl-C, and of one whose reader has gone."""
 
@@ -621,7 +621,7 @@ def _arguments(tokens: Sequence[str]) -> list[str]:
     """The arguments with a lone - before any -- made safe from the parser, and --objective in full."""
     end = tokens.index("--") if "--" in tokens else len(tokens)
     safe = [STDIN if token == "-" and i < end else token for i, token in enumerate(tokens)]
-    full = [OBJECTIVE.sub("--objective.kind", token) if i < end else token for i, token in enumerate(safe)]
+    full = [ROOM.sub(r"--\1.kind", token) if i < end else token for i, token in enumerate(safe)]
     joined: list[str] = []
     for i, token in enumerate(full):
         # A flag takes no word after it, so `--train.tensorboard true` would read a corpus called true.

@@ -11,9 +11,11 @@ from cyclopts import Group, Parameter
 
 from bertkin.config import Train
 from bertkin.errors import UserError
+from bertkin.models.strategy import Strategy
 from bertkin.options import given, typed
 
 Flag = Parameter(negative="", show_default=False)
+StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(Train, leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"])
 
 
@@ -34,8 +36,10 @@ def finetune(
     pooling: Literal["first", "last", "mean", "max", "attention"] | None = None,
     dropout: float = 0.1,
     skip_bad: Annotated[bool, Flag] = False,
+    merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
     """Fine-tune a model on labelled data: bertkin finetune runs/mine reviews.csv
@@ -68,6 +72,8 @@ def finetune(
         After embeddings, attention and feed-forward.
     skip_bad
         Leave unusable rows out instead of stopping at the first.
+    merge
+        Save an ordinary folder although the strategy is light.
     overwrite
         Empty the run folder first if it exists.
     quiet
@@ -96,6 +102,8 @@ def finetune(
         pooling=pooling,  # type: ignore[arg-type]
         dropout=dropout,
         skip_bad=skip_bad,
+        merge=merge,
+        strategy=replace(Strategy(), **typed(strategy)),
         train=replace(Train(), **typed(train)),
     )
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")

@@ -20,13 +20,16 @@ from bertkin.cli import main
 from bertkin.config import Model, Train
 from bertkin.errors import UserError
 from bertkin.models.presets import build, resolve_model
-from bertkin.models.pretrained import save_model
+from bertkin.models.pretrained import load_model, save_model
+from bertkin.models.strategy import Strategy
 from bertkin.tasks.encoding import Template, encode
 from bertkin.tasks.finetune import Tuning, finetune, resume
 from bertkin.tasks.predict import open_reader
+from bertkin.tasks.reading import read_splits
 from bertkin.tasks.task import Example, Task
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
+from bertkin.train.progress import QuietListener
 
 GOOD = ["fine", "lovely", "bright", "warm"]
 BAD = ["grim", "dull", "cold", "sour"]
@@ -47,6 +50,18 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer([sentence(draw)[0] for _ in range(200)], kind="wordpiece", vocab_size=90)
     shape = Model(family="bert", layers=2, hidden=64, heads=2, max_length=64)
     save_model(build(resolve_model(shape, tokenizer.vocab_size)), folder, tokenizer=tokenizer)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lively(stock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights far from their first values: its states differ from text to text, as a trained model's do."""
+    folder, model = tmp_path_factory.mktemp("lively"), load_model(stock)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.12)
+    save_model(model, folder, tokenizer=Tokenizer.load(stock))
     return folder
 
 
@@ -82,7 +97,8 @@ def plan(stock: Path, data: Path, **more: Any) -> Tuning:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
+    (file,) = (run / "model").glob("*.safetensors")
+    return load_file(file)
 
 
 @pytest.mark.parametrize(("kind", "least"), [("class", 0.9), ("score", 0.8), ("tokens", 0.9), ("span", 0.6)])
@@ -92,12 +108,12 @@ def test_every_kind_of_answer_is_learnt(kind: str, least: float, stock: Path, tm
     assert result.kind == kind
 
 
-@pytest.mark.parametrize("kind", ["class", "tokens", "span"])
+@pytest.mark.parametrize(("kind", "strategy"), [("class", "full"), ("tokens", "adapter"), ("span", "lora")])
 def test_a_killed_fine_tuning_resumes_to_the_same_bits(
-    kind: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, strategy: Any, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = {"steps": 9, "checkpoint_every": 2, "eval_every": 5.0, "epochs": None}
-    tuning = plan(stock, written(tmp_path, kind), train=train)
+    tuning = plan(stock, written(tmp_path, kind), train=train, strategy=Strategy(strategy))
     finetune(tuning, tmp_path / "whole")
     real = Training.step
 
@@ -116,6 +132,51 @@ def test_a_killed_fine_tuning_resumes_to_the_same_bits(
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("kind", ["frozen", "last", "layers", "adapter", "lora", "bias", "prefix"])
+def test_every_strategy_learns_and_is_opened_again(kind: Any, lively: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, "class", 240)
+    train = {"steps": 160 if kind == "prefix" else 60, "lr": 1e-2}
+    strategy = Strategy(kind, rank=4, size=8)
+    result = finetune(plan(lively, data, train=train, strategy=strategy, pooling="mean", dropout=0.0), tmp_path / "run")
+    assert result.accuracy >= 0.8
+    reader = open_reader(tmp_path / "run", precision="float32")
+    dev = read_splits(str(data)).dev.examples
+    right = [p.answer == e.label for p, e in zip(reader.examples(dev), dev, strict=True)]
+    assert np.mean(right) == pytest.approx(result.accuracy)
+    saved = sum(path.stat().st_size for path in (tmp_path / "run" / "model").glob("*.safetensors"))
+    assert saved < (lively / "model.safetensors").stat().st_size / 2
+
+
+def test_several_light_tasks_share_one_stock(stock: Path, tmp_path: Path) -> None:
+    for name, kind in (("one", "lora"), ("two", "adapter")):
+        finetune(plan(stock, written(tmp_path, "class"), train={"steps": 2}, strategy=Strategy(kind)), tmp_path / name)
+    first = open_reader(tmp_path / "one", precision="float32")
+    second = open_reader(tmp_path / "two", precision="float32", stock=first.model)
+    alone = open_reader(tmp_path / "two", precision="float32")
+    assert second.model.stack is not None and first.model.stack is not None
+    mine, theirs = (reader.model.stack.embeddings.tokens for reader in (second, first))  # type: ignore[union-attr]
+    assert mine.data_ptr() == theirs.data_ptr()
+    (one,), (other,) = second.predict([("it was grim",)]), alone.predict([("it was grim",)])
+    assert one.sure == pytest.approx(other.sure, abs=1e-5)
+
+
+def test_merged_lora_is_an_ordinary_folder(stock: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    tuning = plan(stock, written(tmp_path, "class"), train={"lr": 2e-2}, strategy=Strategy("lora"), merge=True)
+    finetune(tuning, tmp_path / "run")
+    text = "it was warm in Lyon"
+    (prediction,) = open_reader(tmp_path / "run", precision="float32").predict([(text,)])
+    (their,) = pipeline("text-classification", model=str(tmp_path / "run" / "model"))([text])
+    assert prediction.sure == pytest.approx(their["score"], abs=1e-4)
+
+
+def test_what_does_not_fold_is_said_first(stock: Path, tmp_path: Path) -> None:
+    tuning = plan(stock, written(tmp_path, "class"), strategy=Strategy("adapter"), merge=True)
+    with pytest.raises(UserError, match="adapter does not fold into the weights"):
+        finetune(tuning, tmp_path / "run")
 
 
 def test_data_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path) -> None:
@@ -161,6 +222,21 @@ def test_from_the_terminal(stock: Path, tmp_path: Path, capsys: pytest.CaptureFi
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.shape == (2, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_from_python(stock: Path, tmp_path: Path) -> None:
+    import bertkin
+
+    train = {"steps": 2, "precision": "float32"}
+    quiet = QuietListener()
+    bertkin.finetune(
+        stock, written(tmp_path, "class"), out=tmp_path / "run", strategy="lora", train=train, listener=quiet
+    )
+    assert bertkin.resume(tmp_path / "run", listener=quiet).step == 2
+    assert set(bertkin.predict(tmp_path / "run", "it was warm")[0]) == {"texts", "label", "probability", "all"}
+    assert bertkin.embed(stock, ["it was warm", "cold"]).shape == (2, 64)
+    with pytest.raises(UserError, match="unknown field 'epoch'"):
+        bertkin.finetune(stock, "x.csv", out=tmp_path / "other", train={"epoch": 1})
 
 
 def test_vectors_are_those_of_transformers(stock: Path) -> None:

@@ -9,6 +9,7 @@ save on: a batch costs what its tokens cost.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -22,11 +23,14 @@ import torch
 
 from bertkin.config import AUTO, Train, fill_auto, from_mapping, to_mapping
 from bertkin.errors import UserError, disk_errors
+from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.architecture import Architecture
 from bertkin.models.configs import read_config
 from bertkin.models.continuing import set_dropout
+from bertkin.models.light import save_light
 from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
+from bertkin.models.strategy import Strategy, check
 from bertkin.models.task_heads import TaskModel, usual_pooling
 from bertkin.tasks.answering import answer_for, answers, loss_of, packed, scores
 from bertkin.tasks.data.columns import Columns
@@ -38,9 +42,9 @@ from bertkin.text.shuffle import mix, permute
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.folder import CORPUS, OURS, refuse_existing
 from bertkin.train.loop import Result, Training
-from bertkin.train.machine import pick_device, pick_precision
+from bertkin.train.machine import pick_device, pick_precision, product_rate
 from bertkin.train.parallel import World, join
-from bertkin.train.price import Price
+from bertkin.train.price import EFFICIENCY, Price
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.state import Position, write_text
 
@@ -81,11 +85,28 @@ class Tuning:
     """Dropout after embeddings, attention and feed-forward."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
+    merge: bool = False
+    """Save an ordinary folder although the strategy is light (not adapter, prefix or layers)."""
+    strategy: Strategy = field(default_factory=Strategy)
+    """How much of the model is trained."""
     train: Train = field(default_factory=Train)
     """Budget, optimiser and schedule, as for pretraining."""
 
 
 RECIPE, TASK = "recipe.yaml", "task.json"
+FASTER = {
+    "full": 1.0,
+    "last": 2.0,
+    "bias": 20.0,
+    "lora": 10.0,
+    "adapter": 10.0,
+    "layers": 20.0,
+    "frozen": 40.0,
+    "prefix": 40.0,
+}
+"""How many times the rate of training everything a strategy takes: the less is trained, the more."""
+WRAPPED = ("adapter", "prefix", "layers")
+"""Strategies whose models are not ordinary ones."""
 
 
 def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuning:
@@ -97,6 +118,10 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     Raises:
         UserError: two budgets, or a row longer than the model reads.
     """
+    check(tuning.strategy, "--strategy.")
+    if tuning.merge and tuning.strategy.kind in WRAPPED:
+        what = f"{tuning.strategy.kind} does not fold into the weights"
+        raise UserError(what, where="--merge", mend="leave it out, or choose lora")
     train = tuning.train
     budgets = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(train, name) is not AUTO]
     if len(budgets) > 1:
@@ -108,7 +133,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     train = fill_auto(
         train,
         optimizer="adamw",
-        lr=min(2e-4, 4e-5 * 768 / a.hidden),
+        lr=min(2e-4, 4e-5 * 768 / a.hidden) * FASTER[tuning.strategy.kind],
         matrix_lr=1e-3,
         schedule="linear",
         warmup=0.1,
@@ -165,10 +190,12 @@ class FineTuning:
         self.tokenizer, self.stock, self.device = found.tokenizer, found.stock, device
         self.examples, self.dev = found.train, found.dev
         self.kind: str = found.task.output
+        self.strategy_said = ""
 
     def first_model(self) -> TaskModel:
         model = begin_task_model(self.stock, answer_for(self.task, self.tuning.pooling), seed=self.train.seed)
         set_dropout(model, self.tuning.dropout, self.tuning.attention_dropout)
+        apply(model, self.tuning.strategy)
         return model
 
     def epochs(self, position: Position) -> float:
@@ -233,6 +260,12 @@ class FineTuning:
 
     def export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
         facts = facts | {"task": self.task.to_mapping(), "length": self.tuning.length, "stock": self.tuning.model}
+        if self.tuning.strategy.light and not self.tuning.merge:
+            save_light(finished, folder, self.stock.resolve(), extra=facts)
+            return
+        if self.tuning.strategy.kind == "lora":
+            finished = copy.deepcopy(finished)  # what is being trained stays apart
+            merge(finished)
         labels = self.task.labels if self.task.output in ("class", "classes", "tokens") else ("score",)
         save_task_model(
             finished, folder, labels=labels, problem=self.task.output, tokenizer=self.tokenizer, extra=facts
@@ -243,10 +276,12 @@ class FineTuning:
 
     def price(self, model: TaskModel, **machine: Any) -> Price:
         """Counted from the examples themselves."""
-        from bertkin.train.machine import product_rate
-        from bertkin.train.price import EFFICIENCY
-
-        parameters = sum(p.numel() for p in model.parameters())
+        trained, parameters = trainable(model)
+        if trained < parameters:
+            size = f"{4 * trained / 1e6:.2g} MB" if not self.tuning.merge else "the whole model"
+            self.strategy_said = (
+                f"strategy    {self.tuning.strategy.kind}: {trained:,} of {parameters:,} are trained; saved: {size}"
+            )
         embedded = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
         tokens = int(self.examples.lengths.sum())
         total = int(tokens * (self.train.epochs or 1.0))
@@ -271,6 +306,8 @@ class FineTuning:
             f"task        {self.task}",
             f"examples    {len(self.examples.examples):,}, dev {len(self.dev.examples):,}",
         ]
+        if self.strategy_said:
+            said.append(self.strategy_said)
         if self.examples.cut:
             said.append(f"cut         {self.examples.cut:,} examples are longer than {self.tuning.length} tokens")
         return said

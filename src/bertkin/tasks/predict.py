@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from bertkin.errors import UserError
+from bertkin.models.heads import LanguageModel
+from bertkin.models.light import is_light, open_light
 from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import load_task_model
 from bertkin.models.task_heads import TaskModel
@@ -94,14 +96,31 @@ class Reader:
         return plain
 
 
-def open_reader(path: str | Path, *, precision: str = "auto") -> Reader:
-    """Open a fine-tuned model: a run folder, a model folder (ours or transformers'), or a hub id.
+def open_reader(
+    path: str | Path, *, precision: str = "auto", stock: str | Path | TaskModel | LanguageModel | None = None
+) -> Reader:
+    """Open a fine-tuned model: a run folder, a model folder (ours or transformers'), what a light strategy saved, or a hub id.
+
+    Args:
+        stock: of a light strategy, the model it belongs to, loaded or not; by default the one it names. Several over one
+            loaded stock share its weights in memory.
 
     Raises:
         UserError: there is none, or it has no head of a task.
     """
-    folder = find_folder(path)
-    model, config = load_task_model(folder)
+    light = next((place for place in (Path(path), Path(path) / "model") if is_light(place)), None)
+    config: dict[str, Any] = {}
+    if light is not None:
+        opened, about = open_light(light, stock)
+        if not isinstance(opened, TaskModel):
+            raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
+        model, folder = opened, light
+        whose = about.get("light", {}).get("stock") if not isinstance(stock, str | Path) else stock
+        tokenizer = Tokenizer.load(find_folder(str(whose)))
+    else:
+        folder = find_folder(path)
+        model, config = load_task_model(folder)
+        tokenizer = Tokenizer.load(folder)
     model = model.to(pick_precision(precision, "cpu"))
     told: dict[str, Any] = {}
     if (folder / "bertkin.json").is_file():
@@ -119,7 +138,7 @@ def open_reader(path: str | Path, *, precision: str = "auto") -> Reader:
         scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(told.get("length") or 512), a.max_length)
-    return Reader(model.eval(), Tokenizer.load(folder), task, length)
+    return Reader(model.eval(), tokenizer, task, length)
 
 
 def mistakes(
