@@ -97,7 +97,7 @@ def prompt(
     normalise
         Of likelihoods. length: divided by the tokens. calibrated: by the likelihood after an input that says nothing.
     choices
-        What to choose from, as yes,no. [default: the distinct outputs]
+        What to choose from, as yes,no; or a word for each output, as 1=great,0=bad. [default: the distinct outputs]
     columns
         Names of the two columns.
     per_row
@@ -133,7 +133,7 @@ def prompt(
         seeds=seeds,
         score=score,
         normalise=normalise,
-        choices=None if choices is None else choices.split(","),
+        choices=None if choices is None else _choices(choices),
         columns=names,
         per_row=per_row,
         limit=limit,
@@ -147,6 +147,18 @@ def prompt(
         prompted.plot(plot)
         if not json:
             print(f"drawn in {plot}")
+
+
+def _choices(text: str) -> list[str] | dict[str, str]:
+    """Choices parted by commas; where each is written output=word, the words by output."""
+    parts = [part.strip() for part in text.split(",")]
+    worded = [part.partition("=") for part in parts]
+    if not any(mark for _, mark, _ in worded):
+        return parts
+    words = {output.strip(): word.strip() for output, mark, word in worded if mark and output.strip() and word.strip()}
+    if len(words) < len(parts):
+        raise UserError(f"{text!r} has no word for each output", where="--choices", mend="write it as 1=great,0=bad")
+    return words
 
 
 def _tell(line: str) -> None:

@@ -87,6 +87,29 @@ def test_a_run_is_the_same_again_and_rows_do_not_depend_on_each_other(knowing: L
     assert both == evaluate_prompts([knowing], KNOWN, test=KNOWN, shots=[2], seeds=2).runs
 
 
+def test_a_word_may_stand_for_each_output(home: Path, knowing: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    numbered = [Example(row.input, "1" if row.output == "animal" else "0") for row in KNOWN]
+    words = {"1": "animal", "0": "tool"}
+    told = evaluate_prompts([knowing], numbered, shots=[0, 2], seeds=1, choices=words)
+    assert told.runs == evaluate_prompts([knowing], KNOWN, shots=[0, 2], seeds=1, choices=["animal", "tool"]).runs
+    file = home / "numbered.tsv"
+    file.write_text("input\toutput\n" + "".join(f"{row.input}\t{row.output}\n" for row in numbered))
+    capsys.readouterr()
+    assert (
+        main(["prompt", str(home / "run"), "--examples", str(file), "--shots", "0", "--choices", "1=animal,0=tool"])
+        == 0
+    )
+    assert "2 choices" in capsys.readouterr().out
+    for choices, complaint in (
+        ("1=animal", "no word for the output '0'; give 0=WORD, too"),
+        ("1=animal,0=animal", "one word stands for two outputs"),
+        ("1=animal,tool", "write it as 1=great,0=bad"),
+        ("1=animal,0=", "write it as 1=great,0=bad"),
+    ):
+        assert main(["prompt", str(home / "run"), "--examples", str(file), "--choices", choices]) == 2
+        assert complaint in capsys.readouterr().err
+
+
 # How choices are compared.
 
 LOGS = arrays(np.float64, (3, 4), elements=st.floats(-50, 0))

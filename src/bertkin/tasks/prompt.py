@@ -10,7 +10,7 @@ that can do both where the pattern says [MASK].
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -45,7 +45,7 @@ def evaluate_prompts(
     seeds: int = 3,
     score: Score = "auto",
     normalise: Normalise = "none",
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str] | Mapping[str, str] | None = None,
     columns: tuple[str, str] = ("input", "output"),
     per_row: bool = False,
     limit: int | None = None,
@@ -66,7 +66,8 @@ def evaluate_prompts(
             ask for, and outputs that hardly ever repeat.
         normalise: none compares the likelihoods of whole choices; length divides them by their tokens; calibrated
             by what the same prompt gives the choice for an input that says nothing (contextual calibration).
-        choices: what to choose from; by default the distinct outputs.
+        choices: what to choose from, by default the distinct outputs; or a word for each output (PET's verbaliser), as
+            {"0": "bad", "1": "great"}.
         columns: names of the input's and the output's column.
         per_row: draw examples for each row anew, and not once for all.
         limit: test rows at most, the first ones.
@@ -121,7 +122,7 @@ def _plan(
     pattern: str | Pattern,
     score: Score,
     normalise: Normalise,
-    choices: Sequence[str] | None,
+    choices: Sequence[str] | Mapping[str, str] | None,
     columns: tuple[str, str],
     limit: int | None,
 ) -> Plan:
@@ -133,6 +134,11 @@ def _plan(
     taken = pattern if isinstance(pattern, Pattern) else read_pattern(pattern)
     shown = _rows(examples, columns)
     asked = shown if test is None else _rows(test, columns)
+    if isinstance(choices, Mapping):
+        if len(set(choices.values())) < len(choices):
+            raise UserError("one word stands for two outputs", where="--choices", mend="give each its own")
+        shown, asked = ([_worded(row, choices) for row in rows] for rows in (shown, asked))
+        choices = list(choices.values())
     outputs = list(dict.fromkeys(row.output for row in (*shown, *asked)))
     asked = asked[:limit]
     if score == "auto":
@@ -172,6 +178,14 @@ def _plan(
                 mend=nearest(row.output, told),
             )
     return Plan(task, taken, shown, asked, test is not None, told, normalise)
+
+
+def _worded(row: Example, words: Mapping[str, str]) -> Example:
+    """The row with the word for its output."""
+    if row.output not in words:
+        mend = f"give {row.output}=WORD, too"
+        raise UserError(f"no word for the output {row.output!r}", where=row.where or "--choices", mend=mend)
+    return replace(row, output=words[row.output])
 
 
 def _rows(given: str | Path | Sequence[Example], columns: tuple[str, str]) -> Sequence[Example]:
