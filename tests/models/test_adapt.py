@@ -11,6 +11,7 @@ import torch
 
 from bertkin.config import Train
 from bertkin.errors import UserError
+from bertkin.models import kernels
 from bertkin.models.adapt import (
     Strategy,
     apply,
@@ -22,7 +23,10 @@ from bertkin.models.adapt import (
     stock_of,
     trainable,
 )
+from bertkin.models.generate import Decoding, Manner, write
+from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import build
+from bertkin.models.steps import Steps
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
 from bertkin.models.transformer import initialise
 from bertkin.models.wraps import Low, LowRank
@@ -348,6 +352,38 @@ def test_what_another_strategy_saved_is_refused() -> None:
 def test_what_makes_no_sense_is_refused_by_name(strategy: Strategy, message: str) -> None:
     with pytest.raises(UserError, match=message):
         apply(model_of("bert"), strategy)
+
+
+@pytest.mark.parametrize("strategy", [LIGHT["lora everywhere"], LIGHT["houlsby"]], ids=["lora", "adapter"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_language_model_writes_with_what_is_wrapped_around_it(family: str, strategy: Strategy) -> None:
+    sizes = {"hidden": 96, "heads": 3, "intermediate": 160} | ({"decoder_layers": 2} if family == "t5" else {})
+    model: LanguageModel = lively(build(shape(family, **sizes)), by=0.05)
+    assert Steps.usable(model.to(torch.bfloat16)) is kernels.has_attention()
+    apply(model.float(), strategy)
+    lively(model, by=0.05)
+    assert not Steps.usable(copy.deepcopy(model).to(torch.bfloat16))
+    prompts = [[5, 6, 7, 8], [9, 10], [11] * 7]
+    begin = (model.architecture.start_id,) if model.architecture.both else ()
+    found: list[list[int]] = [[] for _ in prompts]
+    for step in write(model, prompts, Decoding(max_new_tokens=6, temperature=0), manner=Manner(start=begin)):
+        for row, token in step:
+            found[row].append(token)
+    for prompt, text in zip(prompts, found, strict=True):
+        expected: list[int] = []
+        for _ in range(6):
+            own = [*begin, *expected] if begin else [*prompt, *expected]
+            ids, layout = torch.tensor(own), Layout.from_lengths([len(own)]).to("cpu")
+            source = (torch.tensor(prompt), Layout.from_lengths([len(prompt)]).to("cpu")) if begin else None
+            with torch.no_grad():
+                expected.append(int(model.logits(ids, layout, source=source)[-1].argmax()))
+        assert text == expected
+
+
+def test_what_a_language_model_cannot_write_with_is_refused() -> None:
+    for name in ("layers", "prefix"):
+        with pytest.raises(UserError, match=f"{name} is for models of a task; use lora or adapter"):
+            apply(build(shape("gpt2")), LIGHT[name])
 
 
 @pytest.mark.parametrize("family", UNBIASED)

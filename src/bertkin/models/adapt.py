@@ -40,6 +40,8 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
     Raises:
         UserError: the strategy makes no sense, or not for this model.
     """
+    if isinstance(model, LanguageModel) and strategy.kind in ("layers", "prefix"):
+        raise UserError(f"{strategy.kind} is for models of a task", where="strategy.kind", mend="use lora or adapter")
     new = freeze(model, strategy, fresh)
     generator = torch.Generator().manual_seed(strategy.seed)
     match strategy.kind:
@@ -252,8 +254,7 @@ def _mix(model: TaskModel | LanguageModel) -> None:
 def _put_before(model: TaskModel | LanguageModel, s: Strategy, generator: torch.Generator) -> None:
     """A prefix in every layer that sees whole sequences: at first, the keys and values of words there might be, since
     random numbers learn slowly and to less (Li & Liang 2021)."""
-    if isinstance(model, LanguageModel):
-        raise UserError("a prefix is for models of a task", where="strategy.kind", mend="use lora")
+    assert isinstance(model, TaskModel)
     a, like = model.architecture, answering(model).embeddings.tokens
     length = min(s.length, a.max_length)
     ids = torch.randint(min(SAMPLE, a.vocab_size - 1), a.vocab_size, (length,), generator=generator).to(like.device)

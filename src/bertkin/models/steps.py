@@ -17,6 +17,7 @@ from bertkin.models.attention import rotary_tables
 from bertkin.models.cache import Cache
 from bertkin.models.embeddings import sinusoids
 from bertkin.models.heads import LanguageModel
+from bertkin.models.linear import Linear
 from bertkin.models.ops import GATED
 from bertkin.models.transformer import Attention, buckets
 from bertkin.text.layout import Layout
@@ -108,7 +109,8 @@ class Steps:
             return False
         divisors = (a.hidden, 16), (a.head_dim, 32), (a.intermediate, 32 if a.gated else 16)
         fits = all(size % divisor == 0 for size, divisor in divisors) and a.row_width == a.hidden
-        return fits and kernels.has_attention()
+        wrapped = any(isinstance(module, Linear) and type(module) is not Linear for module in model.modules())
+        return fits and not wrapped and kernels.has_attention()
 
     def bind(self, cache: Cache) -> Bound:
         """A step over what this cache keeps, once prompts have been read."""
