@@ -58,7 +58,7 @@ def prompt(
     examples: Path,
     task: str = "",
     test: Path | None = None,
-    pattern: str = "translation",
+    pattern: str = "{input} => {output}",
     shots: str = "0,1,4",
     seeds: int = 3,
     score: Literal["auto", "likelihood", "generation"] = "auto",

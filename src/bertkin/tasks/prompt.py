@@ -40,7 +40,7 @@ def evaluate_prompts(
     *,
     task: str = "",
     test: str | Path | Sequence[Example] | None = None,
-    pattern: str | Pattern = "translation",
+    pattern: str | Pattern = "{input} => {output}",
     shots: Sequence[int] = (0, 1, 4),
     seeds: int = 3,
     score: Score = "auto",
@@ -59,7 +59,8 @@ def evaluate_prompts(
         models: from `load`, or what `load` takes.
         examples: rows to draw from; also what is asked where `test` is not given, each row without itself among them.
         task: what stands above the examples.
-        pattern: how an example is written; see `bertkin.tasks.patterns.read_pattern`.
+        pattern: how an example is written; see `bertkin.tasks.patterns.read_pattern`. Under the name translation, what
+            is written is judged by BLEU, too.
         shots: examples before each input; those that do not fit into the context are left out, the first ones first.
         seeds: how often examples are drawn (0 shots are asked once).
         score: likelihood of each choice, or generation, greedily; auto writes what the ready patterns qa and summary
@@ -157,7 +158,7 @@ def _plan(
                 where="--pattern",
                 mend="put {input} first, or give --score likelihood",
             )
-        return Plan(task, taken, shown, asked, test is not None, (), translated=taken == READY["translation"])
+        return Plan(task, taken, shown, asked, test is not None, (), translated=pattern == "translation")
     named = [choice.strip() for choice in choices] if choices else outputs
     if any(not choice for choice in named):
         raise UserError("an empty choice", where="--choices", mend="give each a text")
