@@ -36,9 +36,7 @@ class Layout:
     `[tokens]` may be viewed as `[rows, row_length]` and attention be kept inside a row."""
 
     @staticmethod
-    def from_lengths(
-        lengths: ArrayLike, *, segments: Any = None, reach: Any = None, row_length: int = 0
-    ) -> Layout:
+    def from_lengths(lengths: ArrayLike, *, segments: Any = None, reach: Any = None, row_length: int = 0) -> Layout:
         """The layout of sequences with these lengths, one after the other."""
         sizes = np.asarray(lengths, np.int64)
         starts = np.zeros(len(sizes) + 1, np.int64)
