@@ -79,6 +79,11 @@ def test_examples_come_before_the_input_and_may_mislead(knowing: Loaded) -> None
     assert [(run.shots, run.seed) for run in told.runs] == [(0, 0), (4, 0), (4, 1)]
 
 
+def test_a_model_named_several_times_is_told_apart(knowing: Loaded) -> None:
+    prompted = evaluate_prompts([knowing] * 3, KNOWN, shots=[0], limit=2)
+    assert prompted.models == [str(knowing.folder), f"{knowing.folder} (2)", f"{knowing.folder} (3)"]
+
+
 def test_a_run_is_the_same_again_and_rows_do_not_depend_on_each_other(knowing: Loaded) -> None:
     ask: Callable[..., Any] = lambda **how: evaluate_prompts([knowing], KNOWN, shots=[2], seeds=2, **how).runs  # noqa: E731
     assert ask() == ask()
@@ -198,7 +203,13 @@ def test_an_encoder_decoder_s_answer_ends_where_its_blank_does(words: Tokenizer,
     plan = _plan(rows, "", None, "{input} [MASK] on the table.", "generation", "none", None, ("input", "output"), None)
     asker = open_asker(model, replace(plan, max_new_tokens=8), "auto")
     assert asker.blank
-    for text in written(asker, replace(plan, max_new_tokens=8), [("the cats ", " on the table.")]):
+    prompts = [
+        (f"{one} ", " on the table.") for one in ("the cats", "the dogs", "the cats", "the grandmother who reads")
+    ]
+    answers = written(asker, replace(plan, max_new_tokens=8), prompts)
+    assert answers == [written(asker, replace(plan, max_new_tokens=8), [one])[0] for one in prompts]
+    assert answers[0] == answers[2]
+    for text in answers:
         assert "<extra_id_1>" not in text and " on the table." not in text
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from bertkin.errors import UserError
 from bertkin.models.generate import Decoding
-from bertkin.tasks.continuations import divided, score_blanks, score_continuations
+from bertkin.tasks.continuations import divided, grouped, score_blanks, score_continuations
 from bertkin.tasks.fill import Loaded, load
-from bertkin.tasks.generate import Writer, generate, open_writer
+from bertkin.tasks.generate import Generated, Writer, generate, open_writer
 from bertkin.tasks.patterns import Example, Pattern, prompt
 from bertkin.tasks.repairing import repair
 from bertkin.tasks.scoring import Floats, Ints, ways
@@ -180,11 +180,14 @@ def written(asker: Asker, plan: Plan, prompts: Sequence[tuple[str, str]]) -> lis
         mark = "" if taught.mark is None else tokenizer.token(taught.mark)
         if taught.opening:  # T5's: the next sentinel ends the span
             stop = [tokenizer.token(number) for number in tokenizer.sentinels[1:2]] + stop
-        made = []
-        for before, after in prompts:  # who writes the whole text again begins with what stands before its blank
-            begin = tokenizer.encode(before.rstrip()) if taught.whole else taught.opening
+        # Who writes the whole text again begins with what stands before its blank: those that begin alike go together.
+        begins = [tuple(tokenizer.encode(before.rstrip())) if taught.whole else taught.opening for before, _ in prompts]
+        found: dict[int, Generated] = {}
+        for begin, members in grouped(begins):
             told = replace(writer, manner=replace(writer.manner, start=(*writer.manner.start, *begin)))
-            made += generate(told, [before.rstrip() + mark + after], how, stop=stop)
+            texts = [prompts[i][0].rstrip() + mark + prompts[i][1] for i in members]
+            found |= zip(members, generate(told, texts, how, stop=stop), strict=True)
+        made = [found[i] for i in range(len(prompts))]
     return [one.text.strip() for one in made]
 
 

@@ -78,7 +78,7 @@ def score_continuations(
     check_tokenizer(writer.model, writer.tokenizer)
     tokenizer, manner = writer.tokenizer, writer.manner
     groups = []
-    for prompt, members in _grouped(prompts):
+    for prompt, members in grouped(prompts):
         told = [choices[n] for n in members]
         if writer.goes_on:
             begin, answers = divided(tokenizer, prompt, told)
@@ -114,7 +114,7 @@ def score_blanks(model: Loaded | str | Path, blanks: Sequence[Blank], choices: S
     reads: dict[tuple[tuple[int, ...], int], int] = {}
     which, targets, owners = [], [], []
     counts = np.zeros(len(blanks), np.int64)
-    for (before, after), members in _grouped(blanks):
+    for (before, after), members in grouped(blanks):
         begin, answers = divided(tokenizer, before, [choices[n] for n in members])
         rest = after_mark(tokenizer, tokenizer.mask_id, after)
         for n, answer in zip(members, answers, strict=True):
@@ -129,7 +129,7 @@ def score_blanks(model: Loaded | str | Path, blanks: Sequence[Blank], choices: S
     return Likelihoods(np.bincount(owners, weights=found, minlength=len(blanks)).astype(np.float64), counts)
 
 
-def _grouped(keys: Sequence[T]) -> list[tuple[T, list[int]]]:
+def grouped(keys: Sequence[T]) -> list[tuple[T, list[int]]]:
     """The places of each distinct key."""
     groups: dict[T, list[int]] = {}
     for n, key in enumerate(keys):
@@ -156,11 +156,11 @@ def _repaired(loaded: Loaded, blanks: Sequence[Blank], choices: Sequence[str]) -
     net, tokenizer = loaded.model, loaded.tokenizer
     taught, first = repair(tokenizer, loaded.noise), written_first(loaded.tokenizer, loaded.model)
     groups = []
-    for (before, after), members in _grouped(blanks):
+    for (before, after), members in grouped(blanks):
         begin, answers = divided(tokenizer, before, [choices[n] for n in members])
         rest = after_mark(tokenizer, taught.mark, after)
         manner = Manner(start=(*first, *(begin if taught.whole else taught.opening)))
-        by_length = _grouped([len(answer) if taught.each else 1 for answer in answers])
+        by_length = grouped([len(answer) if taught.each else 1 for answer in answers])
         for length, places in by_length:
             read = read_by_encoder(tokenizer, [*begin, *taught.hidden(length), *rest])
             groups.append(_Group([members[i] for i in places], read, [answers[i] for i in places], manner))

@@ -109,11 +109,9 @@ def evaluate_prompts(
 
 def _names(models: Sequence[Loaded | str | Path]) -> list[str]:
     """A name for each, none twice."""
-    names: list[str] = []
-    for model in models:
-        name = str(model.folder if isinstance(model, Loaded) else model)
-        names.append(name if name not in names else f"{name} ({names.count(name) + 1})")
-    return names
+    told = [str(model.folder if isinstance(model, Loaded) else model) for model in models]
+    before = [told[:i].count(name) for i, name in enumerate(told)]
+    return [f"{name} ({times + 1})" if times else name for name, times in zip(told, before, strict=True)]
 
 
 def _plan(
