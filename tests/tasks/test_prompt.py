@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,7 +18,7 @@ import bertkin
 from bertkin.cli import main
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
-from bertkin.tasks.asker import Plan, likelihoods, open_asker, written
+from bertkin.tasks.asker import FRAME, Plan, fitted, likelihoods, open_asker, whole, written
 from bertkin.tasks.continuations import score_blanks, score_continuations
 from bertkin.tasks.fill import Loaded, load
 from bertkin.tasks.patterns import Example, Pattern
@@ -161,6 +161,23 @@ def test_examples_that_do_not_fit_are_left_out_the_first_ones_first_and_counted(
     assert 0 < many.left_out < 5 * 6
     assert "of 30 examples, 5 a row," in str(prompted) and "did not fit" in str(prompted)
     assert prompted.to_mapping()["means"][2]["left_out"] == many.left_out
+
+
+@settings(max_examples=30)
+@given(sizes=st.lists(st.integers(1, 20), min_size=2, max_size=8), order=st.randoms(use_true_random=False))
+def test_what_is_kept_are_the_last_examples_as_many_as_fit(words: Tokenizer, sizes: list[int], order: Any) -> None:
+    rows = [Example("the " * n, "cats" if n % 2 else "dogs") for n in sizes]
+    plan = Plan("", Pattern("{input} "), rows, rows[:1], True, ("cats", "dogs"))
+    asker = open_asker(filler(grown(words, "gpt2"), words), plan, "auto")
+    wanted = order.sample(range(len(rows)), len(rows))
+    (kept,) = fitted(asker, plan, [wanted])
+    assert kept == wanted[len(wanted) - len(kept) :]
+
+    def size(some: list[int]) -> int:
+        before, _ = whole(plan, some, rows[0].input)
+        return FRAME + len(words.encode(before)) + max(len(words.encode(choice)) for choice in plan.choices)
+
+    assert size(kept) <= 48 and (kept == wanted or size(wanted[len(wanted) - len(kept) - 1 :]) > 48)
 
 
 def test_an_input_longer_than_the_context_is_refused_with_both_lengths(words: Tokenizer) -> None:
