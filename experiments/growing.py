@@ -75,10 +75,10 @@ def draw(parts: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    colours = pyplot.get_cmap("tab20").colors
+    colours = pyplot.get_cmap("tab20")
     for number, one in enumerate(parts.values()):
         minutes = [point["minutes"] for point in one["curve"]]
-        style = {"marker": ".", "markersize": 4, "linewidth": 1.2, "color": colours[number % 20], "label": one["title"]}
+        style = {"marker": ".", "markersize": 4, "linewidth": 1.2, "color": colours(number % 20), "label": one["title"]}
         axes[0].plot(minutes, [point["loss"] for point in one["curve"]], **style)
         axes[1].plot(minutes, [100 * point["accuracy"] for point in one["curve"]], **style)
     for axis, what in zip(
