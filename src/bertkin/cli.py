@@ -476,6 +476,7 @@ def inspect_mask(
 
 app.command(asking.pairs, sort_key=8)
 app.command(tasking.finetune, sort_key=10)
+app.command(tasking.evaluate, sort_key=10)
 app.command(tasking.predict, sort_key=11)
 app.command(tasking.embed, sort_key=12)
 app.command(asking.prompt, sort_key=8)

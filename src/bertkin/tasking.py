@@ -1,4 +1,4 @@
-"""The verbs of tasks with labels: `bertkin finetune`, `predict`, `embed`. See `bertkin.cli`."""
+"""The verbs of tasks with labels: `bertkin finetune`, `evaluate`, `predict`, `embed`. See `bertkin.cli`."""
 
 from __future__ import annotations
 
@@ -122,6 +122,65 @@ def show(result: Any) -> None:
     print(f"{said or f'loss {result.loss:.4f}'} · {result.step:,} steps · {result.minutes:.1f} minutes")
     print(f"run      {result.run} (report.html shows how it went)")
     print(f'next     bertkin predict {result.run} "A text."')
+
+
+def evaluate(
+    model: str,
+    suite: str,
+    /,
+    *,
+    data: Path | None = None,
+    only: Annotated[list[str] | None, Parameter(negative="")] = None,
+    seeds: int = 1,
+    out: Path | None = None,
+    batch: int = 32,
+    json: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
+    train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Fine-tune a model on every task of a suite: bertkin evaluate MODEL glue --data path/to/glue
+
+    Stopped, the same command goes on where it was.
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    suite
+        glue, or a YAML file: a list of tasks with name, data, and perhaps metric, text, text2, label.
+    data
+        Folder of the tasks' data; by default beside the YAML file.
+    only
+        Names of tasks; may be given several times.
+    seeds
+        Runs of each task.
+    out
+        Folder for the runs and results.json. [default: runs/SUITE]
+    batch
+        Examples a step.
+    json
+        Write one JSON object.
+    quiet
+        Show no progress.
+    """
+    from dataclasses import replace
+
+    from bertkin.tasks.suites import read_suite, run_suite
+    from bertkin.train.progress import QuietListener, RichListener
+
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
+    tasks = read_suite(suite, data, only or ())
+    change = {
+        "batch": batch,
+        "strategy": replace(Strategy(), **typed(strategy)),
+        "train": replace(Train(), **typed(train)),
+    }
+    where = out or Path("runs") / Path(suite).stem
+    listener = QuietListener() if quiet else RichListener()
+    results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=listener, suite=suite)
+    print(plain.dumps(results.to_mapping(), ensure_ascii=False) if json else results)
 
 
 def predict(

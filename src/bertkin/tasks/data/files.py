@@ -149,7 +149,8 @@ def _sniffed(head: str) -> Kind | None:
 
 def _is_conllu(head: str) -> bool:
     lines = [line for line in head.split("\n")[:50] if line.strip() and not line.startswith("#")]
-    return bool(lines) and all(re.match(r"\d+([-.]\d+)?\t", line) and line.count("\t") == 9 for line in lines[:-1])
+    whole = lines[:-1] or lines  # the last one may be cut
+    return bool(lines) and all(re.match(r"\d+([-.]\d+)?\t", line) and line.count("\t") == 9 for line in whole)
 
 
 def columns(line: str) -> list[str]:
