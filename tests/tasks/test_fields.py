@@ -66,6 +66,15 @@ def test_what_is_not_given_is_written_one_after_the_other(writer: Writer) -> Non
     assert len({record.fields["title"] for record in several}) > 1
 
 
+def test_records_draw_each_for_itself(writer: Writer) -> None:
+    how = Decoding(max_new_tokens=1, temperature=100.0, top_k=2, top_p=1.0)
+    records = write_fields(writer, {"year": "1990"}, ["title", "body"], how, num=16)
+    bodies: dict[str, set[str]] = {}
+    for record in records:
+        bodies.setdefault(record.written["title"], set()).add(record.written["body"])
+    assert len(bodies) == 2 and all(len(different) == 2 for different in bodies.values())
+
+
 def test_the_prompt_is_what_it_was_trained_on(writer: Writer) -> None:
     tokenizer = writer.tokenizer
     frames = frames_of(tokenizer)

@@ -162,6 +162,26 @@ def test_a_model_that_cannot_fill_blanks_is_refused() -> None:
         load(Path(package.__file__).parent / "model")
 
 
+@pytest.mark.parametrize(
+    ("family", "objective", "said"),
+    [
+        ("bart", "denoise", r"writes a text for another and fills no blanks; .* bertkin generate"),
+        ("gpt2", None, "goes on with texts and fills no blanks; .* bertkin generate"),
+        ("modern", "prefix", "goes on with texts and fills no blanks"),
+        ("electra", "replaced", "finds replaced tokens and fills no blanks; .*generator"),
+    ],
+)
+def test_who_was_never_asked_for_blanks_is_refused(
+    family: str, objective: str | None, said: str, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer(TEXTS * 30, kind="wordpiece")
+    shape: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 2, "max_length": 64}
+    model = build(resolve_model(Model(family=family, **shape), tokenizer.vocab_size))
+    save_model(model, tmp_path, tokenizer=tokenizer, extra={"objective": objective})
+    with pytest.raises(UserError, match=said):
+        fill(tmp_path, "the [MASK] fox")
+
+
 def test_a_tokenizer_larger_than_its_model_is_refused(folder: Path, tmp_path: Path) -> None:
     loaded = load(folder)
     save_model(loaded.model, tmp_path, tokenizer=train_tokenizer(TEXTS * 30, kind="byte-bpe", vocab_size=310))

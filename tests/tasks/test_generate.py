@@ -183,6 +183,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(folder: Path) -> None:
         ({"beams": 0}, "--beams"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty"),
         ({"length_penalty": float("inf")}, "--length-penalty"),
+        ({"seed": 1 << 63}, "--seed: 9223372036854775808 is out of range"),
     ],
 )
 def test_numbers_out_of_range_are_named(change: dict[str, Any], said: str) -> None:
