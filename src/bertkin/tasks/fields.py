@@ -172,7 +172,7 @@ def write_fields(
         texts = (
             generate(writer, prompts[:1], how, num=num, stop=stop)
             if alike
-            else [generate(writer, prompt, how, stop=stop)[0] for prompt in prompts]
+            else generate(writer, prompts, how, stop=stop)
         )
         for i, (record, text) in enumerate(zip(records, texts, strict=True)):
             closed = record.ended and text.ended == "stop"

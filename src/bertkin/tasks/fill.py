@@ -20,7 +20,8 @@ import torch
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.heads import LanguageModel
-from bertkin.models.pretrained import find_folder, load_model
+from bertkin.models.pretrained import GENERATOR, find_folder, load_model
+from bertkin.tasks.scoring import ways
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
@@ -138,7 +139,7 @@ def fill(
             the answers for a blank are then those at the time it was filled in.
 
     Raises:
-        UserError: a text without a blank, or longer than the model reads.
+        UserError: a text without a blank, or longer than the model reads, or a model that was never asked for blanks.
     """
     return list(fill_stream(model, [texts] if isinstance(texts, str) else texts, top_k=top_k, order=order))
 
@@ -152,10 +153,28 @@ def fill_stream(
         raise UserError(f"cannot give {top_k} answers", where="top_k", mend="ask for 1 or more")
     if order not in get_args(Order):
         raise UserError(f"{order!r} is not a choice", where="--order", mend=nearest(str(order), get_args(Order)))
+    _check(loaded)
     coded = [_encode(loaded, text, number) for number, text in enumerate(texts, start=1)]
     few = min(top_k, loaded.model.architecture.vocab_size)
     for first, last in _batches([len(ids) for ids in coded]):
         yield from _answer(loaded, texts[first:last], coded[first:last], few, order)
+
+
+def _check(loaded: Loaded) -> None:
+    """Refuse a model that was never asked for what is hidden.
+
+    Raises:
+        UserError: saying what it does instead.
+    """
+    able = ways(loaded.model, loaded.tokenizer, loaded.objective)
+    if "masked" in able:
+        return
+    what, mend = {
+        "causal": ("goes on with texts", "ask it with bertkin generate"),
+        "decoder": ("writes a text for another", "ask it with bertkin generate"),
+        "detect": ("finds replaced tokens", f"give its {GENERATOR}, the folder inside that one"),
+    }[able[0]]
+    raise UserError(f"this model {what} and fills no blanks", where=loaded.folder, mend=mend)
 
 
 def _encode(loaded: Loaded, text: str, number: int) -> np.ndarray:

@@ -232,6 +232,7 @@ def check(how: Decoding, num: int = 1, stop: Sequence[str] = ()) -> None:
         ("min_p", 0.0, 1.0),
         ("beams", 1, 1024),
         ("length_penalty", -infinite, infinite),
+        ("seed", -(1 << 63), (1 << 63) - 1),
     ]:
         if not low <= getattr(how, name) <= high or getattr(how, name) in (infinite, -infinite):
             among = f"from {low:g} to {high:g}" if high not in (infinite, 1 << 31) else f"of at least {low:g}"
