@@ -208,14 +208,15 @@ def pretrain(
     objective: Annotated[ObjectiveOptions, Parameter(group=Group("Objective", sort_key=3))] = ObjectiveOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TrainOptions, Parameter(group=Group("Train", sort_key=4))] = TrainOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
-    """Grow a masked language model from raw text. What it costs is said first; Ctrl-C saves.
+    """Grow a language model from raw text. What it costs is said first; Ctrl-C saves.
 
     A preset counts for less than a recipe file, and a recipe file for less than an option.
 
     Parameters
     ----------
     preset
-        FAMILY-SIZE: bert, roberta or modern; tiny, mini, small, medium, base or large. [default: modern-mini]
+        FAMILY-SIZE: bert, roberta, modern, albert, electra, gpt2, llama, bart or t5; tiny, mini, small, medium, base or
+        large. [default: modern-mini]
     out
         Run folder to make. [default: runs/PRESET]
     config
