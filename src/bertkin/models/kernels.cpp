@@ -416,14 +416,9 @@ void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden,
         }
     });
 }
-// y [rows, out] = x [rows, in] w [out, in] (+ bias), for few rows and at least 4 of out; with `scale` [out], w is int8.
-void bk_thin(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, const float* scale, const void* bias,
-             void* y) {
-    Thin t{rows, out, in, (const bf16*)x, w, (const bf16*)bias, (bf16*)y};
-    if (scale)
-        thin_whole(t, scale);
-    else
-        thin(t);
+// y [rows, out] = x [rows, in] w [out, in] (+ bias), for few rows and at least 4 of out.
+void bk_thin(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, const void* bias, void* y) {
+    thin({rows, out, in, (const bf16*)x, (const bf16*)w, (const bf16*)bias, (bf16*)y});
 }
 void bk_look(const Kept* kept) {
     if (kept->type == 0)

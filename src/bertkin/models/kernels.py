@@ -46,7 +46,7 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, I, P], None),
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
-    "bk_thin": ([L, L, L, P, P, P, P, P], None),
+    "bk_thin": ([L, L, L, P, P, P, P], None),
     "bk_look": ([P], None),
     "bk_attention": ([P, P, P], None),
     "bk_step": ([P, P, P, P], None),

@@ -8,7 +8,6 @@ the kernel's tiles, through torch. All sum in float32 and round once.
 from __future__ import annotations
 
 from ctypes import CDLL
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tenso
     """`x @ weight.T + bias`: [rows, in], [out, in] to [rows, out], which may be given (where there is no bias)."""
     if len(x) < THIN and out is None and _thin(x, weight, bias):
         y = x.new_empty(len(x), len(weight))
-        _library().bk_thin(*_sizes(x, weight), x.data_ptr(), weight.data_ptr(), None, _at(bias), y.data_ptr())
+        _library().bk_thin(*_sizes(x, weight), x.data_ptr(), weight.data_ptr(), _at(bias), y.data_ptr())
         return y
     if not _ours(x, weight, bias):
         return F.linear(x, weight, bias) if out is None else torch.mm(x, weight.t(), out=out)
@@ -89,41 +88,11 @@ def usable(x: Tensor, *weights: Tensor) -> bool:
     return all(_ours(x, weight) for weight in weights) and len(x) >= THIN
 
 
-@dataclass
-class Int8Weight:
-    """A weight [out, in] of whole numbers from -127 to 127, and what each row of it is to be multiplied by: half the bytes
-    of bfloat16, for writing where reading weights is what takes the time."""
-
-    values: Tensor
-    """int8 [out, in]."""
-    scales: Tensor
-    """float32 [out]."""
-
-    @staticmethod
-    def of(weight: Tensor) -> Int8Weight:
-        """The nearest such weight."""
-        wide = weight.detach().float()
-        scales = (wide.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        return Int8Weight((wide / scales[:, None]).round().to(torch.int8), scales)
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`: [rows, in] to [rows, out], in the type of x and without gradients."""
-        if len(x) < THIN and _thin(x, None, bias) and self.values.is_cpu and len(self.values) >= 4:
-            y = x.new_empty(len(x), len(self.values))
-            pointers = (x, self.values, self.scales, bias, y)
-            _library().bk_thin(*_sizes(x, self.values), *map(_at, pointers))
-            return y
-        # Some rows of the weight at a time: all of it at once, in the type of x, is what we are here to do without.
-        parts = [F.linear(x, part.to(x.dtype)) for part in self.values.split(4096)]
-        y = (torch.cat(parts, dim=-1).float() * self.scales).to(x.dtype)
-        return y if bias is None else y + bias
-
-
-def _thin(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether the kernel for few rows takes these; of a weight that is None, its own type has been seen to."""
+def _thin(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel for few rows takes these."""
     if x.dtype != torch.bfloat16 or not x.is_cpu or not x.is_contiguous() or x.ndim != 2 or not len(x):
         return False
-    if weight is not None and (weight.dtype != x.dtype or not weight.is_contiguous() or len(weight) < 4):
+    if weight.dtype != x.dtype or not weight.is_contiguous() or len(weight) < 4:
         return False
     return (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())) and kernels.has_attention()
 

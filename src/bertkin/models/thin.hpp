@@ -38,7 +38,7 @@ inline __m512 sums_of(const __m512* a) {
 struct Thin {
     int64_t rows, out, in;
     const bf16* x;     // [rows, in]
-    const void* w;     // [out, in], bf16 or int8
+    const bf16* w;     // [out, in]
     const bf16* bias;  // [out] or null
     bf16* y;           // [rows, out]
 };
@@ -120,7 +120,7 @@ inline void thin(const Thin& t) {
     for (int64_t b = 0; b < blocks; ++b) {
         int64_t col = std::min(b * SIDE, t.out - SIDE);  // the last block starts early enough to be whole
         int skip = int(b * SIDE - col);
-        const bf16* w = (const bf16*)t.w + col * t.in;
+        const bf16* w = t.w + col * t.in;
         for (int64_t r = 0; r < t.rows; r += SIDE) {
             const bf16* x = t.x + r * t.in;
             int rows = int(std::min<int64_t>(SIDE, t.rows - r));
@@ -136,91 +136,6 @@ inline void thin(const Thin& t) {
             else
                 sums = thin_tile<4>(x, w, t.in);
             thin_store(t, r, rows, col, skip, sums);
-        }
-    }
-}
-
-// The same with a weight of whole numbers, each row to be multiplied by its `scale`. A row of x is made whole numbers too, of
-// 16 bits, split in two of 8 that the instruction for such products takes: high * 256 + low.
-struct Whole {
-    std::vector<int8_t> parts;  // [rows, 2, padded]
-    std::vector<float> unit, shift;
-    int64_t padded;
-    Whole(const bf16* x, int64_t rows, int64_t in) : unit(rows), shift(rows), padded((in + 63) / 64 * 64) {
-        parts.assign(size_t(rows) * 2 * padded, 0);
-        for (int64_t r = 0; r < rows; ++r) {
-            vf best{};
-            for (int64_t k = 0; k < in; k += W) {
-                vf v = load(x + r * in + k, int(std::min<int64_t>(in - k, W)), 0);
-                best = larger(best, v < 0.0f ? -v : v);
-            }
-            float top = largest(best), factor = top > 0 ? 32512.0f / top : 0;  // 127 * 256
-            unit[r] = top / 32512.0f;
-            int8_t *high = parts.data() + r * 2 * padded, *low = high + padded;
-            int64_t total = 0;
-            for (int64_t k = 0; k < in; ++k) {
-                uint32_t bits = uint32_t(x[r * in + k].bits) << 16;
-                float v;
-                std::memcpy(&v, &bits, 4);
-                int n = int(std::nearbyint(v * factor)), h = (n + 128) >> 8;
-                high[k] = int8_t(h), low[k] = int8_t(n - 256 * h);
-                total += n;
-            }
-            shift[r] = 128.0f * float(total);
-        }
-    }
-};
-
-template <int R>
-inline __m512 whole_tile(const Whole& x, int64_t row, const int8_t* w, int64_t in) {
-    constexpr int64_t AHEAD = 4096;
-    const __m512i flip = _mm512_set1_epi8(-128);  // the instruction wants one side without sign: w + 128
-    __m512 sum[16];
-    for (auto& s : sum) s = _mm512_setzero_ps();
-    for (int o = 0; o < SIDE; ++o, w += in) {
-        __m512i high[R], low[R];
-        for (int r = 0; r < R; ++r) high[r] = low[r] = _mm512_setzero_si512();
-        for (int64_t k = 0; k < in; k += 64) {
-            __mmask64 lanes = in - k >= 64 ? ~0ull : (1ull << (in - k)) - 1;
-            _mm_prefetch(reinterpret_cast<const char*>(w + k + AHEAD), _MM_HINT_T0);
-            __m512i right = _mm512_xor_si512(_mm512_maskz_loadu_epi8(lanes, w + k), flip);
-            for (int r = 0; r < R; ++r) {
-                const int8_t* left = x.parts.data() + (row + r) * 2 * x.padded + k;
-                high[r] = _mm512_dpbusd_epi32(high[r], right, _mm512_loadu_si512(left));
-                low[r] = _mm512_dpbusd_epi32(low[r], right, _mm512_loadu_si512(left + x.padded));
-            }
-        }
-        for (int r = 0; r < R; ++r)
-            sum[r * SIDE + o] =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r]), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low[r]));
-    }
-    return sums_of(sum);
-}
-
-inline void thin_whole(const Thin& t, const float* scale) {
-    Whole x(t.x, t.rows, t.in);
-    int64_t blocks = (t.out + SIDE - 1) / SIDE;
-#pragma omp parallel for schedule(static) if (t.out * t.in > WORTH)
-    for (int64_t b = 0; b < blocks; ++b) {
-        int64_t col = std::min(b * SIDE, t.out - SIDE);
-        int skip = int(b * SIDE - col);
-        const int8_t* w = (const int8_t*)t.w + col * t.in;
-        for (int64_t r = 0; r < t.rows; r += SIDE) {
-            int rows = int(std::min<int64_t>(SIDE, t.rows - r));
-            __m512 sums;
-            if (rows == 1)
-                sums = whole_tile<1>(x, r, w, t.in);
-            else if (rows == 2)
-                sums = whole_tile<2>(x, r, w, t.in);
-            else if (rows == 3)
-                sums = whole_tile<3>(x, r, w, t.in);
-            else
-                sums = whole_tile<4>(x, r, w, t.in);
-            alignas(64) float found[16];
-            _mm512_store_ps(found, sums);
-            for (int i = 0; i < rows * SIDE; ++i)
-                found[i] = (found[i] - x.shift[r + i / SIDE]) * x.unit[r + i / SIDE] * scale[col + i % SIDE];
-            thin_store(t, r, rows, col, skip, _mm512_load_ps(found));
         }
     }
 }
