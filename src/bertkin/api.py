@@ -167,7 +167,7 @@ def pretrain(
     listener: Listener | None = None,
     **options: Any,
 ) -> Result:
-    """Grow a masked language model from raw text into a run folder.
+    """Grow a language model from raw text into a run folder.
 
     Args:
         corpus: files, folders, globs; by default what the recipe file says.
