@@ -55,6 +55,12 @@ def test_an_objective_that_a_family_cannot_serve_is_refused_with_those_it_can(fa
         ({"boundary": True, "unit": "span", "sentence": "next"}, "bert", "--objective.boundary"),
         ({"boundary": True, "unit": "span", "kind": "hybrid"}, "bert", "--objective.boundary"),
         ({"noise": "spans"}, "bert", "--objective.noise"),
+        ({"kind": "causal", "unit": "word"}, "gpt2", "--objective.unit: causal hides no units"),
+        (
+            {"kind": "denoise", "unit": "phrase", "noise": "infilling"},
+            "bart",
+            "--objective.unit: denoise hides no units",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(fields: dict[str, Any], family: str, named: str) -> None:

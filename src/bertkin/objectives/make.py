@@ -121,7 +121,7 @@ SERVES: dict[str, tuple[str, ...]] = {
 
 FILLERS = ("masked", "unilm", "hybrid")
 """The kinds that teach a model to fill blanks with words; hybrid answers at the token before the blank."""
-WRITERS = ("causal", "prefix", "hybrid", "denoise")
+WRITERS = ("causal", "prefix", "hybrid", "unilm", "denoise")
 """The kinds that teach a model to go on with a text, or to write one for another."""
 ASKED = {
     "masked": "15% masked",
@@ -159,7 +159,12 @@ def check_objective(objective: Objective, family: str) -> None:
             where="--objective.boundary",
             mend="choose --objective.kind masked --objective.unit span --objective.sentence none, or leave it out",
         )
-    if o.adaptive and (o.kind in ("causal", "prefix", "denoise") or o.static):
+    hides = o.kind not in ("causal", "prefix", "denoise")
+    if o.unit not in (AUTO, "token") and not hides:
+        raise UserError(
+            f"{o.kind} hides no units", where="--objective.unit", mend="leave it out, or choose masked or hybrid"
+        )
+    if o.adaptive and (not hides or o.static):
         raise UserError(
             "static masks are drawn once" if o.static else f"{o.kind} hides no tokens",
             where="--objective.adaptive",
