@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -685,3 +686,12 @@ def test_whatever_json_rows_hold_they_are_read_or_refused_in_one_line(
         assert str(path) in str(error)
     else:
         assert found.examples
+
+
+def test_choices_without_names_are_numbered_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    for named in (None, 3):
+        row = {"question": "what", "choices": {"label": named, "text": ["a", "b"]}, "answer": 1}
+        path.write_text(json.dumps(row) + "\n")
+        with contextlib.suppress(UserError):
+            assert read_examples(path).task.output == "choice"

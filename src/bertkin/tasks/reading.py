@@ -244,14 +244,14 @@ class _Reader:
             called: Any = []
             if len(choices) == 1:
                 choices = choices[0]
-                called = choices.get("label", []) if isinstance(choices, dict) else []
+                called = choices.get("label") if isinstance(choices, dict) else None
                 choices = choices.get("text") if isinstance(choices, dict) else choices
             if not isinstance(choices, list) or len(choices) < 2:
                 self.gate.refuse("fewer than two choices", row.where, "give two or more")
                 continue
             if raw is not None:
                 found.append(replace(raw, choices=tuple(map(_text, choices))))
-                names.append([str(one) for one in called])
+                names.append([str(one) for one in called] if isinstance(called, list) else [])
         numbers = number_choices(found, names)
         return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
 

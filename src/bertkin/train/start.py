@@ -98,12 +98,25 @@ def continued(recipe: Recipe) -> Recipe:
 
 
 def _asked_before(path: Path, asked: Objective) -> Objective:
-    """What a run of ours was asked at its end, where nothing else is asked now."""
-    if asked.kind is not AUTO or not (path / "recipe.yaml").is_file():
+    """What a run of ours was asked at its end, where nothing else is asked now. A model folder out of its run remembers
+    the kind alone."""
+    if asked.kind is not AUTO:
         return asked
+    if not (path / "recipe.yaml").is_file():
+        return fill_auto(asked, **_remembered(path))
     before = load_recipe(path / "recipe.yaml").objective
     over: Objective = merge(replace(before, rate=before.rate_end), asked)
     return over if asked.rate is AUTO else replace(over, rate_end=asked.rate_end)
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    """The kind of objective that a model of ours was trained with, and its noise; nothing of a stranger's."""
+    try:
+        told = json.loads((folder / "bertkin.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = {"kind": told.get("objective"), "noise": told.get("noise")} if isinstance(told, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def open_start(recipe: Recipe, progress: Callable[[int, int, str], None]) -> Start:
