@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bertkin.models import generate as room
@@ -180,6 +180,7 @@ def test_a_step_gives_what_reading_all_again_gives(family: str, way: str) -> Non
 
 
 @given(st.lists(st.integers(1, 18), min_size=1, max_size=6), st.integers(0, 5), st.booleans())
+@example([8, 18, 13], 0, True)  # two tokens with all but the same chance, which company made change places
 @settings(max_examples=25, deadline=None)
 def test_a_prompt_is_continued_alike_in_any_company(lengths: list[int], seed: int, drawn: bool) -> None:
     draw = np.random.default_rng(seed)

@@ -259,7 +259,9 @@ def candidates(scores: Tensor, how: Decoding) -> Iterator[tuple[Tensor, Tensor, 
         kept = (chances.cumsum(dim=-1) - chances < how.top_p) & (chances >= how.min_p * chances[:, :1])
         kept[:, 0] = True
         enough = chances.sum(dim=-1) >= how.top_p if not how.top_k and few < vocabulary else rows >= 0
-        yield rows[enough], torch.where(kept, chances, 0)[enough], tokens[enough]
+        # In the order of the vocabulary: by chance, two that are all but equal would change places with the company.
+        tokens, order = tokens[enough].sort(dim=-1)
+        yield rows[enough], torch.where(kept, chances, 0)[enough].gather(1, order), tokens
         rows, scores = rows[~enough], scores[~enough]
     if len(rows):
         chances = scores.softmax(dim=-1)
