@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from bertkin.errors import UserError
-
-Flag = Parameter(negative="", show_default=False)
+from bertkin.terminal import Flag
 
 
 def pairs(

@@ -20,11 +20,11 @@ from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Tra
 from bertkin.errors import UserError, disk_errors
 from bertkin.options import STDIN, given, said, typed
 from bertkin.overseeing import check
+from bertkin.terminal import Flag, Quiet, listener, texts_of, whole_text
 
 if TYPE_CHECKING:
     from bertkin.text.tokenizer import Tokenizer
     from bertkin.train.loop import Result
-    from bertkin.train.progress import Listener
 
 ROOM = re.compile(r"^--(objective|strategy)(?==|$)")
 """Written alone it means the room's kind, where the parser would read all of its fields."""
@@ -47,8 +47,6 @@ app.command(check)
 
 CORPUS_HELP = "Files, folders or globs of text (.txt .jsonl .csv .tsv .parquet, .gz .zst …), or - for standard input."
 Corpus = Annotated[str, Parameter(help=CORPUS_HELP)]
-Flag = Parameter(negative="", show_default=False)
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False, help="Show no progress.")]
 
 DataOptions = given(Data, leave_out=["corpus"], short=["encoding_errors", "fields", "grow_vocab", "keep_text"])
 NO_READING = ("corpus", "grow_vocab", "keep_text")
@@ -159,7 +157,7 @@ def tokenizer_show(
     specials = " ".join(f"{tokenizer.token(i)}={i}" for i in tokenizer.special_ids[:12])
     print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens; special: {specials or 'none'}")
     for one in text or ():
-        ids = tokenizer.encode(_whole_text(one))
+        ids = tokenizer.encode(whole_text(one))
         print(f"  {one}\n    → {' '.join(tokenizer.token(i) for i in ids)}\n      {' '.join(map(str, ids))}")
     if corpus:
         _report(tokenizer, _named(corpus), {"field": field, "documents": documents, "encoding_errors": encoding_errors})
@@ -188,7 +186,7 @@ def prepare(
     """
     from bertkin import api
 
-    store = api.prepare(_named(corpus), preset=preset, listener=_listener(quiet), **typed(data))
+    store = api.prepare(_named(corpus), preset=preset, listener=listener(quiet), **typed(data))
     print(f"store    {store.folder}")
     for split, name in ((store.train, "train   "), (store.heldout, "held out")):
         print(f"{name} {split.n_documents:,} documents, {split.n_tokens:,} tokens")
@@ -238,7 +236,7 @@ def pretrain(
     from bertkin.train import pretraining
 
     out = out or Path("runs") / recipe.preset
-    _show(pretraining.pretrain(recipe, out, listener=_listener(quiet), overwrite=overwrite))
+    _show(pretraining.pretrain(recipe, out, listener=listener(quiet), overwrite=overwrite))
 
 
 @app.command(sort_key=5)
@@ -275,7 +273,7 @@ def adapt(
     options = {"data": typed(data), "objective": typed(objective), "train": typed(train)}
     out = out or Path("runs") / "adapted"
     result = go_on(
-        model, _named(corpus), out=out, config=config, overwrite=overwrite, listener=_listener(quiet), **options
+        model, _named(corpus), out=out, config=config, overwrite=overwrite, listener=listener(quiet), **options
     )
     if os.environ.get("RANK", "0") == "0":
         print(table(result.run))
@@ -295,9 +293,9 @@ def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     from bertkin.train import pretraining
 
     if finetune.is_tuning(run):
-        tasking.show(finetune.resume(run, listener=_listener(quiet)))
+        tasking.show(finetune.resume(run, listener=listener(quiet)))
     else:
-        _show(pretraining.resume(run, listener=_listener(quiet)))
+        _show(pretraining.resume(run, listener=listener(quiet)))
 
 
 @app.command(sort_key=6)
@@ -329,7 +327,7 @@ def fill(
     """
     from bertkin.tasks.fill import fill_stream, load
 
-    wanted = _texts(texts, file, "text to fill", "Paris is the [MASK] of France.")
+    wanted = texts_of(texts, file, "text to fill", "Paris is the [MASK] of France.")
     for number, filled in enumerate(fill_stream(load(model), wanted, top_k=top_k, order=order)):
         print(_json(filled.as_dict()) if json else f"{chr(10) if number else ''}{filled}")
 
@@ -413,7 +411,7 @@ def generate(
     if framed and (prompts or file or stop or stream):
         what = "--fields and --want make the prompt and say where it stops"
         raise UserError(what, mend="leave out prompts, --file, --stop and --stream")
-    wanted = [] if framed else _texts(prompts, file, "prompt", "Once upon a time")
+    wanted = [] if framed else texts_of(prompts, file, "prompt", "Once upon a time")
     how = Decoding(
         max_new_tokens,
         0.0 if greedy else temperature,
@@ -430,7 +428,7 @@ def generate(
     if framed:
         from bertkin.tasks.fields import write_given
 
-        for record in write_given(writer, _whole_text(fields or ""), want, how, num=num):
+        for record in write_given(writer, whole_text(fields or ""), want, how, num=num):
             print(_json(record.as_dict()) if json else record)
         return
     if stream and not json and num == 1:
@@ -471,7 +469,7 @@ def inspect_mask(
     """
     from bertkin.inspect.mask import inspect_mask as draw
 
-    masks = draw(what, text=text and _whole_text(text), model=typed(model), objective=typed(objective))
+    masks = draw(what, text=text and whole_text(text), model=typed(model), objective=typed(objective))
     print(_json(masks.as_dict()) if json else masks.draw(ascii=ascii))
 
 
@@ -526,50 +524,8 @@ def _show(result: Result) -> None:
         print(f'next     bertkin generate {result.run} "How a text begins"')
 
 
-def _listener(quiet: bool) -> Listener:
-    from bertkin.train.progress import QuietListener, RichListener
-
-    return QuietListener() if quiet or os.environ.get("RANK", "0") != "0" else RichListener()
-
-
 def _named(corpus: Sequence[str]) -> tuple[str, ...]:
     return tuple("-" if path == STDIN else path for path in corpus)
-
-
-def _texts(texts: Sequence[str], file: Path | None, what: str, example: str) -> list[str]:
-    """Texts from arguments, a file, and (for -, or without any) standard input."""
-    wanted = [text for given in texts for text in (_lines_of(None) if given == STDIN else [_whole_text(given)])]
-    if file is not None:
-        wanted += _lines_of(file)
-    if not texts and file is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UserError(f"no {what}", mend=f'give one, such as "{example}", or --file')
-        wanted = _lines_of(None)
-    if not wanted:
-        raise UserError(f"no {what}", where=file or "<stdin>", mend="write one on each line")
-    return wanted
-
-
-def _lines_of(path: Path | None) -> list[str]:
-    """The lines of a file, or of standard input, that hold something."""
-    try:
-        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the path") from None
-    except UnicodeDecodeError as error:
-        where = f"{path or '<stdin>'}@{error.start}"
-        raise UserError("bytes that are not UTF-8", where=where, mend="convert it (iconv -t utf-8)") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def _whole_text(text: str) -> str:
-    """An argument that is a text; bytes that are not UTF-8 are refused."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError("bytes that are not UTF-8", where=f"text@{error.start}", mend="convert the text") from None
-    return text
 
 
 def _json(values: dict[str, Any]) -> str:

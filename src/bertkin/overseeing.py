@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from bertkin.errors import UserError
+from bertkin.terminal import Flag
 
-Flag = Parameter(negative="", show_default=False)
 Quietly = Parameter(show_default=False)
 
 check = App(name="check", sort_key=9, help="Look data over before training on it.")

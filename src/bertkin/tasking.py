@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as plain
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +12,8 @@ from bertkin.config import Train
 from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy
 from bertkin.options import given, typed
+from bertkin.terminal import Flag, Quiet, lines_of, listener, texts_of
 
-Flag = Parameter(negative="", show_default=False)
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(Train, leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"])
 
@@ -38,7 +37,7 @@ def finetune(
     skip_bad: Annotated[bool, Flag] = False,
     merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    quiet: Quiet = False,
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -76,14 +75,11 @@ def finetune(
         Save an ordinary folder although the strategy is light.
     overwrite
         Empty the run folder first if it exists.
-    quiet
-        Show no progress.
     """
     from dataclasses import replace
 
     from bertkin.tasks.finetune import Tuning
     from bertkin.tasks.finetune import finetune as run
-    from bertkin.train.progress import QuietListener, RichListener
 
     if not data:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
@@ -107,7 +103,7 @@ def finetune(
         train=replace(Train(), **typed(train)),
     )
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
-    show(run(tuning, where, listener=QuietListener() if quiet else RichListener(), overwrite=overwrite))
+    show(run(tuning, where, listener=listener(quiet), overwrite=overwrite))
 
 
 def show(result: Any) -> None:
@@ -135,7 +131,7 @@ def evaluate(
     out: Path | None = None,
     batch: int = 32,
     json: Annotated[bool, Flag] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    quiet: Quiet = False,
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -161,13 +157,10 @@ def evaluate(
         Examples a step.
     json
         Write one JSON object.
-    quiet
-        Show no progress.
     """
     from dataclasses import replace
 
     from bertkin.tasks.suites import read_suite, run_suite
-    from bertkin.train.progress import QuietListener, RichListener
 
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
@@ -178,8 +171,7 @@ def evaluate(
         "train": replace(Train(), **typed(train)),
     }
     where = out or Path("runs") / Path(suite).stem
-    listener = QuietListener() if quiet else RichListener()
-    results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=listener, suite=suite)
+    results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=listener(quiet), suite=suite)
     print(plain.dumps(results.to_mapping(), ensure_ascii=False) if json else results)
 
 
@@ -206,16 +198,9 @@ def predict(
     json
         Write a JSON object a line.
     """
-    from bertkin.cli import _lines_of
     from bertkin.tasks.predict import open_reader
 
-    lines = [*texts, *(_lines_of(file) if file is not None else [])]
-    if not lines:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UserError("no text", mend='give one, such as "A film to forget.", or --file')
-        lines = _lines_of(None)
-    if not lines:
-        raise UserError("no text", where=file or "<stdin>", mend="write a row on each line")
+    lines = texts_of(texts, file, "text", "A film to forget.")
     reader = open_reader(model, precision=precision)
     groups = [line.split("\t") for line in lines]
     for group, prediction in zip(groups, reader.predict(groups), strict=True):
@@ -267,11 +252,10 @@ def embed(
     """
     import numpy as np
 
-    from bertkin.cli import _lines_of
     from bertkin.errors import disk_errors
     from bertkin.tasks.embed import Embedder
 
-    lines = _lines_of(file)
+    lines = lines_of(file)
     if not lines:
         raise UserError("no text", where=file, mend="write a text on each line")
     way: Any = "mean" if pooling == "tokens" else pooling
