@@ -296,19 +296,22 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from YAML.
+def load_yaml(path: str | Path, missing: str = "no such recipe", mend: str = "see recipes/ for some") -> Any:
+    """The plain data of a YAML file.
+
+    Args:
+        missing, mend: what is said where there is no such file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or has a field we do not know or cannot use.
+        UserError: the file is missing, or is not YAML.
     """
     import yaml
 
     path = Path(path)
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("no such recipe", where=path, mend="see recipes/ for some") from None
+        raise UserError(missing, where=path, mend=mend) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", where=path) from None
     except yaml.YAMLError as error:
@@ -318,11 +321,19 @@ def load_recipe(path: str | Path) -> Recipe:
         raise UserError(f"not YAML: {problem}", where=f"{path}{line}") from None
     except ValueError as error:  # a YAML date or number that Python cannot hold
         raise UserError(f"not YAML: {error}", where=path) from None
-    return typing.cast(Recipe, from_mapping(Recipe, mapping if mapping is not None else {}, str(path)))
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every field written out."""
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from YAML.
+
+    Raises:
+        UserError: as `load_yaml`; or it has a field we do not know or cannot use.
+    """
+    return typing.cast(Recipe, from_mapping(Recipe, {} if (found := load_yaml(path)) is None else found, str(path)))
+
+
+def dump_recipe(recipe: Any) -> str:
+    """A recipe, of pretraining or of fine-tuning, as YAML, every field written out."""
     import yaml
 
     return yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)

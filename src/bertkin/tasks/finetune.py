@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bertkin.config import AUTO, Train, fill_auto, from_mapping, to_mapping
-from bertkin.errors import UserError, disk_errors
+from bertkin.config import AUTO, Train, fill_auto, from_mapping, load_yaml
+from bertkin.errors import UserError
 from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.architecture import Architecture
 from bertkin.models.configs import read_config
@@ -40,7 +39,7 @@ from bertkin.tasks.reading import read_splits
 from bertkin.tasks.task import Example, Task
 from bertkin.text.shuffle import mix, permute
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.folder import CORPUS, OURS, refuse_existing
+from bertkin.train.folder import RECIPE, TASK, begun, refuse_existing
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import pick_device, pick_precision, product_rate
 from bertkin.train.parallel import World, join
@@ -93,7 +92,6 @@ class Tuning:
     """Budget, optimiser and schedule, as for pretraining."""
 
 
-RECIPE, TASK = "recipe.yaml", "task.json"
 FASTER = {
     "full": 1.0,
     "last": 2.0,
@@ -431,31 +429,25 @@ def is_tuning(run: Path) -> bool:
 
 
 def _begin(out: Path, found: Gathered) -> bool:
-    """Clear away the run that is there, if any, and write what says what this one is; the recipe comes last."""
-    import yaml
-
-    with disk_errors(out):
-        for name in (*OURS, TASK):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        about = {"task": found.task.to_mapping(), "stock": str(found.stock.resolve()), "fingerprint": found.fingerprint}
+    """Clear away the run that is there, if any, and write what says what this one is."""
+    settled = replace(
+        found.tuning,
+        model=str(found.stock.resolve()),
+        data=tuple(str(Path(path).absolute()) for path in found.tuning.data),
+        dev=found.tuning.dev and str(Path(found.tuning.dev).absolute()),
+        test=found.tuning.test and str(Path(found.tuning.test).absolute()),
+    )
+    about = {"task": found.task.to_mapping(), "stock": str(found.stock.resolve()), "fingerprint": found.fingerprint}
+    with begun(out, settled, {"store": found.fingerprint, "folder": ""}):
         write_text(out / TASK, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        write_text(out / CORPUS, json.dumps({"store": found.fingerprint, "folder": ""}) + "\n")
-        settled = replace(
-            found.tuning,
-            model=str(found.stock.resolve()),
-            data=tuple(str(Path(path).absolute()) for path in found.tuning.data),
-            dev=found.tuning.dev and str(Path(found.tuning.dev).absolute()),
-            test=found.tuning.test and str(Path(found.tuning.test).absolute()),
-        )
-        write_text(out / RECIPE, yaml.safe_dump(to_mapping(settled), sort_keys=False, allow_unicode=True))
     return True
 
 
 def load_tuning(path: Path) -> Tuning:
-    """The recipe of a fine-tuning's run folder."""
-    import yaml
+    """The recipe of a fine-tuning's run folder.
 
-    loaded: Tuning = from_mapping(Tuning, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    Raises:
+        UserError: as `bertkin.config.load_recipe`.
+    """
+    loaded: Tuning = from_mapping(Tuning, load_yaml(path), str(path))
     return loaded

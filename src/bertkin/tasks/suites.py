@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertkin.config import from_mapping
+from bertkin.config import from_mapping, load_yaml
 from bertkin.errors import UserError, disk_errors, nearest
-from bertkin.tasks.finetune import TASK, Tuning, finetune, gather, is_tuning, resume
+from bertkin.tasks.finetune import Tuning, finetune, gather, is_tuning, resume
 from bertkin.tasks.metrics import constant
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.significance import interval
+from bertkin.train.folder import TASK
 from bertkin.train.progress import Listener
 from bertkin.train.state import read_log, write_text
 
@@ -96,14 +97,7 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
 
 
 def _from_yaml(path: Path) -> list[Entry]:
-    import yaml
-
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no suite {str(path)!r}", mend=f"{nearest(str(path), SUITES)}, or a YAML file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"not YAML ({str(error).splitlines()[0]})", where=path) from None
+    rows = load_yaml(path, f"no suite {str(path)!r}", f"{nearest(str(path), SUITES)} A YAML file will do too")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list of tasks, each with name and data", where=path)
     entries = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,8 @@ from bertkin.train.state import write_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RECIPE, CORPUS = "recipe.yaml", "corpus.json"
-OURS = ("checkpoints", "model", START, "tokenizer", "tensorboard", "log.jsonl", "report.html", RECIPE, CORPUS)
+RECIPE, CORPUS, TASK = "recipe.yaml", "corpus.json", "task.json"
+OURS = ("checkpoints", "model", START, "tokenizer", "tensorboard", "log.jsonl", "report.html", TASK, RECIPE, CORPUS)
 """What a run writes at the top of its folder; the marks of a run folder go last when it is cleared."""
 
 
@@ -47,7 +49,24 @@ def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
 
 
 def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store, start: Start | None = None) -> None:
-    """Clear away the run that is there, if any, and write what says what this one is. The recipe comes last.
+    """Clear away the run that is there, if any, and write what says what this pretraining is.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    made_of = {"store": store.fingerprint, "folder": str(store.folder.resolve())}
+    if store.marks is not None:
+        made_of["marks"] = store.marks.name
+    with begun(out, recipe, made_of):
+        tokenizer.save(out / "tokenizer")
+        if start is not None:
+            start.save(out)
+
+
+@contextmanager
+def begun(out: Path, recipe: Any, made_of: dict[str, str]) -> Iterator[None]:
+    """Clear away the run that is there, if any, and begin one: what it is made of first, what is written inside, and the
+    recipe last.
 
     Files that no run wrote are left where they are. If the disk refuses, nothing of ours is left.
 
@@ -60,13 +79,8 @@ def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store, start: 
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
-            made_of = {"store": store.fingerprint, "folder": str(store.folder.resolve())}
-            if store.marks is not None:
-                made_of["marks"] = store.marks.name
             write_text(out / CORPUS, json.dumps(made_of, indent=1) + "\n")
-            tokenizer.save(out / "tokenizer")
-            if start is not None:
-                start.save(out)
+            yield
             write_text(out / RECIPE, dump_recipe(recipe))
         except BaseException:
             for name in OURS:
