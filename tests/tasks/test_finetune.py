@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bertkin.models.strategy import Strategy
 from bertkin.tasks.encoding import Template, encode
 from bertkin.tasks.finetune import Tuning, finetune, resume
 from bertkin.tasks.predict import open_reader
-from bertkin.tasks.reading import read_splits
+from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.task import Example, Task
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
@@ -177,6 +178,33 @@ def test_what_does_not_fold_is_said_first(stock: Path, tmp_path: Path) -> None:
     tuning = plan(stock, written(tmp_path, "class"), strategy=Strategy("adapter"), merge=True)
     with pytest.raises(UserError, match="adapter does not fold into the weights"):
         finetune(tuning, tmp_path / "run")
+
+
+def test_the_test_data_are_measured_at_the_end(stock: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, "class")
+    finetune(plan(stock, data, train={"steps": 3}, test=str(data)), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "test.json").read_text())
+    reader, examples = open_reader(tmp_path / "run", precision="float32"), read_examples(data).examples
+    right = [p.answer == e.label for p, e in zip(reader.examples(examples), examples, strict=True)]
+    assert told["accuracy"] == pytest.approx(np.mean(right), abs=1e-5)
+
+
+def test_choices_are_compared_among_all_of_an_example(stock: Path, tmp_path: Path) -> None:
+    """Three choices each, and more rows than are looked at together."""
+    row = {"question": "it was", "choices": ["warm", "cold", "dull"]}
+    for part, count in (("train", 8), ("dev", 120)):
+        rows = [json.dumps(row | {"question": f"it was {n}", "answer": n % 3}) for n in range(count)]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(rows) + "\n")
+    data, dev = str(tmp_path / "train.jsonl"), str(tmp_path / "dev.jsonl")
+    tuning = replace(plan(stock, Path(data), train={"steps": 1}), dev=dev)
+    assert finetune(tuning, tmp_path / "run").loss == pytest.approx(np.log(3), abs=0.2)
+
+
+def test_a_damaged_recipe_is_a_line(stock: Path, tmp_path: Path) -> None:
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text("model: [")
+    with pytest.raises(UserError, match="not YAML"):
+        resume(tmp_path / "run")
 
 
 def test_data_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path) -> None:

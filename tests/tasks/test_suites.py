@@ -13,6 +13,7 @@ from bertkin.config import Model
 from bertkin.errors import UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
+from bertkin.tasks.finetune import load_tuning
 from bertkin.tasks.suites import GLUE, read_suite
 from bertkin.text.tokenizer import train_tokenizer
 
@@ -70,9 +71,12 @@ def test_a_table_over_seeds_that_goes_on_where_it_was(desk: Path, capsys: pytest
 
 def test_a_suite_of_ones_own(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = desk / "mine.yaml"
-    suite.write_text("- {name: films, data: glue/SST-2-part, metric: f1_macro, length: 24}\n")
+    suite.write_text("- {name: films, data: glue/SST-2-part, metric: f1_macro, length: 24, batch: 8, human: 0.9}\n")
     assert main(["evaluate", str(desk / "stock"), str(suite), "--out", str(desk / "own"), "--json", *OPTIONS]) == 0
-    assert json.loads(capsys.readouterr().out)["tasks"]["films"]["metric"] == "f1_macro"
+    told = json.loads(capsys.readouterr().out)["tasks"]["films"]
+    assert told["metric"] == "f1_macro" and told["human"] == 0.9
+    recipe = load_tuning(desk / "own" / "films" / "seed-0" / "recipe.yaml")
+    assert (recipe.length, recipe.batch, recipe.train.steps) == (24, 8, 4)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def load_task_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         UserError: as for `bertkin.models.pretrained.load_model`; or the folder has no such head.
     """
     folder = find_folder(path)
-    _, config = _described(folder)
-    answer = answer_of(folder, config)
+    a, _ = read_config(folder / "config.json")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    answer = answer_of(a, config)
     if answer is None:
         found = ", ".join(config.get("architectures") or ["none"])
         raise UserError(f"no head of a task here ({found})", where=folder, mend="fine-tune it: bertkin finetune")
@@ -56,7 +57,7 @@ def load_task_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     return model.to(dtype).eval(), config
 
 
-def answer_of(folder: Path, config: Mapping[str, Any]) -> Answer | None:
+def answer_of(a: Architecture, config: Mapping[str, Any]) -> Answer | None:
     """What the model of a folder answers, or None where it has no head of a task."""
     if isinstance(config.get("bertkin_answer"), dict):
         return Answer(**config["bertkin_answer"])
@@ -64,7 +65,6 @@ def answer_of(folder: Path, config: Mapping[str, Any]) -> Answer | None:
     head = next((head for head, end in TASK_CLASSES.items() if str(names[0]).endswith(end)), None)
     if head is None:
         return None
-    a, _ = read_config(folder / "config.json")
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     outputs = {"choice": 1, "span": 2}.get(head, count)
@@ -117,12 +117,6 @@ def shared(a: Architecture, answer: Answer) -> bool:
     usual = answer.pooling == usual_pooling(a) or answer.head in ("tokens", "span")
     told = usual or (a.family == "modern" and answer.pooling == "mean")
     return told and write_config(a)["model_type"] != OURS
-
-
-def _described(folder: Path) -> tuple[Architecture, dict[str, Any]]:
-    a, _ = read_config(folder / "config.json")
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return a, content
 
 
 def _read(path: str | Path, answer: Answer) -> TaskModel:

@@ -64,6 +64,12 @@ def usual_pooling(a: Architecture) -> Pooling:
     return "last" if a.causal or a.both else "first"
 
 
+def end_of(layout: Layout, pooling: Pooling) -> Tensor:
+    """The flat positions of each sequence's first or last token: int64 [sequences]."""
+    places: Tensor = layout.starts[:-1] if pooling == "first" else layout.starts[1:] - 1
+    return places.long()
+
+
 class Pooler(nn.Module):
     """States [tokens, hidden] to one a sequence [sequences, hidden]: the mean, the largest of each number, or a mean
     weighted by scores that are learnt."""
@@ -151,8 +157,7 @@ class TaskModel(nn.Module):
             return self.scores(self.states(ids, layout))
         if self.pooler is not None:
             return self.scores(self.pooler(self.states(ids, layout), layout))
-        places = layout.starts[:-1] if self.answer.pooling == "first" else layout.starts[1:] - 1
-        return self.scores(self.states(ids, layout, places.long()))
+        return self.scores(self.states(ids, layout, end_of(layout, self.answer.pooling)))
 
     def scores(self, states: Tensor) -> Tensor:
         """States [n, hidden] to scores [n, outputs]."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertkin.models.task_heads import Answer, Head, Pooling, TaskModel
-from bertkin.tasks.encoding import Row, Rows
+from bertkin.tasks.encoding import Row, Rows, alike, packed
 from bertkin.tasks.task import Task
 from bertkin.text.layout import Layout
 
@@ -32,18 +31,6 @@ def answer_for(task: Task, pooling: Pooling) -> Answer:
     """What a model must answer for a task."""
     outputs = {"class": len(task.labels), "classes": len(task.labels), "tokens": len(task.labels), "span": 2}
     return Answer(HEADS[task.output], outputs.get(task.output, 1), pooling)
-
-
-def packed(rows: Sequence[Row], device: str = "cpu") -> tuple[Tensor, Layout]:
-    """Rows end to end: ids [tokens] and their layout."""
-    lengths = [len(row.ids) for row in rows]
-    segments = None
-    if any(row.segments is not None for row in rows):
-        segments = np.concatenate(
-            [np.zeros(len(row.ids), np.int32) if row.segments is None else row.segments for row in rows]
-        )
-    layout = Layout.from_lengths(lengths, segments=segments)
-    return torch.from_numpy(np.concatenate([row.ids for row in rows])).to(device), layout.to(device)
 
 
 def loss_of(task: Task, scores: Tensor, rows: Sequence[Row], layout: Layout) -> tuple[Tensor, Tensor, int]:
@@ -104,13 +91,7 @@ def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
 def scores(model: TaskModel, rows: Rows, *, batch_tokens: int = 8192, device: str = "cpu") -> list[np.ndarray]:
     """Of each row: float32 [outputs], or [tokens, outputs] for tags and spans. Rows of like length go together."""
     found: list[Any] = [None] * len(rows.rows)
-    order = np.argsort(rows.lengths, kind="stable")
-    batch = np.cumsum(rows.lengths[order]) // batch_tokens
-    edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(order)]
-    for low, high in pairwise(edges):
-        mine = order[low:high]
-        if not len(mine):
-            continue
+    for mine in alike(rows.lengths, batch_tokens):
         ids, layout = packed([rows.rows[i] for i in mine], device)
         out = model(ids, layout).float().cpu().numpy()
         by_row = np.split(out, layout.starts[1:-1].cpu().numpy()) if model.answer.head in ("tokens", "span") else out

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model
-from bertkin.models.task_heads import Pooler
-from bertkin.tasks.encoding import Row, encode
+from bertkin.models.task_heads import Pooler, end_of
+from bertkin.tasks.encoding import Rows, alike, encode, packed
 from bertkin.tasks.task import Example, Task
+from bertkin.text.batches import Ints
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -70,10 +71,7 @@ class Embedder:
         rows = self._rows(texts)
         out = np.empty((len(texts), self.width), np.float32)
         for mine, states, layout in self._states(rows, batch_tokens):
-            if self.pooler is not None:
-                pooled = self.pooler(states, layout)
-            else:
-                pooled = states[(layout.starts[:-1] if self.pooling == "first" else layout.starts[1:] - 1).long()]
+            pooled = self.pooler(states, layout) if self.pooler is not None else states[end_of(layout, self.pooling)]
             out[mine] = pooled.float().numpy()
         if self.normalise:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
@@ -89,20 +87,14 @@ class Embedder:
                 out[i] = part
         return out
 
-    def _rows(self, texts: Sequence[str]) -> list[Row]:
+    def _rows(self, texts: Sequence[str]) -> Rows:
         examples = [Example((text,)) for text in texts]
-        return encode(examples, Task("class"), self.tokenizer, max_length=self.length).rows
+        return encode(examples, Task("class"), self.tokenizer, max_length=self.length)
 
     @torch.inference_mode()
-    def _states(self, rows: list[Row], batch_tokens: int):  # type: ignore[no-untyped-def]
+    def _states(self, rows: Rows, batch_tokens: int) -> Iterator[tuple[Ints, Tensor, Layout]]:
         """Rows of like length together: their numbers, last hidden states [tokens, width], and layout."""
-        lengths = np.array([len(row.ids) for row in rows])
-        order = np.argsort(lengths, kind="stable")
-        batch = np.cumsum(lengths[order]) // batch_tokens
-        edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(order)] if len(order) else [0]
         stack = self.model.stack if self.model.source is None else self.model.source
-        for low, high in pairwise(edges):
-            mine = order[low:high]
-            ids = torch.from_numpy(np.concatenate([rows[i].ids for i in mine]))
-            layout = Layout.from_lengths(lengths[mine]).to("cpu")
+        for mine in alike(rows.lengths, batch_tokens):
+            ids, layout = packed([rows.rows[i] for i in mine])
             yield mine, stack(ids, layout), layout

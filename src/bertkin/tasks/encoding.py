@@ -10,17 +10,22 @@ it has most text around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertkin.errors import UserError
 from bertkin.tasks.task import Example, Task
-from bertkin.text.batches import IGNORED, Ints
+from bertkin.text.batches import Ints
+from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Offsets = list[tuple[int, int]]
 
@@ -260,4 +265,24 @@ def _windows(length: int, room: int, stride: int) -> list[tuple[int, int, int, i
     return [(low, low + room, edges[i], edges[i + 1]) for i, low in enumerate(lows)]
 
 
-__all__ = ["IGNORED", "Row", "Rows", "Template", "encode"]
+def alike(lengths: Ints, batch_tokens: int) -> Iterator[Ints]:
+    """Which rows are read together: those of like length, about so many tokens at a time; every row once."""
+    order = np.argsort(lengths, kind="stable")
+    batch = np.cumsum(lengths[order]) // batch_tokens
+    edges = [0, *(np.flatnonzero(np.diff(batch)) + 1).tolist(), len(order)]
+    for low, high in pairwise(edges):
+        if high > low:
+            yield order[low:high]
+
+
+def packed(rows: Sequence[Row], device: str = "cpu") -> tuple[Tensor, Layout]:
+    """Rows end to end: ids [tokens] and their layout."""
+    import torch
+
+    segments = None
+    if any(row.segments is not None for row in rows):
+        segments = np.concatenate(
+            [np.zeros(len(row.ids), np.int32) if row.segments is None else row.segments for row in rows]
+        )
+    layout = Layout.from_lengths([len(row.ids) for row in rows], segments=segments)
+    return torch.from_numpy(np.concatenate([row.ids for row in rows])).to(device), layout.to(device)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,15 +31,16 @@ from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
 from bertkin.models.strategy import Strategy, check
 from bertkin.models.task_heads import TaskModel, usual_pooling
-from bertkin.tasks.answering import answer_for, answers, loss_of, packed, scores
+from bertkin.tasks.answering import answer_for, answers, loss_of, scores
 from bertkin.tasks.data.columns import Columns
-from bertkin.tasks.encoding import Row, Rows, encode
+from bertkin.tasks.encoding import Row, Rows, encode, packed
 from bertkin.tasks.metrics import measure, metric
-from bertkin.tasks.reading import read_splits
-from bertkin.tasks.task import Example, Task
+from bertkin.tasks.reading import Splits, read_splits
+from bertkin.tasks.task import Task
+from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.folder import RECIPE, TASK, begun, refuse_existing
+from bertkin.train.folder import RECIPE, TASK, TESTED, begun, refuse_existing
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import pick_device, pick_precision, product_rate
 from bertkin.train.parallel import World, join
@@ -188,7 +189,6 @@ class FineTuning:
         self.tokenizer, self.stock, self.device = found.tokenizer, found.stock, device
         self.examples, self.dev = found.train, found.dev
         self.kind: str = found.task.output
-        self.strategy_said = ""
 
     def first_model(self) -> TaskModel:
         model = begin_task_model(self.stock, answer_for(self.task, self.tuning.pooling), seed=self.train.seed)
@@ -235,17 +235,21 @@ class FineTuning:
 
     def evaluate(self, model: TaskModel, world: World) -> dict[str, float]:
         """Loss and metrics on the dev examples, in every process alike."""
-        found = scores(model, self.dev, device=self.device)
+        return self.measured(model, self.dev)
+
+    def measured(self, model: TaskModel, rows: Rows) -> dict[str, float]:
+        """Loss and metrics on labelled examples; the headline also as accuracy."""
+        found = scores(model, rows, device=self.device)
         loss, count = 0.0, 0
-        for low in range(0, len(self.dev.rows), 256):
-            rows = self.dev.rows[low : low + 256]
-            joined = torch.from_numpy(np.concatenate([np.atleast_2d(f) for f in found[low : low + 256]]))
-            layout = packed(rows)[1]
-            part, _, n = loss_of(self.task, joined, rows, layout)
+        for first in range(0, len(rows.examples), 256):  # whole examples: a choice is among all its rows
+            low, high = rows.groups[first], rows.groups[min(first + 256, len(rows.examples))]
+            joined = torch.from_numpy(np.concatenate([np.atleast_2d(one) for one in found[low:high]]))
+            layout = Layout.from_lengths(rows.lengths[low:high]).to("cpu")
+            part, _, n = loss_of(self.task, joined, rows.rows[low:high], layout)
             loss, count = loss + float(part), count + n
-        predictions = [p.answer for p in answers(self.task, self.dev, found)]
-        measured = measure(self.task, self.dev.examples, predictions)
-        return {"loss": loss / max(count, 1), "accuracy": measured[self.task.metric], **measured}
+        predictions = [p.answer for p in answers(self.task, rows, found)]
+        scored = measure(self.task, rows.examples, predictions)
+        return {"loss": loss / max(count, 1), "accuracy": scored[self.task.metric], **scored}
 
     def show(self, finished: TaskModel) -> list[dict[str, Any]]:
         return []
@@ -274,12 +278,7 @@ class FineTuning:
 
     def price(self, model: TaskModel, **machine: Any) -> Price:
         """Counted from the examples themselves."""
-        trained, parameters = trainable(model)
-        if trained < parameters:
-            size = f"{4 * trained / 1e6:.2g} MB" if not self.tuning.merge else "the whole model"
-            self.strategy_said = (
-                f"strategy    {self.tuning.strategy.kind}: {trained:,} of {parameters:,} are trained; saved: {size}"
-            )
+        parameters = trainable(model)[1]
         embedded = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
         tokens = int(self.examples.lengths.sum())
         total = int(tokens * (self.train.epochs or 1.0))
@@ -299,13 +298,15 @@ class FineTuning:
             threads=machine["threads"],
         )
 
-    def notes(self) -> list[str]:
-        said = [
-            f"task        {self.task}",
-            f"examples    {len(self.examples.examples):,}, dev {len(self.dev.examples):,}",
-        ]
-        if self.strategy_said:
-            said.append(self.strategy_said)
+    def notes(self, model: TaskModel) -> list[str]:
+        said = [f"task        {self.task}"]
+        said += [f"examples    {len(self.examples.examples):,}, dev {len(self.dev.examples):,}"]
+        trained, parameters = trainable(model)
+        if trained < parameters:
+            size = "the whole model" if self.tuning.merge else f"{4 * trained / 1e6:.2g} MB"
+            said.append(
+                f"strategy    {self.tuning.strategy.kind}: {trained:,} of {parameters:,} are trained; saved: {size}"
+            )
         if self.examples.cut:
             said.append(f"cut         {self.examples.cut:,} examples are longer than {self.tuning.length} tokens")
         return said
@@ -319,7 +320,7 @@ class Gathered:
     task: Task
     train: Rows
     dev: Rows
-    test: tuple[Example, ...]
+    test: Rows
     tokenizer: Tokenizer
     stock: Path
     said: tuple[str, ...]
@@ -328,7 +329,7 @@ class Gathered:
     def fingerprint(self) -> str:
         """Hash of all examples and of the weights that are begun with."""
         digest = hashlib.blake2b(digest_size=16)
-        for example in (*self.train.examples, *self.dev.examples, *self.test):
+        for example in (*self.train.examples, *self.dev.examples, *self.test.examples):
             digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
         for path in sorted(self.stock.glob("*.safetensors")):
             with path.open("rb") as file:
@@ -337,14 +338,12 @@ class Gathered:
         return digest.hexdigest()
 
 
-def gather(tuning: Tuning, device: str) -> Gathered:
-    """Read the data and the model's shape, and fill in the recipe.
+def read_data(tuning: Tuning) -> Splits:
+    """The labelled data of a recipe, its task with the metric that was asked for.
 
     Raises:
-        UserError: anything about the data, a task that the model cannot do, or a folder whose parts disagree.
+        UserError: anything about the data, or a metric that is none of the task's.
     """
-    stock = find_folder(tuning.model)
-    a, _ = read_config(stock / "config.json")
     splits = read_splits(
         list(tuning.data) if len(tuning.data) != 1 else tuning.data[0],
         dev=tuning.dev,
@@ -354,7 +353,20 @@ def gather(tuning: Tuning, device: str) -> Gathered:
         skip_bad=tuning.skip_bad,
     )
     task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
-    metric(task.metric, task)  # an unknown one is said before anything is trained
+    metric(task.metric, task)
+    return replace(splits, train=replace(splits.train, task=task))
+
+
+def gather(tuning: Tuning, device: str) -> Gathered:
+    """Read the data and the model's shape, and fill in the recipe.
+
+    Raises:
+        UserError: as `read_data`; a task that the model cannot do, or a folder whose parts disagree.
+    """
+    stock = find_folder(tuning.model)
+    a, _ = read_config(stock / "config.json")
+    splits = read_data(tuning)
+    task = splits.train.task
     if task.output == "sequence":
         raise UserError("writing a sequence cannot be fine-tuned yet", where="--task", mend="choose another answer")
     tuning = complete(tuning, task, len(splits.train.examples), a)
@@ -364,14 +376,13 @@ def gather(tuning: Tuning, device: str) -> Gathered:
     if tokenizer.vocab_size > a.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
         raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
-
-    def rows(examples: Sequence[Example]) -> Rows:
-        return encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
-
     test = splits.test.examples if splits.test is not None else ()
-    known = tuple(example for example in test if example.label is not None)
-    made = rows(splits.train.examples), rows(splits.dev.examples)
-    return Gathered(tuning, task, *made, known, tokenizer, stock, splits.said)
+    known = [example for example in test if example.label is not None]
+    train, dev, last = (
+        encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
+        for examples in (splits.train.examples, splits.dev.examples, known)
+    )
+    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said)
 
 
 def finetune(tuning: Tuning, out: Path, *, listener: Listener | None = None, overwrite: bool = False) -> Result:
@@ -418,7 +429,15 @@ def _run(
         else:
             world.lead(lambda: _begin(out, found))
         work = FineTuning(found, device)
-        return Training(work, out, listener, world, device, resumed=resumed).run()
+        training = Training(work, out, listener, world, device, resumed=resumed)
+        result = training.run()
+        if found.test.rows and world.first:
+            scored = work.measured(cast(TaskModel, training.finished), found.test)
+            write_text(
+                out / TESTED, json.dumps({name: round(value, 5) for name, value in scored.items()}, indent=1) + "\n"
+            )
+            listener.message(f"test        {found.task.metric} {scored[found.task.metric]:.4f}, in {out / TESTED}")
+        return result
     finally:
         listener.close()
 

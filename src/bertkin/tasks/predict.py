@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import is_light, open_light
@@ -139,18 +137,3 @@ def open_reader(
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(told.get("length") or 512), a.max_length)
     return Reader(model.eval(), tokenizer, task, length)
-
-
-def mistakes(
-    reader_task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], most: int = 5
-) -> list[tuple[Example, Prediction]]:
-    """The wrong answers that the model was surest of."""
-    wrong = [
-        (example, prediction)
-        for example, prediction in zip(examples, predictions, strict=True)
-        if reader_task.output in ("class", "choice")
-        and example.label is not None
-        and prediction.answer != example.label
-    ]
-    order = np.argsort([-prediction.sure for _, prediction in wrong], kind="stable")[:most]
-    return [wrong[i] for i in order]

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertkin.config import from_mapping, load_yaml
+from bertkin.config import from_mapping, load_yaml, merge
 from bertkin.errors import UserError, disk_errors, nearest
-from bertkin.tasks.finetune import Tuning, finetune, gather, is_tuning, resume
+from bertkin.tasks.finetune import Tuning, finetune, is_tuning, read_data, resume
 from bertkin.tasks.metrics import constant
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.significance import interval
@@ -72,14 +72,9 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
     Raises:
         UserError: no such suite, an entry that makes no sense, a name that is none, or no data of any task.
     """
-    named = SUITES.get(str(suite).lower())
-    entries: Sequence[Entry]
-    if named is not None:
-        if folder is None:
-            raise UserError("where its data lie is not said", where=f"suite {suite}", mend="give --data FOLDER")
-        entries, root = named, Path(folder)
-    else:
-        entries, root = _from_yaml(Path(suite)), Path(folder or Path(suite).parent)
+    if folder is None and str(suite).lower() in SUITES:
+        raise UserError("where its data lie is not said", where=f"suite {suite}", mend="give --data FOLDER")
+    entries, root = entries_of(suite), Path(folder or Path(suite).parent)
     for name in only:
         if name not in [entry.name for entry in entries]:
             raise UserError(f"no task {name!r}", where="--only", mend=nearest(name, [entry.name for entry in entries]))
@@ -96,7 +91,15 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
     return found
 
 
-def _from_yaml(path: Path) -> list[Entry]:
+def entries_of(suite: str | Path) -> Sequence[Entry]:
+    """The tasks of a suite, there or not: a known one's, or those of a YAML file.
+
+    Raises:
+        UserError: no such suite, or an entry that makes no sense.
+    """
+    if str(suite).lower() in SUITES:
+        return SUITES[str(suite).lower()]
+    path = Path(suite)
     rows = load_yaml(path, f"no suite {str(path)!r}", f"{nearest(str(path), SUITES)} A YAML file will do too")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list of tasks, each with name and data", where=path)
@@ -190,17 +193,17 @@ def run_suite(
     Args:
         tasks: from `read_suite`.
         out: a folder; each run is out/TASK/seed-N, and results.json beside them is written anew after each task.
-        change: fields of `Tuning` for all tasks; `train` is merged with what a task says.
+        change: fields of `Tuning` for all tasks, where they differ from the defaults; the rest is as a task says.
         suite: its name, for what people score.
 
     Raises:
         UserError: as `bertkin.tasks.finetune.finetune`.
     """
-    humans = {entry.name: entry.human for entry in SUITES.get(suite.lower(), ())}
+    humans = {entry.name: entry.human for entry in (entries_of(suite) if suite else ())}
     done: dict[str, Scores] = {}
     strategy = "full"
     for name, task in tasks.items():
-        tuning = replace(task, model=model, **dict(change or {}))
+        tuning = merge(task, Tuning(model=model, **dict(change or {})))
         strategy = tuning.strategy.kind
         runs = []
         for seed in range(seeds):
@@ -227,13 +230,14 @@ def _scores(tuning: Tuning, runs: Sequence[Path]) -> Scores:
         best.append(max(float(record[metric]) for record in found))
         minutes.append(round(float(found[-1]["minutes"]), 3))
     middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
-    gathered, low, high = gather(tuning, "cpu"), 0.0, 0.0
+    splits, low, high = read_data(tuning), 0.0, 0.0
+    task, dev = splits.train.task, splits.dev.examples
     degenerate = []
     for seed, run in enumerate(runs):
         reader = open_reader(run)
-        predictions = [p.answer for p in reader.examples(gathered.dev.examples)]
-        if constant(gathered.task, predictions):
+        predictions = [p.answer for p in reader.examples(dev)]
+        if constant(task, predictions):
             degenerate.append(seed)
         if seed == middle:
-            low, high = interval(metric, gathered.task, gathered.dev.examples, predictions)
+            low, high = interval(metric, task, dev, predictions)
     return Scores(metric, tuple(last), tuple(best), low, high, tuple(degenerate), tuple(minutes))

@@ -23,8 +23,20 @@ from bertkin.train.state import write_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RECIPE, CORPUS, TASK = "recipe.yaml", "corpus.json", "task.json"
-OURS = ("checkpoints", "model", START, "tokenizer", "tensorboard", "log.jsonl", "report.html", TASK, RECIPE, CORPUS)
+RECIPE, CORPUS, TASK, TESTED = "recipe.yaml", "corpus.json", "task.json", "test.json"
+OURS = (
+    "checkpoints",
+    "model",
+    START,
+    "tokenizer",
+    "tensorboard",
+    "log.jsonl",
+    "report.html",
+    TASK,
+    "test.json",
+    RECIPE,
+    CORPUS,
+)
 """What a run writes at the top of its folder; the marks of a run folder go last when it is cleared."""
 
 

@@ -261,7 +261,7 @@ class Training:
         if self.device == "cpu":
             self.listener.message(status())
         self.listener.price(price)
-        for note in self.work.notes():
+        for note in self.work.notes(self.model):
             self.listener.message(note)
 
     def _tell(self, window: _Window, progress: float) -> None:

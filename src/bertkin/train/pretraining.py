@@ -200,7 +200,7 @@ class Pretraining:
         parameters = sum(p.numel() for p in model.parameters())
         return estimate(self.recipe, model.architecture, parameters, self.store.train, self.ids, **machine)
 
-    def notes(self) -> list[str]:
+    def notes(self, model: AnyModel) -> list[str]:
         units = described(self.store)
         return [units] if units else []
 

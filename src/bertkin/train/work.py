@@ -84,5 +84,5 @@ class Work(Protocol):
     def price(self, model: Any, **machine: Any) -> Price:
         """What the training will cost."""
 
-    def notes(self) -> list[str]:
+    def notes(self, model: Any) -> list[str]:
         """What people are told before it starts."""
