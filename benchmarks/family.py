@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,11 @@ from typing import Annotated, Any
 
 import torch
 from cyclopts import App, Parameter
-from side_by_side import in_process, wikipedia, write
+from side_by_side import in_process, our_steps, wikipedia, write
 
 from bertkin.config import Data, Model, Recipe, Train
 from bertkin.errors import UserError
 from bertkin.train.machine import settle_threads
-from bertkin.train.progress import QuietListener
 from bertkin.train.setup import complete, gather
 
 HERE = Path(__file__).parent
@@ -110,10 +108,6 @@ def steps_of(member: str, side: str, count: int, *corpus: str) -> None:
 
 
 def _ours(member: str, count: int, data: Data) -> list[float]:
-    from bertkin.train.loop import Training
-    from bertkin.train.parallel import World
-    from bertkin.train.pretraining import Pretraining
-
     sizes: dict[str, Any] = {"layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "vocab_size": MEMBERS[member]}
     if member in ("bert", "albert", "electra", "gpt2", "bart"):
         sizes["intermediate"] = WIDE
@@ -121,15 +115,7 @@ def _ours(member: str, count: int, data: Data) -> list[float]:
         data = replace(data, sentinels=100)
     train = Train(steps=1000, batch_tokens=ROWS * LENGTH, length=LENGTH, optimizer="adamw")
     recipe = complete(Recipe(preset=f"{member}-mini", data=data, model=Model(**sizes), train=train))
-    materials = gather(recipe, lambda *_: None)
-    took = []
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(Pretraining(materials, Path(folder), "cpu"), Path(folder), QuietListener(), World(), "cpu")
-        for _ in range(3 + count):
-            begun = perf_counter()
-            training.step(training.progress())
-            took.append(perf_counter() - begun)
-    return took[3:]
+    return our_steps(gather(recipe, lambda *_: None), count)
 
 
 # The peer.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -28,15 +27,14 @@ from cyclopts import App, Parameter
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 
-from side_by_side import in_process, wikipedia, write  # noqa: E402
+from side_by_side import in_process, our_steps, wikipedia, write  # noqa: E402
 
 from bertkin.config import AUTO, Data, Model, Objective, Recipe, Train  # noqa: E402
 from bertkin.errors import UserError  # noqa: E402
 from bertkin.models.presets import architecture  # noqa: E402
 from bertkin.train.machine import pick_precision, product_rate, settle_threads  # noqa: E402
 from bertkin.train.price import flops_per_token  # noqa: E402
-from bertkin.train.progress import QuietListener  # noqa: E402
-from bertkin.train.setup import Materials, complete, gather  # noqa: E402
+from bertkin.train.setup import complete, gather  # noqa: E402
 
 SHAPES = {"4x256": (4, 256, 4), "6x384": (6, 384, 6), "12x768": (12, 768, 12)}
 SIDES = ("bertkin", "trainer", "tuned")
@@ -130,7 +128,7 @@ def steps(side: str, shape: str, count: int, vocab_size: int, *corpus: str) -> N
     recipe = complete(_recipe(shape, wikipedia(corpus, vocab_size, words=3_000_000), Train(steps=1000)))
     materials = gather(recipe, lambda *_: None)
     if side == "bertkin":
-        took = _our_steps(materials, count)
+        took = our_steps(materials, count)
     else:
         import peer
 
@@ -139,23 +137,6 @@ def steps(side: str, shape: str, count: int, vocab_size: int, *corpus: str) -> N
         size = peer.Shape(materials.tokenizer.vocab_size, layers, hidden, heads, 4 * hidden)
         took = peer.throughput(tokens, materials.tokenizer, size, peer.Settings(tuned=side == "tuned"), steps=count)
     print(json.dumps(took))
-
-
-def _our_steps(materials: Materials, count: int) -> list[float]:
-    from time import perf_counter
-
-    from bertkin.train.loop import Training
-    from bertkin.train.parallel import World
-    from bertkin.train.pretraining import Pretraining
-
-    took = []
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(Pretraining(materials, Path(folder), "cpu"), Path(folder), QuietListener(), World(), "cpu")
-        for _ in range(3 + count):
-            begun = perf_counter()
-            training.step(training.progress())
-            took.append(perf_counter() - begun)
-    return took[3:]
 
 
 @app.command

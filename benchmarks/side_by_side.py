@@ -7,13 +7,17 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from bertkin.config import AUTO, Data
 from bertkin.errors import UserError
+from bertkin.train.progress import QuietListener
+from bertkin.train.setup import Materials
 
 
 def in_process(file: str, *arguments: str) -> Any:
@@ -54,3 +58,20 @@ def wikipedia(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Da
             raise UserError("no corpus", mend="name some text, or set BERTKIN_DATA")
         corpus = (str(Path(folder) / "text" / "enwiki.jsonl.gz"),)
     return Data(corpus=corpus, vocab_size=vocab_size, tokenizer_kind="wordpiece", max_words=words)
+
+
+def our_steps(materials: Materials, count: int) -> list[float]:
+    """Seconds of each of `count` training steps of ours, after three that do not count."""
+    from bertkin.train.loop import Training
+    from bertkin.train.parallel import World
+    from bertkin.train.pretraining import Pretraining
+
+    took = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        training = Training(Pretraining(materials, out, "cpu"), out, QuietListener(), World(), "cpu")
+        for _ in range(3 + count):
+            begun = perf_counter()
+            training.step(training.progress())
+            took.append(perf_counter() - begun)
+    return took[3:]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from cyclopts import App
+from growing import data as data_of
 from heldout import Rows, ask, evaluation_rows
 
 from bertkin.config import AUTO, Recipe, load_recipe, to_mapping
@@ -83,8 +83,8 @@ def main(
         out: folder for the runs.
         record: JSON to write; the picture goes beside it.
     """
-    prepared = _prepare(recipe, corpus or _data("text/enwiki.jsonl.gz"), minutes, words, tokenizer, out)
-    pairs = blimp or Path(*_data("blimp"))
+    prepared = _prepare(recipe, corpus or (data_of("text/enwiki.jsonl.gz"),), minutes, words, tokenizer, out)
+    pairs = blimp or Path(data_of("blimp"))
     settle_threads(prepared.recipe.train.threads)
     rows = evaluation_rows(prepared.store.heldout, prepared.tokenizer)
     for part in [only] if only else PARTS[:2]:
@@ -111,13 +111,6 @@ def _prepare(
         if not (tokenizer / "tokenizer.json").exists():
             read_corpus(data, _tell_preparing)[0].save(tokenizer)
     return gather(replace(recipe, data=replace(data, tokenizer=str(tokenizer)), train=train), _tell_preparing)
-
-
-def _data(name: str) -> tuple[str, ...]:
-    folder = os.environ.get("BERTKIN_DATA")
-    if not folder:
-        raise UserError("no corpus or no --blimp", mend="give both, or set BERTKIN_DATA to the folder that holds them")
-    return (str(Path(folder) / name),)
 
 
 def _tell_preparing(done: int, total: int, what: str) -> None:
@@ -205,20 +198,28 @@ def _peer(prepared: Materials, rows: Rows, folder: Path, steps: int | None, tune
     minutes = prepared.recipe.train.minutes
     settings = {"corpus": prepared.store.fingerprint, "minutes": minutes, "tuned": tuned}
     settings |= {"steps": steps} if steps else {}
-    return _once(folder, settings, lambda: _train_peer(prepared, rows, folder, minutes, steps, tuned))
+    return _once(folder, settings, lambda: _train_peer(prepared, rows, folder, settings))
 
 
-def _train_peer(
-    prepared: Materials, rows: Rows, folder: Path, minutes: float, steps: int | None, tuned: bool
-) -> dict[str, Any]:
+def _train_peer(prepared: Materials, rows: Rows, folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     import peer
 
-    shape, settings = peer.Shape(prepared.tokenizer.vocab_size), peer.Settings(tuned=tuned)
+    shape, settings = peer.Shape(prepared.tokenizer.vocab_size), peer.Settings(tuned=told["tuned"])
     tokens = peer.stream(prepared.store.train, prepared.tokenizer)
-    if steps is None:
+
+    def begin() -> dict[str, Any]:
+        """How many steps there are to be; what an earlier training with other settings left is thrown away."""
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if "steps" in told:
+            return {"steps": told["steps"]}
         before = peer.quiet(peer.throughput(tokens, prepared.tokenizer, shape, settings, steps=20))
-        steps = max(1, round(60 * minutes / before))
-        print(f"{folder.name}: a step takes {before:.3f} s, so {steps:,} steps in {minutes:g} minutes")
+        fit = max(1, round(60 * told["minutes"] / before))
+        print(
+            f"{folder.name}: a step takes {before:.3f} s, so {fit:,} steps in {told['minutes']:g} minutes", flush=True
+        )
+        return {"steps": fit}
+
+    steps = _once(folder / "begun", told, begin)["steps"]
     every = max(1, steps // EVALUATIONS)
     run = peer.train(
         tokens, prepared.tokenizer, shape, rows, folder, settings, steps=steps, every=every, told=_tell_peer

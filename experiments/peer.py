@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from bertkin.text.batches import SplitLike
 from bertkin.text.tokenizer import Tokenizer
@@ -140,16 +142,19 @@ def train(
     every: int = 50,
     told: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
-    """A whole training, its schedule fitted to `steps`.
+    """A whole training, its schedule fitted to `steps`; one that was broken off goes on from its last evaluation.
 
     Args:
         rows: asked every `every` steps and at the end.
-        out: gets model/ (with the tokenizer) and peer.json, the latter written anew at each evaluation.
+        out: gets model/ (with the tokenizer), peer.json, written anew at each evaluation, and the Trainer's own
+            checkpoints until the training is done.
         told: called with each point of the curve.
     """
     model = _model(shape, tokenizer, settings)
-    curve: list[dict[str, float]] = []
-    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "checkpoints"
+    kept.mkdir(parents=True, exist_ok=True)
+    last = get_last_checkpoint(str(kept))
+    curve, seconds = _so_far(out / "peer.json", last)
 
     def at(step: int) -> None:
         if step % every == 0 or step == steps:
@@ -158,12 +163,21 @@ def train(
             told(curve[-1] | {"quiet": quiet(clock.seconds)})
             _write(out / "peer.json", {"curve": curve, "seconds": [round(s, 4) for s in clock.seconds]})
 
-    clock = _Clock(at)
-    with tempfile.TemporaryDirectory() as folder:
-        _trainer(model, tokens, tokenizer, settings, folder, steps, clock).train()
+    clock = _Clock(at, seconds)
+    trainer = _trainer(model, tokens, tokenizer, settings, str(kept), steps, clock, every)
+    trainer.train(resume_from_checkpoint=last)
     model.save_pretrained(out / "model")
     tokenizer.save(out / "model", shape.max_length)
+    shutil.rmtree(kept)
     return Run(out / "model", curve, clock.seconds)
+
+
+def _so_far(file: Path, checkpoint: str | None) -> tuple[list[dict[str, float]], list[float]]:
+    """The curve and the seconds of each step up to a checkpoint of the Trainer's."""
+    if checkpoint is None:
+        return [], []
+    told, done = json.loads(file.read_text()), int(checkpoint.rpartition("-")[2])
+    return [point for point in told["curve"] if point["step"] <= done], told["seconds"][:done]
 
 
 def quiet(seconds: Sequence[float]) -> float:
@@ -192,8 +206,8 @@ def ask_peer(model: Any, rows: Rows) -> tuple[float, float]:
 class _Clock(TrainerCallback):
     """Times each step, then hands its number on; what is done with it does not count."""
 
-    def __init__(self, at: Callable[[int], None] = lambda _: None) -> None:
-        self.seconds: list[float] = []
+    def __init__(self, at: Callable[[int], None] = lambda _: None, seconds: Sequence[float] = ()) -> None:
+        self.seconds = list(seconds)
         self._at, self._begun = at, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -204,6 +218,9 @@ class _Clock(TrainerCallback):
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._begun)
         self._at(state.global_step)
+        self._begun = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun = time.perf_counter()
 
 
@@ -230,6 +247,7 @@ def _trainer(
     folder: str,
     steps: int,
     clock: _Clock,
+    save_every: int | None = None,
 ) -> Trainer:
     roles = {f"{role}_token": tokenizer.token(tokenizer.special(role)) for role in ("pad", "unk", "cls", "sep", "mask")}
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **roles)
@@ -243,7 +261,9 @@ def _trainer(
         torch_compile=settings.tuned,
         use_cpu=not torch.cuda.is_available(),
         seed=settings.seed,
-        save_strategy="no",
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or 500,
+        save_total_limit=1,
         report_to=[],
         disable_tqdm=True,
     )

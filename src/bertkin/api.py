@@ -439,18 +439,19 @@ def finetune(
         train: fields of `bertkin.config.Train`, such as {"epochs": 3}.
         overwrite: empty the run folder first.
         listener: who is told how it goes; by default a bar on standard error.
-        options: other fields of `bertkin.tasks.finetune.Tuning`, such as task="class" or batch=16.
+        options: other fields of `bertkin.tasks.tuning.Tuning`, such as task="class" or batch=16.
 
     Raises:
         UserError: anything about the data, the model or the disk.
     """
-    from bertkin.tasks import finetune as room
+    from bertkin.tasks.finetune import finetune as run
+    from bertkin.tasks.tuning import Tuning
     from bertkin.train.progress import RichListener
 
     how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
     fields = {"model": os.fspath(model), "data": list(_listed(data)), "strategy": dict(how), "train": dict(train or {})}
-    tuning = from_mapping(room.Tuning, fields | options, "options")
-    return room.finetune(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+    tuning = from_mapping(Tuning, fields | options, "options")
+    return run(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
 def predict(

@@ -78,8 +78,8 @@ def finetune(
     """
     from dataclasses import replace
 
-    from bertkin.tasks.finetune import Tuning
     from bertkin.tasks.finetune import finetune as run
+    from bertkin.tasks.tuning import Tuning
 
     if not data:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")

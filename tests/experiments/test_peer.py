@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,29 @@ def test_the_peer_trains_and_opens_here_with_the_same_answers(tokenizer: Tokeniz
         run.curve[-1]["accuracy"], abs=1e-4
     )
     assert len(peer.throughput(tokens, tokenizer, shape, peer.Settings(batch=4), steps=2, warmup=1)) == 2
+
+
+def test_a_peer_that_was_broken_off_goes_on_from_its_last_evaluation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = peer.stream(split_of([700, 900], seed=1), tokenizer)
+    rows = heldout.evaluation_rows(split_of([300, 1500]), tokenizer)
+    shape = peer.Shape(tokenizer.vocab_size, layers=1, hidden=32, heads=2, intermediate=48, max_length=128)
+
+    def breaks(point: dict[str, float]) -> None:
+        if point["step"] == 4:
+            raise OSError("the machine went away")
+
+    def train(out: Path, told: Callable[[dict[str, float]], None] = lambda _: None) -> peer.Run:
+        return peer.train(tokens, tokenizer, shape, rows, out, peer.Settings(batch=4), steps=6, every=2, told=told)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(OSError):
+        train(tmp_path / "broken", breaks)
+    again = train(tmp_path / "broken")
+    assert [point["step"] for point in again.curve] == [2, 4, 6] and len(again.seconds) == 6
+    assert again.curve[0] == whole.curve[0]
+    # Not the same bits: the Trainer draws masks a batch ahead of its checkpoint, and draws that batch's anew.
+    assert again.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], abs=0.01)
+    assert not (tmp_path / "broken" / "checkpoints").exists()
 
 
 def test_a_step_that_was_disturbed_does_not_make_the_peer_slower() -> None:

@@ -24,10 +24,11 @@ from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import load_model, save_model
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.encoding import Template, encode
-from bertkin.tasks.finetune import Tuning, finetune, resume
+from bertkin.tasks.finetune import finetune, resume
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.task import Example, Task
+from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
 from bertkin.train.progress import QuietListener

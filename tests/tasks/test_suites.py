@@ -13,8 +13,8 @@ from bertkin.config import Model
 from bertkin.errors import UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
-from bertkin.tasks.finetune import load_tuning
 from bertkin.tasks.suites import GLUE, read_suite
+from bertkin.tasks.tuning import load_tuning
 from bertkin.text.tokenizer import train_tokenizer
 
 WORDS = {"good": ["fine", "warm"], "bad": ["dull", "cold"]}

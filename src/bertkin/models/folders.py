@@ -21,7 +21,7 @@ from bertkin.errors import MissingExtra, UserError, disk_errors
 from bertkin.models.architecture import Architecture
 from bertkin.models.names import UNREAD, canonical, prefix_of, theirs, turned
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, BESIDE = "model.safetensors", "bertkin.json"
 _DISAGREE = "see that config.json and the weights are of the same model"
 
 
@@ -54,6 +54,16 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"no such folder, and the hub does not give it ({why})", where=name) from None
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a model of ours remembers beside its weights (bertkin.json): its objective, task, scores. {} of a stranger's, or
+    where it cannot be read."""
+    try:
+        content = json.loads((folder / BESIDE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def fill(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
@@ -148,7 +158,7 @@ def write(
         write_aside(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_aside(folder / "config.json", as_json(config))
         if extra is not None:
-            write_aside(folder / "bertkin.json", as_json(extra))
+            write_aside(folder / BESIDE, as_json(extra))
         if tokenizer is not None:
             tokenizer.save(folder, a.max_length)
 

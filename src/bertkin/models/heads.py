@@ -255,17 +255,7 @@ class Replaced(nn.Module):
         self.generator.stack.embeddings = self.model.stack.embeddings
 
     def forward(
-        self,
-        ids: Tensor,
-        layout: Layout,
-        asked: Tensor,
-        targets: Tensor,
-        pairs: Tensor | None = None,
-        pair_labels: Tensor | None = None,
-        z_loss: float = 0.0,
-        scale: float = 1.0,
-        source: Source | None = None,
-        edges: Tensor | None = None,
+        self, ids: Tensor, layout: Layout, asked: Tensor, targets: Tensor, z_loss: float = 0.0, scale: float = 1.0
     ) -> Losses:
         """As for `LanguageModel`. What the generator draws is random: seed torch for the same draw."""
         g = self.generator

@@ -6,7 +6,6 @@ print(fill(loaded, "Paris is the [MASK] of France.")[0])
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from bertkin.errors import UserError, nearest
+from bertkin.models.folders import told
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import GENERATOR, find_folder, load_model
 from bertkin.tasks.scoring import ways
@@ -51,11 +51,7 @@ class Loaded:
     @cached_property
     def told(self) -> dict[str, Any]:
         """What its folder says of its training, where it is one of ours: bertkin.json."""
-        try:
-            told = json.loads((self.folder / "bertkin.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return told if isinstance(told, dict) else {}
+        return told(self.folder)
 
     @cached_property
     def objective(self) -> str | None:

@@ -10,147 +10,35 @@ save on: a batch costs what its tokens cost.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from bertkin.config import AUTO, Train, fill_auto, from_mapping, load_yaml
 from bertkin.errors import UserError
 from bertkin.models.adapt import apply, merge, trainable
-from bertkin.models.architecture import Architecture
-from bertkin.models.configs import read_config
 from bertkin.models.continuing import set_dropout
 from bertkin.models.light import save_light
-from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
-from bertkin.models.strategy import Strategy, check
-from bertkin.models.task_heads import TaskModel, usual_pooling
+from bertkin.models.task_heads import TaskModel
 from bertkin.tasks.answering import answer_for, answers, loss_of, scores
-from bertkin.tasks.data.columns import Columns
-from bertkin.tasks.encoding import Row, Rows, encode, packed
-from bertkin.tasks.metrics import measure, metric
-from bertkin.tasks.reading import Splits, read_splits
-from bertkin.tasks.task import Task
+from bertkin.tasks.encoding import Row, Rows, packed
+from bertkin.tasks.gathering import Gathered, gather
+from bertkin.tasks.metrics import measure
+from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
-from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.folder import RECIPE, TASK, TESTED, begun, refuse_existing
 from bertkin.train.loop import Result, Training
-from bertkin.train.machine import pick_device, pick_precision, product_rate
+from bertkin.train.machine import pick_device, product_rate
 from bertkin.train.parallel import World, join
 from bertkin.train.price import EFFICIENCY, Price
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.state import Position, write_text
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The recipe of a fine-tuning."""
-
-    model: str = ""
-    """The pretrained model: a run folder, a model folder, or a hub id."""
-    data: tuple[str, ...] = ()
-    """Labelled files for training, or one folder that holds train, dev and test."""
-    dev: str = AUTO
-    """Labelled file to measure on; by default the folder's, or a tenth of the training data, by a hash."""
-    test: str = AUTO
-    """Labelled file to measure on once, at the end."""
-    task: Literal["class", "classes", "score", "choice", "tokens", "span"] = AUTO
-    """What is answered; by default it is told by the data."""
-    text: str = ""
-    """Column of the text, by name or number."""
-    text2: str = ""
-    """Column of a second text."""
-    label: str = ""
-    """Column of the answer."""
-    metric: str = ""
-    """The score that counts; by default that of the task."""
-    skip_bad: bool = False
-    """Leave unusable rows out instead of stopping at the first."""
-    batch: int = 32
-    """Examples a step."""
-    length: int = AUTO
-    """Most tokens a row; by default 256, 384 where spans are looked for, or what the model reads."""
-    stride: int = AUTO
-    """Tokens that neighbouring windows of a long text share; by default a quarter of the room."""
-    pooling: Literal["first", "last", "mean", "max", "attention"] = AUTO
-    """How a sequence becomes one state; by default the family's own way."""
-    dropout: float = 0.1
-    """Dropout after embeddings, attention and feed-forward."""
-    attention_dropout: float = 0.0
-    """Dropout on attention weights."""
-    merge: bool = False
-    """Save an ordinary folder although the strategy is light (not adapter, prefix or layers)."""
-    strategy: Strategy = field(default_factory=Strategy)
-    """How much of the model is trained."""
-    train: Train = field(default_factory=Train)
-    """Budget, optimiser and schedule, as for pretraining."""
-
-
-FASTER = {
-    "full": 1.0,
-    "last": 2.0,
-    "bias": 20.0,
-    "lora": 10.0,
-    "adapter": 10.0,
-    "layers": 20.0,
-    "frozen": 40.0,
-    "prefix": 40.0,
-}
-"""How many times the rate of training everything a strategy takes: the less is trained, the more."""
-WRAPPED = ("adapter", "prefix", "layers")
-"""Strategies whose models are not ordinary ones."""
-
-
-def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuning:
-    """The recipe with every field filled in: rates by width, epochs by how many examples there are.
-
-    Few examples are gone through more often, with bias-corrected AdamW and a longer warm-up: what steadies small sets
-    (Mosbach et al. 2021; Zhang et al. 2021).
-
-    Raises:
-        UserError: two budgets, or a row longer than the model reads.
-    """
-    check(tuning.strategy, "--strategy.")
-    if tuning.merge and tuning.strategy.kind in WRAPPED:
-        what = f"{tuning.strategy.kind} does not fold into the weights"
-        raise UserError(what, where="--merge", mend="leave it out, or choose lora")
-    train = tuning.train
-    budgets = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(train, name) is not AUTO]
-    if len(budgets) > 1:
-        raise UserError(
-            f"two budgets at once: {' and '.join(f'--train.{b}' for b in budgets)}", mend="give one of them"
-        )
-    if not budgets:
-        train = replace(train, epochs=3.0 if examples > 10_000 else 5.0 if examples > 2_000 else 10.0)
-    train = fill_auto(
-        train,
-        optimizer="adamw",
-        lr=min(2e-4, 4e-5 * 768 / a.hidden) * FASTER[tuning.strategy.kind],
-        matrix_lr=1e-3,
-        schedule="linear",
-        warmup=0.1,
-        weight_decay=0.01,
-        beta2=0.999 if examples > 2_000 else 0.98,
-        eval_every=min(0.999, 1 / (train.epochs or 5.0)),  # once an epoch; from 1 on it would count steps
-        batch_tokens=tuning.batch * 128,  # a guess, for the price alone
-        length=128,
-    )
-    usual = 384 if task.output == "span" else 256
-    length = tuning.length if tuning.length is not AUTO else min(usual, a.max_length)
-    if length > a.max_length:
-        raise UserError(
-            f"rows of {length} tokens, but the model reads at most {a.max_length}",
-            where="--length",
-            mend=f"choose at most {a.max_length}",
-        )
-    return replace(tuning, length=length, pooling=tuning.pooling or usual_pooling(a), train=train)
 
 
 @dataclass(frozen=True)
@@ -312,79 +200,6 @@ class FineTuning:
         return said
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """A recipe with nothing left open, and what it is cooked from."""
-
-    tuning: Tuning
-    task: Task
-    train: Rows
-    dev: Rows
-    test: Rows
-    tokenizer: Tokenizer
-    stock: Path
-    said: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all examples and of the weights that are begun with."""
-        digest = hashlib.blake2b(digest_size=16)
-        for example in (*self.train.examples, *self.dev.examples, *self.test.examples):
-            digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
-        for path in sorted(self.stock.glob("*.safetensors")):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
-
-
-def read_data(tuning: Tuning) -> Splits:
-    """The labelled data of a recipe, its task with the metric that was asked for.
-
-    Raises:
-        UserError: anything about the data, or a metric that is none of the task's.
-    """
-    splits = read_splits(
-        list(tuning.data) if len(tuning.data) != 1 else tuning.data[0],
-        dev=tuning.dev,
-        test=tuning.test,
-        output=tuning.task or "",
-        columns=Columns(tuning.text, tuning.text2, tuning.label),
-        skip_bad=tuning.skip_bad,
-    )
-    task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
-    metric(task.metric, task)
-    return replace(splits, train=replace(splits.train, task=task))
-
-
-def gather(tuning: Tuning, device: str) -> Gathered:
-    """Read the data and the model's shape, and fill in the recipe.
-
-    Raises:
-        UserError: as `read_data`; a task that the model cannot do, or a folder whose parts disagree.
-    """
-    stock = find_folder(tuning.model)
-    a, _ = read_config(stock / "config.json")
-    splits = read_data(tuning)
-    task = splits.train.task
-    if task.output == "sequence":
-        raise UserError("writing a sequence cannot be fine-tuned yet", where="--task", mend="choose another answer")
-    tuning = complete(tuning, task, len(splits.train.examples), a)
-    precision: Any = str(pick_precision(tuning.train.precision, device)).split(".")[1]
-    tuning = replace(tuning, train=replace(tuning.train, precision=precision))
-    tokenizer = Tokenizer.load(stock)
-    if tokenizer.vocab_size > a.vocab_size:
-        what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
-        raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
-    test = splits.test.examples if splits.test is not None else ()
-    known = [example for example in test if example.label is not None]
-    train, dev, last = (
-        encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
-        for examples in (splits.train.examples, splits.dev.examples, known)
-    )
-    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said)
-
-
 def finetune(tuning: Tuning, out: Path, *, listener: Listener | None = None, overwrite: bool = False) -> Result:
     """Fine-tune a pretrained model into a run folder, whose `model/` transformers opens with its head.
 
@@ -460,13 +275,3 @@ def _begin(out: Path, found: Gathered) -> bool:
     with begun(out, settled, {"store": found.fingerprint, "folder": ""}):
         write_text(out / TASK, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return True
-
-
-def load_tuning(path: Path) -> Tuning:
-    """The recipe of a fine-tuning's run folder.
-
-    Raises:
-        UserError: as `bertkin.config.load_recipe`.
-    """
-    loaded: Tuning = from_mapping(Tuning, load_yaml(path), str(path))
-    return loaded

@@ -6,7 +6,6 @@ reader.predict([("A film to forget.",)])
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkin.errors import UserError
+from bertkin.models.folders import told
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import is_light, open_light
 from bertkin.models.pretrained import find_folder
@@ -120,12 +120,10 @@ def open_reader(
         model, config = load_task_model(folder)
         tokenizer = Tokenizer.load(folder)
     model = model.to(pick_precision(precision, "cpu"))
-    told: dict[str, Any] = {}
-    if (folder / "bertkin.json").is_file():
-        told = json.loads((folder / "bertkin.json").read_text(encoding="utf-8"))
+    known = told(folder)
     a = model.architecture
-    if "task" in told:
-        task = Task.from_mapping(told["task"])
+    if "task" in known:
+        task = Task.from_mapping(known["task"])
     else:
         named = config.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
@@ -135,5 +133,5 @@ def open_reader(
         inputs = 2 if output in ("span", "choice") else 1
         scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
-    length = min(int(told.get("length") or 512), a.max_length)
+    length = min(int(known.get("length") or 512), a.max_length)
     return Reader(model.eval(), tokenizer, task, length)

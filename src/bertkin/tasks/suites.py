@@ -18,10 +18,12 @@ from typing import Any
 
 from bertkin.config import from_mapping, load_yaml, merge
 from bertkin.errors import UserError, disk_errors, nearest
-from bertkin.tasks.finetune import Tuning, finetune, is_tuning, read_data, resume
+from bertkin.tasks.finetune import finetune, is_tuning, resume
+from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import constant
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.significance import interval
+from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import TASK
 from bertkin.train.progress import Listener
 from bertkin.train.state import read_log, write_text
@@ -35,7 +37,7 @@ class Entry:
         name: as the table has it.
         data: folder or file, inside the suite's folder.
         metric: what is reported; "" for the task's own.
-        options: further fields of `bertkin.tasks.finetune.Tuning`, such as text, text2, label, length.
+        options: further fields of `bertkin.tasks.tuning.Tuning`, such as text, text2, label, length.
         human: what people score, on the metric's own scale from 0 to 1, where that was measured.
     """
 

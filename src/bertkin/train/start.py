@@ -19,6 +19,7 @@ from bertkin.errors import UserError
 from bertkin.models import presets
 from bertkin.models.configs import read_config
 from bertkin.models.continuing import grow_vocabulary, load_whole, set_dropout, shape_of
+from bertkin.models.folders import told
 from bertkin.models.heads import AnyModel
 from bertkin.models.pretrained import find_folder, save_model
 from bertkin.text.fields import parse_fields, plain, with_frames
@@ -111,11 +112,8 @@ def _asked_before(path: Path, asked: Objective) -> Objective:
 
 def _remembered(folder: Path) -> dict[str, Any]:
     """The kind of objective that a model of ours was trained with, and its noise; nothing of a stranger's."""
-    try:
-        told = json.loads((folder / "bertkin.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    found = {"kind": told.get("objective"), "noise": told.get("noise")} if isinstance(told, dict) else {}
+    known = told(folder)
+    found = {"kind": known.get("objective"), "noise": known.get("noise")}
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 

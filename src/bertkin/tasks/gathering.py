@@ -1,0 +1,96 @@
+"""What a fine-tuning is cooked from: labelled examples as rows, the stock and its tokenizer, nothing left open.
+
+gather(tuning, device)    all of it, or one line on what is wrong
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bertkin.errors import UserError
+from bertkin.models.configs import read_config
+from bertkin.models.pretrained import find_folder
+from bertkin.tasks.data.columns import Columns
+from bertkin.tasks.encoding import Rows, encode
+from bertkin.tasks.metrics import metric
+from bertkin.tasks.reading import Splits, read_splits
+from bertkin.tasks.task import Task
+from bertkin.tasks.tuning import Tuning, complete
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.machine import pick_precision
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A recipe with nothing left open, and what it is cooked from."""
+
+    tuning: Tuning
+    task: Task
+    train: Rows
+    dev: Rows
+    test: Rows
+    tokenizer: Tokenizer
+    stock: Path
+    said: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all examples and of the weights that are begun with."""
+        digest = hashlib.blake2b(digest_size=16)
+        for example in (*self.train.examples, *self.dev.examples, *self.test.examples):
+            digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
+        for path in sorted(self.stock.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def read_data(tuning: Tuning) -> Splits:
+    """The labelled data of a recipe, its task with the metric that was asked for.
+
+    Raises:
+        UserError: anything about the data, or a metric that is none of the task's.
+    """
+    splits = read_splits(
+        list(tuning.data) if len(tuning.data) != 1 else tuning.data[0],
+        dev=tuning.dev,
+        test=tuning.test,
+        output=tuning.task or "",
+        columns=Columns(tuning.text, tuning.text2, tuning.label),
+        skip_bad=tuning.skip_bad,
+    )
+    task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
+    metric(task.metric, task)
+    return replace(splits, train=replace(splits.train, task=task))
+
+
+def gather(tuning: Tuning, device: str) -> Gathered:
+    """Read the data and the model's shape, and fill in the recipe.
+
+    Raises:
+        UserError: as `read_data`; a task that the model cannot do, or a folder whose parts disagree.
+    """
+    stock = find_folder(tuning.model)
+    a, _ = read_config(stock / "config.json")
+    splits = read_data(tuning)
+    task = splits.train.task
+    if task.output == "sequence":
+        raise UserError("writing a sequence cannot be fine-tuned yet", where="--task", mend="choose another answer")
+    tuning = complete(tuning, task, len(splits.train.examples), a)
+    precision: Any = str(pick_precision(tuning.train.precision, device)).split(".")[1]
+    tuning = replace(tuning, train=replace(tuning.train, precision=precision))
+    tokenizer = Tokenizer.load(stock)
+    if tokenizer.vocab_size > a.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
+        raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
+    test = splits.test.examples if splits.test is not None else ()
+    known = [example for example in test if example.label is not None]
+    train, dev, last = (
+        encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
+        for examples in (splits.train.examples, splits.dev.examples, known)
+    )
+    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said)
