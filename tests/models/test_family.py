@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bertkin.models import kernels
+from bertkin.models.heads import draw
 from bertkin.models.names import named, turned
 from bertkin.models.names import theirs as names_of
 from bertkin.models.pretrained import load_model, save_model
@@ -173,6 +174,22 @@ def test_our_model_gives_the_same_numbers_in_transformers(member: str, tmp_path:
         expected = layout.flat(their(**batch).logits)
         assert far(answers(model, ids, layout, source), expected) < 1e-5
         assert far(answers(load_model(tmp_path), ids, layout, source), answers(model, ids, layout, source)) == 0
+
+
+def test_the_generator_draws_words_by_their_chances() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([2.0, -1.0, 0.5, -30.0, 1.0])
+    drawn = draw(logits.expand(40_000, -1).to(torch.bfloat16))
+    found = drawn.bincount(minlength=5) / len(drawn)
+    torch.testing.assert_close(found, logits.softmax(-1), atol=0.01, rtol=0.0)
+    assert found[3] == 0
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_word_that_is_certain_is_drawn_wherever_it_stands(place: int) -> None:
+    logits = torch.full((200, 7), -100.0)
+    logits[:, place] = 0.0
+    assert (draw(logits) == place).all()
 
 
 def test_both_models_of_an_electra_open_in_transformers(tmp_path: Path) -> None:
