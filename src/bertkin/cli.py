@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -408,6 +409,8 @@ def generate(
     from bertkin.tasks import generate as room
 
     framed = fields is not None or want is not None
+    if stream and json:
+        raise UserError("JSON lines come whole", where="--stream", mend="leave out --stream or --json")
     if framed and (prompts or file or stop or stream):
         what = "--fields and --want make the prompt and say where it stops"
         raise UserError(what, mend="leave out prompts, --file, --stop and --stream")
@@ -431,10 +434,12 @@ def generate(
         for record in write_given(writer, whole_text(fields or ""), want, how, num=num):
             print(_json(record.as_dict()) if json else record)
         return
-    if stream and not json and num == 1:
-        for number, prompt in enumerate(wanted):
-            print(f"{chr(10) if number else ''}{prompt if writer.goes_on else ''}", end="", flush=True)
-            for piece in room.stream(writer, prompt, how, stop=stop or (), truncate=truncate):
+    if stream:
+        for number, sample in product(range(len(wanted)), range(num)):
+            prompt = wanted[number]
+            print(f"{chr(10) if number or sample else ''}{prompt if writer.goes_on else ''}", end="", flush=True)
+            pieces = room.stream(writer, prompt, how, number=number, sample=sample, stop=stop or (), truncate=truncate)
+            for piece in pieces:
                 print(piece, end="", flush=True)
             print()
         return

@@ -170,6 +170,8 @@ def test_seen_is_what_attention_weighs() -> None:
     [
         ("gpt2-tiny", {"objective": {"kind": "masked"}}, "gpt2 cannot be asked masked"),
         ("gpt2-tny", {}, "did you mean gpt2-tiny"),
+        ("gtp2-mini", {}, "did you mean gpt2-mini"),
+        ("gpt2-tiny", {"objective": {"static": True}}, "--objective.static: causal hides no tokens"),
         ("bert-tiny", {"text": "  "}, "no text to draw"),
         ("bert-tiny", {"model": {"heads": 3}}, "do not divide"),
         ("bert-tiny", {"text": "word " * 600}, "the model reads 512"),

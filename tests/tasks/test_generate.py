@@ -182,8 +182,9 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(folder: Path) -> None:
         ({"min_p": 1.5}, "--min-p: 1.5 is out of range; choose a number from 0 to 1"),
         ({"beams": 0}, "--beams"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty"),
-        ({"length_penalty": float("inf")}, "--length-penalty"),
-        ({"seed": 1 << 63}, "--seed: 9223372036854775808 is out of range"),
+        ({"length_penalty": float("-inf")}, "--length-penalty: -inf is out of range; choose a finite number"),
+        ({"seed": 1 << 63}, "--seed: 9223372036854775808 is out of range; choose a whole number of 64 bits"),
+        ({"length_penalty": float("nan")}, "--length-penalty: nan is out of range; choose a finite number"),
     ],
 )
 def test_numbers_out_of_range_are_named(change: dict[str, Any], said: str) -> None:
@@ -225,6 +226,11 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         shown = capsys.readouterr().out
         assert main(["generate", str(folder), "the quick", "--max-new-tokens", "6", *more, "--stream"]) == 0
         assert capsys.readouterr().out == shown
+    several = ["generate", str(folder), "the quick", "a dog", "--max-new-tokens", "6", "-n", "2", "--seed", "3"]
+    assert main(several) == 0
+    shown = capsys.readouterr().out
+    assert main([*several, "--stream"]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_mistakes_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +243,7 @@ def test_mistakes_of_the_command_are_one_line(tmp_path: Path, capsys: pytest.Cap
         (["word " * 99], "--truncate left"),
         (["a", "--temperature", "-2"], "--temperature"),
         (["a", "--stop", ""], "empty stop string"),
+        (["a", "--stream", "--json"], "leave out --stream or --json"),
         (["a", "-n", "2", "--greedy"], "leave out --greedy"),
     ):
         assert main(["generate", folder, *arguments]) == 2

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bertkin.api import adapt, make_recipe
 from bertkin.cli import main
-from bertkin.config import Model, Recipe, load_recipe
+from bertkin.config import AUTO, Model, Recipe, load_recipe
 from bertkin.errors import UserError
 from bertkin.models import presets
 from bertkin.models.continuing import grow_vocabulary, load_whole
@@ -29,7 +29,7 @@ from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.changes import changes, table
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.setup import complete
-from bertkin.train.start import START, first_model
+from bertkin.train.start import START, first_model, open_start
 from bertkin.train.state import read_log
 
 from .support import bits, corpus, killed_at
@@ -90,6 +90,19 @@ def test_killed_before_any_checkpoint_it_begins_again_from_the_model(home: Home,
     assert bits(tmp_path / "killed") == bits(tmp_path / "whole")
     begun = [record["kind"] for record in read_log(tmp_path / "killed") if record.get("step") == 0]
     assert begun.count("start") == begun.count("evaluation") == 1
+
+
+def test_new_words_come_from_the_part_of_the_corpus_that_is_trained_on(home: Home, tmp_path: Path) -> None:
+    text = tmp_path / "two.jsonl"
+    lines = ["a cloud stood", "a kettle hummed"]
+    text.write_text("".join(json.dumps({"text": f"{line} " * 400}) + "\n" for line in lines))
+    recipe = going_on((home[0], home[1], text), saved(home, "bert", tmp_path / "model"), grow=50)
+    grown = set()
+    for most in (AUTO, 600):
+        recipe = replace(recipe, data=replace(recipe.data, max_words=most, heldout=0.0))
+        grown.add(frozenset(open_start(recipe, lambda *_: None).facts["words"]))
+    least, whole = sorted(grown, key=len)
+    assert "stood" in least < whole
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

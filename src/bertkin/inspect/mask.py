@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,10 @@ def inspect_mask(
         recipe = complete(Recipe(preset=str(what), objective=asked, model=shape))
         a = presets.architecture(presets.resolve_model(recipe.model, recipe.model.vocab_size or 1024))
         tokenizer = None
-    elif not Path(what).exists() and "-" in str(what) and str(what).split("-")[0] in presets.FAMILIES:
-        presets.preset(str(what))  # says which presets there are
-        raise AssertionError
     else:
         if any(value is not AUTO for value in vars(shape).values()):
             raise UserError("the shape of a model that is there is what it is", where="--model", mend="name a preset")
-        folder = find_folder(what)
+        folder = _folder_of(str(what))
         a = read_config(folder / "config.json")[0]
         own = _trained_as(Path(what), asked)
         recipe = complete(Recipe(preset=f"{a.family}-tiny", objective=own))
@@ -148,6 +146,16 @@ def inspect_mask(
         raise UserError(problem, where="--text", mend="give a shorter one")
     grids = tuple(drawn.grids(far=text is None))
     return Masks(str(what), a.family, _named(recipe.objective), grids, described(a, recipe.objective, kind))
+
+
+def _folder_of(what: str) -> Path:
+    """The folder of a model; a name that is nearly a preset's is told so."""
+    try:
+        return find_folder(what)
+    except UserError:
+        if not Path(what).exists() and get_close_matches(what, presets.names()):
+            presets.preset(what)  # says which presets there are
+        raise
 
 
 def _trained_as(path: Path, asked: Objective) -> Objective:

@@ -160,6 +160,8 @@ def check_objective(objective: Objective, family: str) -> None:
             mend="choose --objective.kind masked --objective.unit span --objective.sentence none, or leave it out",
         )
     hides = o.kind not in ("causal", "prefix", "denoise")
+    if o.static and o.kind in ("causal", "prefix"):
+        raise UserError(f"{o.kind} hides no tokens", where="--objective.static", mend="leave it out")
     if o.unit not in (AUTO, "token") and not hides:
         raise UserError(
             f"{o.kind} hides no units", where="--objective.unit", mend="leave it out, or choose masked or hybrid"

@@ -7,7 +7,7 @@ for piece in stream(writer, "Once upon a time"): print(piece, end="")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -156,7 +156,7 @@ def generate_stream(
     """`generate`, a batch of texts at a time."""
     writer, texts = open_writer(model), [prompts] if isinstance(prompts, str) else list(prompts)
     check(how, num, stop)
-    coded = [_encode(writer, text, number, how, truncate) for number, text in enumerate(texts, start=1)]
+    coded = {number: _encode(writer, text, number + 1, how, truncate) for number, text in enumerate(texts)}
     wanted = [(number, sample) for number in range(len(texts)) for sample in range(num)]
     for first in range(0, len(wanted), AT_ONCE):
         batch = wanted[first : first + AT_ONCE]
@@ -172,19 +172,24 @@ def stream(
     prompt: str,
     how: Decoding = Decoding(),  # noqa: B008
     *,
+    number: int = 0,
+    sample: int = 0,
     stop: Sequence[str] = (),
     truncate: Literal["left"] | None = None,
 ) -> Iterator[str]:
     """The text that `generate` writes for a prompt, piece by piece as it comes; whole characters only.
+
+    Args:
+        number, sample: which of several prompts this is, and which of its texts: what `generate` would draw there.
 
     Raises:
         UserError: as `generate`.
     """
     writer = open_writer(model)
     check(how, 1, stop)
-    coded = [_encode(writer, prompt, 1, how, truncate)]
-    piece = _Pieces(writer, coded[0], stop, live=True)
-    for _ in _steps(writer, how, [(0, 0)], coded, [piece]):
+    coded = {number: _encode(writer, prompt, number + 1, how, truncate)}
+    piece = _Pieces(writer, coded[number], stop, live=True)
+    for _ in _steps(writer, how, [(number, sample)], coded, [piece]):
         if new := piece.new():
             yield new
     if new := piece.new(last=True):
@@ -192,7 +197,11 @@ def stream(
 
 
 def _steps(
-    writer: Writer, how: Decoding, batch: Sequence[tuple[int, int]], coded: Sequence[list[int]], pieces: list[_Pieces]
+    writer: Writer,
+    how: Decoding,
+    batch: Sequence[tuple[int, int]],
+    coded: Mapping[int, list[int]],
+    pieces: list[_Pieces],
 ) -> Iterator[None]:
     """Write a batch of (prompt, sample) into `pieces`, a step at a time."""
     live = any(one.live for one in pieces)
@@ -231,12 +240,14 @@ def check(how: Decoding, num: int = 1, stop: Sequence[str] = ()) -> None:
         ("top_k", 0, 1 << 31),
         ("min_p", 0.0, 1.0),
         ("beams", 1, 1024),
-        ("length_penalty", -infinite, infinite),
-        ("seed", -(1 << 63), (1 << 63) - 1),
     ]:
-        if not low <= getattr(how, name) <= high or getattr(how, name) in (infinite, -infinite):
+        if not low <= getattr(how, name) <= high or getattr(how, name) == infinite:
             among = f"from {low:g} to {high:g}" if high not in (infinite, 1 << 31) else f"of at least {low:g}"
             raise _out_of_range(name, getattr(how, name), f"a number {among}")
+    if not abs(how.length_penalty) < infinite:
+        raise _out_of_range("length_penalty", how.length_penalty, "a finite number")
+    if not -(1 << 63) <= how.seed < 1 << 63:
+        raise _out_of_range("seed", how.seed, "a whole number of 64 bits")
     for name, value in (("top_p", how.top_p), ("repetition_penalty", how.repetition_penalty)):
         if not 0 < value < infinite or (name == "top_p" and value > 1):
             raise _out_of_range(name, value, "a share above 0, up to 1" if name == "top_p" else "a number above 0")

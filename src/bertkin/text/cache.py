@@ -133,7 +133,7 @@ def tokenizer_for(
         )
         names = field if isinstance(field, tuple) else ()
         training["vocab_size"] = vocab_size and vocab_size - 2 * len(names)
-        tokenizer = with_frames(train_tokenizer(_first_words(map(plain, texts), max_words), **training), names)
+        tokenizer = with_frames(train_tokenizer(first_words(map(plain, texts), max_words), **training), names)
         try:
             tokenizer.save(aside)
             os.rename(aside, final)
@@ -142,7 +142,7 @@ def tokenizer_for(
     return Tokenizer.load(final)
 
 
-def _first_words(texts: Iterator[str], max_words: int | None) -> Iterator[str]:
+def first_words(texts: Iterator[str], max_words: int | None) -> Iterator[str]:
     """Texts until `max_words` words have gone by: the same documents that `prepare` keeps."""
     words = 0
     for text in texts:

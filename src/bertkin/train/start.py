@@ -22,6 +22,7 @@ from bertkin.models.continuing import grow_vocabulary, load_whole, set_dropout, 
 from bertkin.models.folders import told
 from bertkin.models.heads import AnyModel
 from bertkin.models.pretrained import find_folder, save_model
+from bertkin.text.cache import first_words
 from bertkin.text.fields import parse_fields, plain, with_frames
 from bertkin.text.growing import grown, own_words
 from bertkin.text.readers import read_documents
@@ -171,7 +172,8 @@ def _tokenizer_of(folder: Path, given: str | None) -> Tokenizer:
 
 def _texts(data: Data) -> Iterator[str]:
     how: dict[str, Any] = {"documents": data.documents, "encoding_errors": data.encoding_errors}
-    return map(plain, read_documents(data.corpus, field=parse_fields(data.fields) or data.field, **how))
+    texts = map(plain, read_documents(data.corpus, field=parse_fields(data.fields) or data.field, **how))
+    return first_words(texts, data.max_words)
 
 
 def _hash(folder: Path) -> str:
