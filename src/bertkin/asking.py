@@ -1,14 +1,164 @@
-"""The verbs that ask a trained model and train nothing: `bertkin pairs`, `bertkin prompt`. See `bertkin.cli`."""
+"""The verbs that ask a trained model and train nothing: `bertkin fill`, `generate`, `pairs`, `prompt`. See `bertkin.cli`."""
 
 from __future__ import annotations
 
 import json as plain
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cyclopts import Parameter
+
 from bertkin.errors import UserError
-from bertkin.terminal import Flag
+from bertkin.terminal import Flag, texts_of, whole_text
+
+
+def fill(
+    model: str,
+    /,
+    *texts: str,
+    file: Path | None = None,
+    top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 5,
+    order: Literal["once", "confident"] = "once",
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Fill the blanks of texts: bertkin fill runs/mine "Paris is the [MASK] of France."
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    texts
+        Texts with [MASK] where a word is to be found; without any (or with -) lines are read from standard input.
+    file
+        A file with a text on each line.
+    top_k
+        Answers for each blank.
+    order
+        once: all blanks as if the others stayed blank. confident: the surest first, then the text is read again.
+    json
+        Write a JSON object a line.
+    """
+    from bertkin.tasks.fill import fill_stream, load
+
+    wanted = texts_of(texts, file, "text to fill", "Paris is the [MASK] of France.")
+    for number, filled in enumerate(fill_stream(load(model), wanted, top_k=top_k, order=order)):
+        print(plain.dumps(filled.as_dict(), ensure_ascii=False) if json else f"{chr(10) if number else ''}{filled}")
+
+
+def generate(
+    model: str,
+    /,
+    *prompts: str,
+    file: Path | None = None,
+    fields: str | None = None,
+    want: str | None = None,
+    max_new_tokens: int = 64,
+    greedy: Annotated[bool, Flag] = False,
+    temperature: float = 0.8,
+    top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 0,
+    top_p: float = 0.95,
+    min_p: float = 0.0,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: Annotated[list[str] | None, Parameter(negative="")] = None,
+    num: Annotated[int, Parameter(name=["--num", "-n"])] = 1,
+    seed: int = 0,
+    truncate: Literal["left"] | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
+    stream: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> None:
+    """Go on with texts: bertkin generate runs/gpt "Once upon a time". An encoder–decoder writes a text for each.
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder (ours or transformers'), or a hub id.
+    prompts
+        How a text begins; without any (or with -) lines are read from standard input.
+    file
+        A file with a prompt on each line.
+    fields
+        Of a model trained with --fields: what is given, as title=A cat is found,date=2019.
+    want
+        The fields to write, as body or title,body. [default: all that are not given]
+    max_new_tokens
+        Tokens to write at most.
+    greedy
+        Always take the likeliest token; without it, tokens are drawn by chance.
+    temperature
+        What scores are divided by: below 1 the likely gets likelier, and 0 is --greedy.
+    top_k
+        Draw among the k likeliest tokens; 0 for all.
+    top_p
+        Draw among the likeliest tokens that together have this chance.
+    min_p
+        Draw among tokens with at least this share of the likeliest one's chance.
+    beams
+        More than 1: search the likeliest text with so many beginnings side by side.
+    length_penalty
+        Of beams: above 1 favours longer texts.
+    repetition_penalty
+        Above 1: what was there already gets less likely.
+    stop
+        A string that ends the text; may be given several times.
+    num
+        Texts for each prompt.
+    seed
+        Of what is drawn.
+    truncate
+        left: a prompt longer than the model reads loses its beginning instead of being refused.
+    precision
+        Of the weights; auto is bfloat16 where the processor gains by it. int8 is faster and a little less exact.
+    stream
+        Show the text as it comes.
+    json
+        Write a JSON object a line.
+    """
+    from bertkin.models.generate import Decoding
+    from bertkin.tasks import generate as room
+
+    framed = fields is not None or want is not None
+    if stream and json:
+        raise UserError("JSON lines come whole", where="--stream", mend="leave out --stream or --json")
+    if framed and (prompts or file or stop or stream):
+        what = "--fields and --want make the prompt and say where it stops"
+        raise UserError(what, mend="leave out prompts, --file, --stop and --stream")
+    wanted = [] if framed else texts_of(prompts, file, "prompt", "Once upon a time")
+    how = Decoding(
+        max_new_tokens,
+        0.0 if greedy else temperature,
+        top_k,
+        top_p,
+        min_p,
+        beams,
+        length_penalty,
+        repetition_penalty,
+        seed,
+    )
+    room.check(how, num, stop or ())
+    writer = room.open_writer(model, precision=precision)
+    if framed:
+        from bertkin.tasks.fields import write_given
+
+        for record in write_given(writer, whole_text(fields or ""), want, how, num=num):
+            print(plain.dumps(record.as_dict(), ensure_ascii=False) if json else record)
+        return
+    if stream:
+        for number, sample in product(range(len(wanted)), range(num)):
+            prompt = wanted[number]
+            print(f"{chr(10) if number or sample else ''}{prompt if writer.goes_on else ''}", end="", flush=True)
+            pieces = room.stream(writer, prompt, how, number=number, sample=sample, stop=stop or (), truncate=truncate)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+        return
+    made = room.generate_stream(writer, wanted, how, num=num, stop=stop or (), truncate=truncate)
+    for number, text in enumerate(made):
+        print(plain.dumps(text.as_dict(), ensure_ascii=False) if json else f"{chr(10) if number else ''}{text}")
 
 
 def pairs(

@@ -13,7 +13,7 @@ from bertkin.terminal import Flag
 
 Quietly = Parameter(show_default=False)
 
-check = App(name="check", sort_key=9, help="Look data over before training on it.")
+check = App(name="check", help="Look data over before training on it.")
 
 
 @check.command(name="data")
