@@ -13,6 +13,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +26,15 @@ from bertkin.models.continuing import set_dropout
 from bertkin.models.light import save_light
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
 from bertkin.models.task_heads import TaskModel
-from bertkin.tasks.answering import answer_for, answers, loss_of, scores
+from bertkin.tasks.answering import Prediction, answer_for, answers, loss_of, scores
+from bertkin.tasks.concluding import conclude
 from bertkin.tasks.encoding import Row, Rows, packed
 from bertkin.tasks.gathering import Gathered, gather
 from bertkin.tasks.metrics import measure
 from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
-from bertkin.train.folder import RECIPE, TASK, TESTED, begun, refuse_existing
+from bertkin.train.folder import RECIPE, TASK, begun, refuse_existing
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import pick_device, product_rate
 from bertkin.train.parallel import World, join
@@ -127,6 +129,10 @@ class FineTuning:
 
     def measured(self, model: TaskModel, rows: Rows) -> dict[str, float]:
         """Loss and metrics on labelled examples; the headline also as accuracy."""
+        return self.asked(model, rows)[1]
+
+    def asked(self, model: TaskModel, rows: Rows) -> tuple[list[Prediction], dict[str, float]]:
+        """An answer to each labelled example, and what `measured` gives."""
         found = scores(model, rows, device=self.device)
         loss, count = 0.0, 0
         for first in range(0, len(rows.examples), 256):  # whole examples: a choice is among all its rows
@@ -135,9 +141,9 @@ class FineTuning:
             layout = Layout.from_lengths(rows.lengths[low:high]).to("cpu")
             part, _, n = loss_of(self.task, joined, rows.rows[low:high], layout)
             loss, count = loss + float(part), count + n
-        predictions = [p.answer for p in answers(self.task, rows, found)]
-        scored = measure(self.task, rows.examples, predictions)
-        return {"loss": loss / max(count, 1), "accuracy": scored[self.task.metric], **scored}
+        predictions = answers(self.task, rows, found)
+        scored = measure(self.task, rows.examples, [p.answer for p in predictions])
+        return predictions, {"loss": loss / max(count, 1), "accuracy": scored[self.task.metric], **scored}
 
     def show(self, finished: TaskModel) -> list[dict[str, Any]]:
         return []
@@ -246,12 +252,11 @@ def _run(
         work = FineTuning(found, device)
         training = Training(work, out, listener, world, device, resumed=resumed)
         result = training.run()
-        if found.test.rows and world.first:
-            scored = work.measured(cast(TaskModel, training.finished), found.test)
-            write_text(
-                out / TESTED, json.dumps({name: round(value, 5) for name, value in scored.items()}, indent=1) + "\n"
-            )
-            listener.message(f"test        {found.task.metric} {scored[found.task.metric]:.4f}, in {out / TESTED}")
+        if world.first:
+            model = cast(TaskModel, training.finished)
+            if training.dtype != torch.float32:  # asked as it was measured while it was trained
+                model = copy.deepcopy(model).to(training.dtype)
+            conclude(out, found, model, partial(work.asked, model), listener)
         return result
     finally:
         listener.close()

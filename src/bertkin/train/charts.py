@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 480, 260
@@ -23,6 +23,8 @@ class Curve:
     """x and y, x rising."""
     accent: bool = False
     """Drawn strongly, with a dot at each point."""
+    joined: bool = True
+    """With a line through its points."""
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -64,7 +66,7 @@ def svg(
         levels: horizontal lines to compare with, by name.
         style: CSS, for a chart that stands alone.
     """
-    drawn = [Curve(c.name, thin(c.points), c.accent) for c in curves]
+    drawn = [replace(c, points=thin(c.points)) for c in curves]
     points = [p for c in drawn for p in c.points]
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">'
     parts = [head, f"<style>{style}</style>" if style else ""]
@@ -99,8 +101,9 @@ def svg(
         parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
         parts.append(f'<text class="axis" x="{WIDTH - RIGHT - 4}" y="{at - 5}" text-anchor="end">{escape(name)}</text>')
     for c in drawn:
-        path = " ".join(f"{across(x)},{down(y)}" for x, y in c.points)
-        parts.append(f'<polyline class="{"accent" if c.accent else "line"}" points="{path}"/>')
+        if c.joined:
+            path = " ".join(f"{across(x)},{down(y)}" for x, y in c.points)
+            parts.append(f'<polyline class="{"accent" if c.accent else "line"}" points="{path}"/>')
         radius = 3 if c.accent else 0
         for x, y in c.points:  # a wide invisible ring around each point catches the pointer
             tip = escape(f"{c.name} {y_form(y)} at {x_form(x)}")

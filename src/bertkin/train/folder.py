@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECIPE, CORPUS, TASK, TESTED = "recipe.yaml", "corpus.json", "task.json", "test.json"
+REVIEW, MISTAKES = "review.json", "mistakes.jsonl"
 OURS = (
     "checkpoints",
     "model",
@@ -33,7 +34,9 @@ OURS = (
     "log.jsonl",
     "report.html",
     TASK,
-    "test.json",
+    TESTED,
+    REVIEW,
+    MISTAKES,
     RECIPE,
     CORPUS,
 )

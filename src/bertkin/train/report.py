@@ -1,13 +1,16 @@
-"""report.html: one self-contained page that shows a run, made of its recipe.yaml and log.jsonl and of nothing else."""
+"""report.html: one self-contained page that shows a run, made of its recipe.yaml, its log.jsonl and, of a fine-tuning, its
+review.json, and of nothing else."""
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from bertkin.errors import disk_errors
 from bertkin.objectives.make import ASKED, WRITERS
+from bertkin.train.answered import sections
 from bertkin.train.changes import changes
 from bertkin.train.charts import STYLE, Curve, svg
 from bertkin.train.state import read_log, write_text
@@ -31,19 +34,37 @@ def write_report(run: str | Path) -> Path:
     records = read_log(run)
     with disk_errors(path):
         recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
-        write_text(path, page(run.resolve().name, recipe, records))
+        write_text(path, page(run.resolve().name, recipe, records, _review(run)))
     return path
 
 
-def page(name: str, recipe: str, records: list[Record]) -> str:
-    """The page as HTML."""
+def _review(run: Path) -> Record:
+    """What was found of a fine-tuning's answers; {} where that is not known."""
+    try:
+        found = json.loads((run / "review.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def page(name: str, recipe: str, records: list[Record], review: Record | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        review: of a fine-tuning, what `bertkin.tasks.review` found of its answers.
+    """
     named = dict(line.strip().split(": ", 1) for line in recipe.splitlines() if ": " in line)
     preset, kind = named.get("preset", ""), named.get("kind", "masked")
     verb = "generate" if kind in WRITERS else "fill"
+    about, asked = f"{preset} · grown with bertkin", ASKED.get(kind, "")
+    if "pooling" in named:  # a fine-tuning; its kind is that of its strategy
+        verb, about = "predict", f"{Path(named.get('model', '')).name} · fine-tuned with bertkin · {kind}"
+        asked = str(((review or {}).get("task") or {}).get("metric", ""))
     body = [
-        f"<h1>{escape(name)}</h1><p class=quiet>{escape(preset)} · grown with bertkin</p>",
+        f"<h1>{escape(name)}</h1><p class=quiet>{escape(about)}</p>",
         _tiles(records),
-        f'<div class="charts">{"".join(_figures(records, ASKED.get(kind, "")))}</div>',
+        f'<div class="charts">{"".join(_figures(records, asked))}</div>',
+        sections(review or {}),
         _changes(records),
         _samples(records),
         f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
@@ -205,6 +226,6 @@ figure{margin:0}figcaption{font-weight:600}figcaption .quiet{font-weight:400;fon
 svg{width:100%;height:auto;display:block}
 section{border:1px solid #8884;border-radius:8px;padding:4px 12px 10px;overflow-x:auto}
 table{border-collapse:collapse;font-size:.9em}th{text-align:left;font-weight:400;color:#888;white-space:nowrap}
-th,td{padding:2px 10px 2px 0}.right{font-weight:700;color:#2a9d55}
+th,td{padding:2px 10px 2px 0}.grid td{padding:2px 8px;text-align:right}.right{font-weight:700;color:#2a9d55}
 pre{overflow-x:auto;font-size:.85em}summary{cursor:pointer;margin-top:1.6em;font-weight:600}
 """
