@@ -14,15 +14,13 @@ Results go into corruptions.json and corruptions.png beside this file.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from growing import asked, data, draw, grown
+from growing import asked, draw, grown
+from sharing import data, run
 
-from bertkin.errors import UserError
-from bertkin.train.loop import Stopped
 from bertkin.train.machine import settle_threads
 
 HERE = Path(__file__).parent
@@ -100,9 +98,4 @@ def table(content: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Stopped:
-        sys.exit("stopped and saved; the same command goes on")
+    run(app)

@@ -19,22 +19,21 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from cyclopts import App
-from growing import data as data_of
 from heldout import Rows, ask, evaluation_rows
+from sharing import data as data_of
+from sharing import once, run
 
 from bertkin.config import AUTO, Recipe, load_recipe, to_mapping
 from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
 from bertkin.tasks.pairs import evaluate_pairs
 from bertkin.text.tokenizer import Tokenizer
-from bertkin.train.loop import Stopped
 from bertkin.train.machine import settle_threads
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import RichListener
@@ -118,20 +117,6 @@ def _tell_preparing(done: int, total: int, what: str) -> None:
         print(f"\r{what}: {100 * done // total if total else 0}%  ", end="\n" if done == total else "", file=sys.stderr)
 
 
-def _once(folder: Path, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gave for these settings (or for these and more), now or earlier; it must give plain data."""
-    file = folder / "done.json"
-    if file.exists():
-        content: dict[str, Any] = json.loads(file.read_text())
-        if content["settings"] | settings == content["settings"]:
-            return dict(content["result"])
-    folder.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    result = make()
-    file.write_text(json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
-    return result
-
-
 # Ours.
 
 
@@ -155,7 +140,7 @@ class Snapshots(RichListener):
 def _ours(prepared: Materials, rows: Rows, folder: Path) -> dict[str, Any]:
     recipe = {name: value for name, value in to_mapping(prepared.recipe).items() if name != "data"}
     settings = {"corpus": prepared.store.fingerprint, "minutes": prepared.recipe.train.minutes, "recipe": recipe}
-    return _once(folder, settings, lambda: _train_ours(prepared.recipe, rows, folder, settings))
+    return once(folder, settings, lambda: _train_ours(prepared.recipe, rows, folder, settings))
 
 
 def _train_ours(recipe: Recipe, rows: Rows, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +183,7 @@ def _peer(prepared: Materials, rows: Rows, folder: Path, steps: int | None, tune
     minutes = prepared.recipe.train.minutes
     settings = {"corpus": prepared.store.fingerprint, "minutes": minutes, "tuned": tuned}
     settings |= {"steps": steps} if steps else {}
-    return _once(folder, settings, lambda: _train_peer(prepared, rows, folder, settings))
+    return once(folder, settings, lambda: _train_peer(prepared, rows, folder, settings))
 
 
 def _train_peer(prepared: Materials, rows: Rows, folder: Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +204,7 @@ def _train_peer(prepared: Materials, rows: Rows, folder: Path, told: dict[str, A
         )
         return {"steps": fit}
 
-    steps = _once(folder / "begun", told, begin)["steps"]
+    steps = once(folder / "begun", told, begin)["steps"]
     every = max(1, steps // EVALUATIONS)
     run = peer.train(
         tokens, prepared.tokenizer, shape, rows, folder, settings, steps=steps, every=every, told=_tell_peer
@@ -255,7 +240,7 @@ def _scored(trained: dict[str, Any], pairs: Path, limit: int | None, folder: Pat
         print(scores)
         return scores.to_mapping()
 
-    _once(folder, {"model": trained["weights"], "limit": limit}, score)
+    once(folder, {"model": trained["weights"], "limit": limit}, score)
 
 
 def _write_down(out: Path, record: Path, prepared: Materials, rows: Rows) -> None:
@@ -324,9 +309,4 @@ def draw(content: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Stopped:
-        sys.exit("stopped and saved; the same command goes on")
+    run(app)

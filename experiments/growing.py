@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import bertkin
 from bertkin.api import make_recipe
-from bertkin.errors import UserError
 from bertkin.models.pretrained import load_model
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import RichListener
 from bertkin.train.setup import complete
-
-
-def data(name: str) -> str:
-    """A file or folder of $BERTKIN_DATA."""
-    folder = os.environ.get("BERTKIN_DATA")
-    if not folder:
-        raise UserError("no corpus or no --blimp", mend="give both, or set BERTKIN_DATA to the folder that holds them")
-    return str(Path(folder) / name)
 
 
 def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder: Path) -> dict[str, Any]:

