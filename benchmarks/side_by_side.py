@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -60,18 +61,28 @@ def wikipedia(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Da
     return Data(corpus=corpus, vocab_size=vocab_size, tokenizer_kind="wordpiece", max_words=words)
 
 
+WARM = 3
+"""Steps of a measurement that do not count."""
+
+
 def our_steps(materials: Materials, count: int) -> list[float]:
-    """Seconds of each of `count` training steps of ours, after three that do not count."""
+    """Seconds of each of `count` pretraining steps of ours, after those that do not count."""
+    from bertkin.train.pretraining import Pretraining
+
+    return timed_steps(lambda out: Pretraining(materials, out, "cpu"), count)
+
+
+def timed_steps(work: Callable[[Path], Any], count: int) -> list[float]:
+    """Seconds of each of `count` steps of our loop at some work, after those that do not count."""
     from bertkin.train.loop import Training
     from bertkin.train.parallel import World
-    from bertkin.train.pretraining import Pretraining
 
     took = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        training = Training(Pretraining(materials, out, "cpu"), out, QuietListener(), World(), "cpu")
-        for _ in range(3 + count):
+        training = Training(work(out), out, QuietListener(), World(), "cpu")
+        for _ in range(WARM + count):
             begun = perf_counter()
             training.step(training.progress())
             took.append(perf_counter() - begun)
-    return took[3:]
+    return took[WARM:]
