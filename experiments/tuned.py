@@ -42,7 +42,7 @@ from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.folder import RECIPE, TASK
 from bertkin.train.machine import pick_precision, settle_threads
-from bertkin.train.price import spoken
+from bertkin.train.price import Price, spoken
 from bertkin.train.progress import RichListener
 from bertkin.train.state import read_log
 
@@ -181,6 +181,16 @@ class Job:
     tuning: Tuning
 
 
+class Brief(RichListener):
+    """The live bar and the evaluations, without what is said of each run besides."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def price(self, price: Price) -> None:
+        pass
+
+
 def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
     """Fine-tune, or go on, or read what it came to. The model is not kept, its answers to the dev data are.
 
@@ -195,10 +205,10 @@ def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
 def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, Any]:
     run, begun = folder / "run", folder / "begun.json"
     if is_tuning(run) and begun.exists() and json.loads(begun.read_text()) == settings:
-        resume(run, listener=RichListener())
+        resume(run, listener=Brief())
     else:
         begun.write_text(json.dumps(settings))
-        finetune(tuning, run, listener=RichListener(), overwrite=run.exists())
+        finetune(tuning, run, listener=Brief(), overwrite=run.exists())
     said, settled = Task.from_mapping(json.loads((run / TASK).read_text())["task"]), load_tuning(run / RECIPE)
     splits = read_data(tuning)
     predictions = [one.answer for one in open_reader(run).examples(splits.dev.examples)]

@@ -1,0 +1,158 @@
+"""The real encoder on twelve tasks: ours beside transformers' Trainer with the same hyperparameters, and ours by default.
+
+    BERTKIN_DATA=shared/data python experiments/real_encoder.py --price
+    BERTKIN_DATA=shared/data python experiments/real_encoder.py --tasks CoLA RTE --seeds 3
+
+    trainer    transformers' Trainer: rate 5e-5 falling linearly, no warm-up, no weight decay, three epochs, batches of 32
+    same       ours with all of that, and the model's own dropout (0.1 everywhere)
+    default    ours as it is when nothing is said
+
+Rows, windows, labels and metrics are the same for all three (`trainer.py`). A side whose first seed took longer than
+--most-minutes is run once. Whatever is finished is kept in runs/real_encoder and not repeated.
+
+Results go into real_encoder.json and real_encoder.png beside this file, and as a table into docs/results-finetuning.md.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+from sharing import markdown, once, run
+from trainer import trained
+from tuned import ALL, Job, Options, answers_of, encoder, finish, price, shown, summary, task, tuned
+
+from bertkin.config import Train
+from bertkin.tasks.gathering import read_data
+from bertkin.tasks.significance import difference
+from bertkin.tasks.tuning import Tuning
+from bertkin.train.machine import settle_threads
+from bertkin.train.price import spoken
+
+PLAIN = {"lr": 5e-5, "warmup": 0.0, "weight_decay": 0.0, "beta2": 0.999, "schedule": "linear", "optimizer": "adamw"}
+LENGTHS = {"SQuAD": 384}
+SIDES = ("trainer", "same", "default")
+SLOWER = 6.0
+"""How many times our minutes the Trainer takes, about, for the price."""
+
+app = App(help_format="plaintext")
+
+
+@app.default
+def main(options: Options = Options(), *, most_minutes: float = 10.0) -> None:  # noqa: B008
+    """Every task, side and seed that is not there yet; then all that is there, written down.
+
+    Parameters
+    ----------
+    most_minutes
+        A side whose first seed took longer than this is not run with others.
+    """
+    folder, names = options.folder("real_encoder"), options.chosen(ALL)
+    settle_threads(None)
+    said = 0.0
+    for name in names:
+        minutes = {side: price([Job((), _tuning(name, side, 0, options, folder))]) for side in SIDES[1:]}
+        minutes["trainer"] = SLOWER * minutes["same"]
+        said += sum(m * (options.seeds if m <= most_minutes else 1) for m in minutes.values())
+    print(f"all of it, from the beginning: about {spoken(said)}", flush=True)
+    if options.price:
+        return
+    rows = {}
+    for name in names:
+        sides: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for seed in range(options.seeds):
+            for side, found in sides.items():
+                if found and found[0]["minutes"] > most_minutes:
+                    continue
+                place, tuning = folder / name / side / str(seed), _tuning(name, side, seed, options, folder)
+                found.append(trained(place, tuning) if side == "trainer" else tuned(place, tuning))
+                told = f"{found[-1]['metric']} {found[-1]['score']:.4f}, {found[-1]['minutes']:.1f} min"
+                print(f"{name:12} {side:8} seed {seed}: {told}", flush=True)
+        row: dict[str, Any] = {side: summary(found) for side, found in sides.items()}
+        for side in SIDES[1:]:
+            row[side] |= _compared(folder / name, side, row, _tuning(name, side, 0, options, folder))
+        rows[name] = row
+    finish("real_encoder", options, {"tasks": rows}, table(rows), draw)
+
+
+def _tuning(name: str, side: str, seed: int, options: Options, folder: Path) -> Tuning:
+    tuning = replace(task(name, options, folder), model=encoder())
+    epochs = {"epochs": options.epochs} if options.epochs else {}
+    if side == "default":
+        return replace(tuning, train=Train(seed=seed, **epochs))
+    train = Train(**({**PLAIN, "epochs": 3.0, "seed": seed} | epochs))  # type: ignore[arg-type]
+    return replace(tuning, train=train, length=LENGTHS.get(name, 256), attention_dropout=0.1)
+
+
+def _compared(folder: Path, side: str, row: dict[str, Any], tuning: Tuning) -> dict[str, Any]:
+    """How the middle seeds of a side and of the Trainer differ on the same examples, and what is said of it."""
+    ours, theirs = row[side], row["trainer"]
+    middle = [one["scores"].index(statistics.median_low(one["scores"])) for one in (theirs, ours)]
+    settings = {"trainer": theirs["scores"], "ours": ours["scores"]}
+
+    def asked() -> dict[str, Any]:
+        splits = read_data(tuning)
+        places = (folder / "trainer" / str(middle[0]), folder / side / str(middle[1]))
+        answers = [answers_of(place) for place in places]
+        told = difference(ours["metric"], splits.train.task, splits.dev.examples, answers[0], answers[1])
+        return {"p": round(told.p, 4)}
+
+    p = once(folder / side / "compared", settings, asked)["p"]
+    return {"p": p, "said": verdict(ours["scores"], theirs["scores"], p)}
+
+
+def verdict(ours: list[float], theirs: list[float], p: float) -> str:
+    """below or above where medians differ by more than chance on the examples and more than seeds move them; else level."""
+    gap = statistics.median(ours) - statistics.median(theirs)
+    noise = 2 * math.sqrt(sum(statistics.variance(one) / len(one) for one in (ours, theirs) if len(one) > 1))
+    if p >= 0.05 or abs(gap) <= noise:
+        return "level"
+    return "above" if gap > 0 else "below"
+
+
+def table(rows: dict[str, Any]) -> str:
+    """A line a task: scores of the three, what is said of ours, and minutes."""
+    head = ["task (metric)", "Trainer", "ours, same settings", "is", "ours, default", "is", "Trainer, min"]
+    lines = []
+    for name, row in rows.items():
+        cells = [f"{name} ({row['same']['metric']})", shown(row["trainer"])]
+        for side in SIDES[1:]:
+            cells += [shown(row[side]), f"{row[side]['said']} (p = {row[side]['p']:.2g})"]
+        lines.append([*cells, *(f"{row[side]['minutes']:.1f}" for side in SIDES)])
+    return markdown([*head, "same, min", "default, min"], lines)
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Every seed of every side, by task, as differences to the Trainer's median."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    names = list(content["tasks"])
+    for number, (side, title) in enumerate(
+        zip(SIDES, ("Trainer", "ours, same settings", "ours, default"), strict=True)
+    ):
+        places, gaps = [], []
+        for at, name in enumerate(names):
+            row = content["tasks"][name]
+            for score in row[side]["scores"]:
+                places.append(at + 0.2 * (number - 1))
+                gaps.append(100 * (score - row["trainer"]["median"]))
+        axis.scatter(places, gaps, s=18, label=title, color=f"C{number}")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set(ylabel="hundredths above the Trainer's median")
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    run(app)
