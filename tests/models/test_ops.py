@@ -138,6 +138,38 @@ def test_attention(
     )
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 1), (3, 17), (40, 33), (300, 64)]),
+    share=st.floats(0.0, 0.9),
+    dtype=st.sampled_from([torch.float32, HALF]),
+    seed=st.integers(0, 9),
+)
+def test_dropout_keeps_a_number_whole_and_its_gradient_with_it(
+    shape: tuple[int, int], share: float, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = (draw(*shape, dtype=dtype).abs() + 0.5).requires_grad_()
+    y = ops.dropout(x, share)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], (x.float() / (1 - share)).to(dtype)[kept], rtol=0.01, atol=0.0)
+    y.backward(torch.ones_like(y))
+    assert x.grad is not None and torch.equal(x.grad != 0, kept)
+    torch.manual_seed(seed)
+    assert torch.equal(ops.dropout(x, share), y)
+    if x.numel() > 10_000 and share > 0.01:
+        assert kept.float().mean() == pytest.approx(1 - share, abs=0.02)
+        assert not torch.equal(ops.dropout(x, share) != 0, kept)
+
+
+@needs_compiler
+def test_dropout_strikes_neighbours_rows_and_calls_independently() -> None:
+    torch.manual_seed(0)
+    one, other = (ops.dropout(torch.ones(1024, 1024), 0.5) == 0 for _ in range(2))
+    for a, b in ((one, other), (one[:, 1:], one[:, :-1]), (one[1:], one[:-1]), (one[:, 16:], one[:, :-16])):
+        assert (a & b).float().mean() == pytest.approx(0.25, abs=0.002)
+
+
 @needs_kernel
 @settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, kv_heads=st.sampled_from([1, 2, 4]), some=st.booleans(), data=st.data())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bertkin.models.architecture import Architecture
-from bertkin.models.ops import add_norm, embed
+from bertkin.models.ops import add_norm, dropout, embed
 from bertkin.text.layout import Layout
 
 
@@ -40,7 +40,7 @@ class Embeddings(nn.Module):
             _, x = add_norm(x, place, self.norm.weight, self.norm.bias, self.eps, rms=self.rms)
         elif place is not None:
             x = x + place
-        return nn.functional.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout) if self.training else x
 
     def _place(self, layout: Layout, x: Tensor) -> Tensor | None:
         """What says where a token is: position and segment, [tokens, hidden]; None where nothing is added."""

@@ -133,6 +133,23 @@ class Bend(Function):
         return dx, None
 
 
+class Drop(Function):
+    """Zeros where chance says so; which, is drawn again from the same seed on the way back, and so never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.choice = int(torch.randint(1 << 62, ())), round(share * (1 << 32)), 1 / (1 - share)
+        out = torch.empty_like(x)
+        _call("drop", x, x, out, x.numel(), *ctx.choice)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        dx = torch.empty_like(gradients[0], memory_format=torch.contiguous_format)
+        _call("drop", dx, gradients[0].contiguous(), dx, dx.numel(), *ctx.choice)
+        return dx, None
+
+
 class Gate(Function):
     """The first half, bent, times the second: [rows, 2 * cols] to [rows, cols]."""
 

@@ -152,6 +152,26 @@ void gate_all_backward(Bend, const T* dy, const T* x, T* dx, int64_t rows, int c
         }
 }
 
+// out = x * scale where a number's own random bits, a hash of its place and the seed, are not below `least`; else 0.
+// The same call takes a gradient through the same choice.
+template <class T>
+void drop(const T* x, T* out, int64_t n, uint64_t seed, uint32_t least, float scale) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += W) {
+        uint64_t begin = uint64_t(i) + seed;
+        vu h;
+        for (int lane = 0; lane < W; ++lane) h[lane] = lane;
+        h += uint32_t(begin);
+        h = (h ^ (h >> 16)) * 0x7feb352du;
+        h ^= uint32_t(seed >> 32) ^ uint32_t(begin >> 32) * 0x9e3779b1u;
+        h = (h ^ (h >> 15)) * 0x846ca68bu;
+        h = (h ^ (h >> 16)) * 0x7feb352du;
+        h ^= h >> 15;
+        int left = int(std::min<int64_t>(n - i, W));
+        store(out + i, h < least ? splat(0) : load(x + i, left, 0) * scale, left);
+    }
+}
+
 // Sum over rows, for a bias: threads own columns, so the order of addition is fixed.
 template <class T>
 void column_sum(const T* x, float* out, int64_t rows, int cols) {
@@ -334,6 +354,9 @@ void bk_gate(int type, int kind, const void* x, void* y, int64_t rows, int cols)
 }
 void bk_gate_backward(int type, int kind, const void* dy, const void* x, void* dx, int64_t rows, int cols) {
     with_bend(kind, [=](auto bend) { BOTH(gate_all_backward(bend, (const T*)dy, (const T*)x, (T*)dx, rows, cols)) });
+}
+void bk_drop(int type, const void* x, void* out, int64_t n, uint64_t seed, uint32_t least, float scale) {
+    BOTH(drop((const T*)x, (T*)out, n, seed, least, scale))
 }
 void bk_column_sum(int type, const void* x, float* out, int64_t rows, int cols) { BOTH(column_sum((const T*)x, out, rows, cols)) }
 void bk_cross_entropy(int type, void* logits, const void* bias, const int64_t* target, float* loss, uint8_t* correct,

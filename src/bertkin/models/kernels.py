@@ -27,6 +27,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 BENDS = {"gelu": 0, "gelu-tanh": 1, "relu": 2, "silu": 3}
 
 P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float  # noqa: E741
+U32, U64 = ctypes.c_uint32, ctypes.c_uint64
 SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_has_attention": ([], I),
     "bk_add_norm": ([I, P, P, P, P, P, P, P, P, L, I, F, I], None),
@@ -35,6 +36,7 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_bend_backward": ([I, I, P, P, P, L], None),
     "bk_gate": ([I, I, P, P, L, I], None),
     "bk_gate_backward": ([I, I, P, P, P, L, I], None),
+    "bk_drop": ([I, P, P, L, U64, U32, F], None),
     "bk_column_sum": ([I, P, P, L, I], None),
     "bk_cross_entropy": ([I, P, P, P, P, P, L, I, F, F, I], None),
     "bk_scatter_add": ([I, P, P, P, L, I], None),

@@ -71,6 +71,19 @@ def bend(x: Tensor, kind: Kind) -> Tensor:
     return value if gate is None else value * gate
 
 
+def dropout(x: Tensor, share: float) -> Tensor:
+    """Each number zero with a chance, and the others made larger so that the mean stays (Srivastava et al. 2014).
+
+    Random by torch's own generator: seed it for the same zeros.
+
+    Args:
+        share: the chance, from 0 up to 1.
+    """
+    if share and kernels.usable(x):
+        return fused.Drop.apply(x, share)
+    return F.dropout(x, share) if share else x
+
+
 def feed_forward(
     x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, *, kind: Kind
 ) -> Tensor:

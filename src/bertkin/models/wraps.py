@@ -10,13 +10,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
 
 from bertkin.models.attention import attention, rotate
 from bertkin.models.cache import Cache
 from bertkin.models.linear import ALL, Linear
-from bertkin.models.ops import gelu, linear
+from bertkin.models.ops import dropout, gelu, linear
 from bertkin.models.transformer import Attention, Kept, Memory, Places, Stack
 from bertkin.text.layout import Layout
 
@@ -78,7 +77,7 @@ class LowRank(Linear):
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
         y = super().forward(x, rows)
-        x = drop(x, self.dropped) if self.training and self.dropped else x
+        x = dropout(x, self.dropped) if self.training else x
         few = linear(x, torch.cat([low.a for low in self.lows]))
         return torch.addmm(y, few, self.outward()[rows].t())
 
