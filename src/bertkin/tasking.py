@@ -130,6 +130,9 @@ def evaluate(
     seeds: int = 1,
     out: Path | None = None,
     batch: int = 32,
+    against: Path | None = None,
+    submit: Path | None = None,
+    table: Literal["markdown", "latex", "csv"] = "markdown",
     json: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
@@ -144,7 +147,8 @@ def evaluate(
     model
         A run folder, a model folder (ours or transformers'), or a hub id.
     suite
-        glue, or a YAML file: a list of tasks with name, data, and perhaps metric, text, text2, label.
+        glue, squad, cmrc, ud, ner, dna; core, which is all of them; or a YAML file: a list of tasks with name, data, and
+        perhaps metric, text, text2, label.
     data
         Folder of the tasks' data; by default beside the YAML file.
     only
@@ -152,15 +156,22 @@ def evaluate(
     seeds
         Runs of each task.
     out
-        Folder for the runs and results.json. [default: runs/SUITE]
+        Folder for the runs, results.json and results.md. [default: runs/SUITE]
     batch
         Examples a step.
+    against
+        The --out of another model on the same data: whether the two differ by more than chance.
+    submit
+        Folder for the files that GLUE's server takes, answered by the middle seed.
+    table
+        Form of the table; latex and csv are also written beside results.json.
     json
         Write one JSON object.
     """
     from dataclasses import replace
 
     from bertkin.tasks.suites import read_suite, run_suite
+    from bertkin.train.state import write_text
 
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
@@ -171,8 +182,16 @@ def evaluate(
         "train": replace(Train(), **typed(train)),
     }
     where = out or Path("runs") / Path(suite).stem
-    results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=listener(quiet), suite=suite)
-    print(plain.dumps(results.to_mapping(), ensure_ascii=False) if json else results)
+    told = listener(quiet)
+    more: dict[str, Any] = {"against": against, "submission": submit, "say": told.message}
+    results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=told, suite=suite, **more)
+    text = {"latex": results.latex, "csv": results.csv}.get(table, results.__str__)()
+    if table != "markdown":
+        write_text(where / {"latex": "results.tex", "csv": "results.csv"}[table], text + "\n")
+    print(plain.dumps(results.to_mapping(), ensure_ascii=False) if json else text)
+    for name, both in results.differences.items():
+        if not json:
+            print(f"{name}: {results.against} and this one, {both}")
 
 
 def predict(

@@ -78,7 +78,7 @@ def plan(desk: Path, **more: Any) -> Tuning:
 @pytest.fixture(scope="module")
 def run(desk: Path) -> Path:
     """A fine-tuning that is done."""
-    finetune(plan(desk), desk / "run")
+    finetune(plan(desk, train={"steps": 80, "lr": 1e-2}), desk / "run")
     return desk / "run"
 
 
@@ -213,6 +213,7 @@ def test_mistakes_are_those_of_the_saved_model(desk: Path, run: Path) -> None:
     log = [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
     last = [row for row in log if row["kind"] == "evaluation"][-1]
     told = json.loads((run / "review.json").read_text(encoding="utf-8"))
+    assert last["accuracy"] > 0.7 and told["dev"]["degenerate"] == ""
     assert told["dev"]["scores"]["accuracy"]["value"] == pytest.approx(last["accuracy"], abs=1e-5)
     assert told["mistakes"] == len(wrong)
     assert told["test"]["scores"]["accuracy"]["value"] == json.loads((run / "test.json").read_text())["accuracy"]

@@ -1,11 +1,14 @@
-"""A suite of tasks: which are there, several seeds each, one table; stopped and gone on with."""
+"""A suite of tasks: which are there, several seeds each, one table; stopped and gone on with, compared, and submitted."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bertkin.cli import main
@@ -13,11 +16,19 @@ from bertkin.config import Model
 from bertkin.errors import UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
-from bertkin.tasks.suites import GLUE, read_suite
+from bertkin.tasks.metrics import measure
+from bertkin.tasks.predict import open_reader
+from bertkin.tasks.reading import read_splits
+from bertkin.tasks.results import Results, Scores, compare, keep_answers
+from bertkin.tasks.submitting import FILES, SIZES, lines, official
+from bertkin.tasks.suites import GLUE, SUITES, entries_of, read_suite
+from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import load_tuning
 from bertkin.text.tokenizer import train_tokenizer
 
 WORDS = {"good": ["fine", "warm"], "bad": ["dull", "cold"]}
+DATA = Path(os.environ.get("BERTKIN_DATA", "nowhere"))
+real = pytest.mark.skipif(not DATA.is_dir(), reason="BERTKIN_DATA names no folder of real data")
 OPTIONS = ["--train.steps", "4", "--train.precision", "float32", "--train.threads", "1", "--quiet"]
 
 
@@ -95,5 +106,234 @@ def test_a_suite_that_cannot_be_is_a_line(desk: Path, content: str, message: str
         read_suite(desk / "bad.yaml")
     with pytest.raises(UserError, match=r"no task 'COLA'.*CoLA"):
         read_suite("glue", desk / "glue", ["COLA"])
-    with pytest.raises(UserError, match="no suite 'glu'"):
+    with pytest.raises(UserError, match=r"no suite 'glu'.*did you mean glue"):
         read_suite("glu")
+
+
+def test_a_part_of_the_data_is_found_where_the_whole_is_not(tmp_path: Path) -> None:
+    for name in ("train-v1.1-part.json", "dev-v1.1.json", "dev-v1.1-part.json", "train-v2.0.json"):
+        (tmp_path / "squad" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "squad" / name).write_text("{}")
+    one = read_suite("squad", tmp_path / "squad")["SQuAD-1.1"]
+    assert [Path(path).name for path in (*one.data, one.dev)] == ["train-v1.1-part.json", "dev-v1.1.json"]
+    (tmp_path / "ud" / "English-EWT").mkdir(parents=True)
+    assert list(read_suite("core", tmp_path)) == ["SQuAD-1.1", "SQuAD-2.0", "UD-English-EWT"]
+    names = [entry.name for entry in entries_of("core")]
+    assert len(set(names)) == len(names) == sum(map(len, SUITES.values()))
+
+
+# GLUE as it is given out, and as its server wants it back.
+
+MRPC = "Quality|#1 ID|#2 ID|#1 String|#2 String"
+STSB = "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2"
+QQP = "id|qid1|qid2|question1|question2|is_duplicate"
+MNLI = (
+    "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse"
+    "|sentence1|sentence2"
+)
+RTE = "index|sentence1|sentence2|label"
+LAYOUTS: dict[str, list[str]] = {
+    "CoLA/train.tsv": ['gj04|1||One more "pseudo', "gj04|0|*|The more you"] * 8,
+    "CoLA/dev.tsv": ["gj04|1||One less", "cj99|0|*|The less you"],
+    "CoLA/test.tsv": ["index|sentence", "0|Bill whistled", '1|"The car'],
+    "MRPC/train.tsv": ["\ufeff" + MRPC, *['1|7|8|" He said|He did', "0|5|6|Yes|No"] * 8],
+    "MRPC/dev.tsv": ["\ufeff" + MRPC, "1|1|2|He said|He did", "0|3|4|Yes|No"],
+    "MRPC/test.tsv": [MRPC.replace("Quality", "index"), "0|11|12|PCCW|PCCX", "1|13|14|A|B"],
+    "MRPC/dev_ids.tsv": ["1|2", "3|4"],
+    "MRPC/msr_paraphrase_train.txt": [MRPC, "1|7|8|He said|He did"],
+    "STS-B/train.tsv": [
+        f"{STSB}|score",
+        *["0|cap|MSR|2012|1|none|none|A man|A girl|3.800", "1|cap|MSR|2012|2|none|none|A dog|A cat|5.000"] * 8,
+        *["2|cap|MSR|2012|3|none|none|A car|A cat|0.250"] * 2,
+    ],
+    "STS-B/dev.tsv": [
+        f"{STSB}|score",
+        *["0|cap|MSR|2012|1|none|none|A man|A boy|3.000", "1|cap|MSR|2012|2|none|none|A dog|A cow|1.400"],
+    ],
+    "STS-B/test.tsv": [STSB, "0|cap|MSR|2012|1|none|none|A man|A boy"],
+    "QQP/train.tsv": [QQP, *["1|2|3|Who ?|What ?|0", "4|5|6|Why ?|Why not ?|1"] * 8, "9|9|9|cut off"],
+    "QQP/dev.tsv": [QQP, "1|2|3|Who ?|Whom ?|0", "4|5|6|Why ?|Why so ?|1"],
+    "QQP/test.tsv": ["id|question1|question2", "0|Would it ?|Would I ?", "1|Can it ?|Can I ?"],
+    "MNLI/diagnostic.tsv": ["index|sentence1|sentence2", "0|The cat sat|It sat", "1|A|B"],
+    "RTE/train.tsv": [RTE, *["0|No arms|Arms|not_entailment", "1|A place|Place|entailment"] * 8],
+    "RTE/dev.tsv": [RTE, "0|No legs|Legs|not_entailment", "1|A space|Space|entailment"],
+}
+"""A few rows of GLUE's layouts, | for a tab: their headers, quotation marks, further files and missing labels."""
+
+
+def as_given_out(root: Path) -> None:
+    """Write some of GLUE."""
+
+    def rows(what: str, count: int, labels: int) -> list[str]:
+        told = ["neutral", "entailment", "contradiction"] * count
+        head = [f"{n}|1|1n|gov|( a )|( b )|(ROOT a)|(ROOT b)|{what} {n}|It rains" for n in range(count)]
+        return ["|".join([row, *[label] * labels]) for row, label in zip(head, told, strict=False)]
+
+    five = "label1|label2|label3|label4|label5|gold_label"
+    files = dict(LAYOUTS)
+    files["MNLI/train.tsv"] = [f"{MNLI}|label1|gold_label", *rows("Row", 18, 2)]
+    for part, count in (("matched", 3), ("mismatched", 2)):
+        files[f"MNLI/dev_{part}.tsv"] = [f"{MNLI}|{five}", *rows("Said", 4, 6)]
+        files[f"MNLI/test_{part}.tsv"] = [MNLI, *rows("Told", count, 0)]
+    for name, lines_ in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("\n".join(lines_).replace("|", "\t") + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def official_glue(desk: Path) -> Path:
+    """Some of GLUE as it is given out."""
+    as_given_out(desk / "official")
+    return desk / "official"
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "labels", "sizes"),
+    [
+        ("CoLA", 1, ("0", "1"), (16, 2, 2)),
+        ("MRPC", 2, ("0", "1"), (16, 2, 2)),
+        ("STS-B", 2, (), (18, 2, 1)),
+        ("QQP", 2, ("0", "1"), (16, 2, 2)),
+        ("MNLI", 2, ("contradiction", "entailment", "neutral"), (18, 4, 3)),
+    ],
+)
+def test_glue_is_read_as_it_is_given_out(
+    name: str, inputs: int, labels: tuple[str, ...], sizes: tuple[int, ...], official_glue: Path
+) -> None:
+    tuning = read_suite("glue", official_glue)[name]
+    splits = read_splits(tuning.data[0], skip_bad=tuning.skip_bad)
+    assert splits.test is not None
+    assert (len(splits.train), len(splits.dev), len(splits.test)) == sizes
+    assert (splits.task.inputs, splits.task.labels) == (inputs, labels)
+    assert [example.id for example in splits.test.examples] == [str(at) for at in range(sizes[2])]
+    assert all(example.label is None for example in splits.test.examples)
+    assert sorted(splits.others) == (["dev_mismatched", "test_mismatched"] if name == "MNLI" else [])
+    if name == "MNLI":
+        assert splits.train.examples[0].texts == ("Row 0", "It rains")
+    if name == "CoLA":
+        assert splits.test.examples[1].texts == ('"The car',)
+
+
+def test_a_suite_is_submitted_as_the_server_wants_it(
+    desk: Path, official_glue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(desk / "stock"), "glue", "--data", str(official_glue), "--out", str(desk / "sent")]
+    only = [word for name in ("CoLA", "STS-B", "MNLI", "RTE") for word in ("--only", name)]
+    options = ["--train.steps", "2", "--train.precision", "float32", "--train.threads", "1"]
+    assert main([*command, *only, "--submit", str(desk / "files"), "--table", "latex", *options]) == 0
+    shown = capsys.readouterr()
+    assert "RTE.tsv     not written: there are no test data" in shown.err
+    assert "2 rows; the server expects 1,063" in shown.err
+    assert shown.out.startswith("\\begin{tabular}") and (desk / "sent" / "results.tex").read_text() == shown.out
+    written = {path.name: path.read_text().splitlines() for path in (desk / "files").iterdir()}
+    assert set(written) == {"CoLA.tsv", "STS-B.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"}
+    assert all(rows[0] == "index\tprediction" for rows in written.values())
+    assert [row.split("\t")[0] for row in written["MNLI-m.tsv"][1:]] == ["0", "1", "2"]
+    assert len(written["MNLI-mm.tsv"]) == len(written["AX.tsv"]) == len(written["CoLA.tsv"]) == 3
+    assert 0 <= float(written["STS-B.tsv"][1].split("\t")[1]) <= 5
+    reader = open_reader(desk / "sent" / "MNLI" / "seed-0")
+    said = [reader.said(["", ""], p)["label"] for p in reader.predict([("The cat sat", "It sat"), ("A", "B")])]
+    assert [row.split("\t")[1] for row in written["AX.tsv"][1:]] == said
+    told = json.loads((desk / "sent" / "results.json").read_text())["tasks"]
+    assert told["MNLI-mm"]["of"] == "MNLI" and told["MNLI-mm"]["human"] == 0.928
+    other = read_splits(official_glue / "MNLI").others["dev_mismatched"].examples
+    score = measure(reader.task, other, [p.answer for p in reader.examples(other)])["accuracy"]
+    assert told["MNLI-mm"]["last"] == [pytest.approx(score, abs=1e-5)]
+
+
+def test_only_glue_is_submitted(desk: Path) -> None:
+    suite = desk / "other.yaml"
+    suite.write_text("- {name: films, data: glue/SST-2-part}\n")
+    command = ["evaluate", str(desk / "stock"), str(suite), "--out", str(desk / "no"), "--submit", str(desk / "x")]
+    assert main([*command, *OPTIONS]) == 2
+    assert not (desk / "no").exists() and not (desk / "x").exists()
+
+
+def test_labels_are_submitted_by_their_official_names() -> None:
+    assert official("MNLI", Task("class", 2, ("0", "1", "2"))) == ["entailment", "neutral", "contradiction"]
+    assert official("RTE", Task("class", 2, ("entailment", "not_entailment"))) == ["entailment", "not_entailment"]
+    with pytest.raises(UserError, match="the label 'no' is none of CoLA's"):
+        official("CoLA", Task("class", 1, ("no", "yes")))
+    examples = [Example(("a",), id="7"), Example(("b",), id="7")]  # no numbers of rows, then
+    assert lines("STS-B", Task("score", 2, low=0, high=5), examples, [5.4, 2.0])[1:] == ["0\t5.000", "1\t2.000"]
+    assert {file for files in FILES.values() for file in files.values()} | {"AX"} == set(SIZES)
+
+
+@real
+@pytest.mark.parametrize("name", ["CoLA", "MRPC", "STS-B", "RTE", "WNLI"])
+def test_real_test_files_have_the_rows_the_server_expects(name: str) -> None:
+    splits = read_splits(DATA / "glue" / name)
+    assert splits.test is not None and not splits.test.left_out
+    rows = lines(name, splits.task, splits.test.examples, [0] * len(splits.test))
+    assert [row.split("\t")[0] for row in rows[1:]] == [str(at) for at in range(SIZES[name])]
+
+
+@real
+def test_the_shared_data_are_known_by_name() -> None:
+    found = read_suite("core", DATA)
+    assert {"CoLA", "QQP", "SQuAD-1.1", "CMRC-2018-trial", "UD-Chinese-GSD", "WNUT-17", "splice", "promoters"} <= set(
+        found
+    )
+    for name, scheme in (("promoters", ""), ("WNUT-17", "iob2"), ("splice", "")):
+        task = read_splits(found[name].data[0]).task
+        assert task.scheme == scheme and len(task.labels) == {"promoters": 2, "splice": 3, "WNUT-17": 13}[name]
+
+
+# The table, and two models.
+
+
+def scores(*last: float, **more: float | str | None) -> Scores:
+    told = {"metric": "f1_macro", "low": 0.1, "high": 0.9, "degenerate": (), "minutes": (1.0,), "best": last} | more
+    return Scores(last=last, **told)  # type: ignore[arg-type]
+
+
+def test_a_table_for_a_page_a_paper_and_a_spreadsheet() -> None:
+    tasks = {"A_1": scores(0.5, 0.7, 0.6), "MNLI": scores(0.8), "MNLI-mm": scores(0.4, of="MNLI", minutes=())}
+    results = Results("m", "full", tasks)
+    assert results.mean == pytest.approx((0.6 + 0.6) / 2)  # both halves of MNLI are one task
+    head, _, first, *_ = str(results).split("\n")
+    assert len(head.split("|")) == len(first.split("|"))
+    assert first.startswith("| A_1 | f1_macro | 60.0 | 60.0 ± 10.0 | 70.0 | 10.0 – 90.0 |")
+    latex = results.latex()
+    assert r"A\_1 & f1\_macro & 60.0 & 60.0 $\pm$ 10.0" in latex and r"95\% interval" in latex
+    assert len({row.count("&") for row in latex.splitlines() if "&" in row}) == 1
+    rows = list(csv.DictReader(results.csv().splitlines()))
+    assert [row["task"] for row in rows] == list(tasks)
+    assert float(rows[0]["median"]) == 0.6 and rows[2]["minutes"] == ""
+
+
+def test_two_models_are_compared_on_the_same_examples(tmp_path: Path) -> None:
+    task = Task("class", 1, ("0", "1"))
+    dev = [Example((str(at),), at % 2) for at in range(100)]
+    right = [e.label for e in dev]
+    worse = [1 - label if at < 20 else label for at, label in enumerate(right)]
+    keep_answers(tmp_path / "one" / "T", task, dev, "accuracy", worse)
+    keep_answers(tmp_path / "two" / "T", task, dev, "accuracy", np.array(right).tolist())
+    found = compare(tmp_path / "one", tmp_path / "two", "T", task, dev)
+    assert found is not None and (found.one, found.two) == (0.8, 1.0) and found.p < 0.001
+    same = compare(tmp_path / "two", tmp_path / "two", "T", task, dev)
+    assert same is not None and same.p == 1.0
+    assert compare(tmp_path / "nowhere", tmp_path / "two", "T", task, dev) is None
+    with pytest.raises(UserError, match="measured on other examples"):
+        compare(tmp_path / "one", tmp_path / "two", "T", task, dev[1:])
+    (tmp_path / "one" / "T" / "answers.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        compare(tmp_path / "one", tmp_path / "two", "T", task, dev)
+
+
+def test_a_second_model_is_compared_with_the_first(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(desk / "stock"), "glue", "--data", str(desk / "glue"), "--only", "SST-2", *OPTIONS]
+    assert main([*command, "--out", str(desk / "first")]) == 0
+    capsys.readouterr()
+    second = ["--out", str(desk / "second"), "--train.lr", "1e-2", "--train.seed", "3"]
+    assert main([*command, *second, "--against", str(desk / "first" / "results.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "| stock | p |" in shown and "SST-2: stock and this one, accuracy" in shown
+    told = json.loads((desk / "second" / "results.json").read_text())
+    before = json.loads((desk / "first" / "results.json").read_text())["tasks"]["SST-2"]
+    both = told["tasks"]["SST-2"]["against"]
+    assert told["against"] == "stock" and 0 < both["p"] <= 1
+    assert both["theirs"] == pytest.approx(before["median"], abs=1e-4)
+    assert (desk / "second" / "results.md").read_text().strip() in shown
+    assert main([*command, "--out", str(desk / "third"), "--against", str(desk / "nowhere")]) == 2
+    assert not (desk / "third").exists()

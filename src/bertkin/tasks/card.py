@@ -52,7 +52,8 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any]) 
     budget = next(f"{amount:g} {unit}" for amount, unit in budgets if amount)
     facts = {
         "task": str(task),
-        "labels": ", ".join(f"`{label}`" for label in task.labels[:40]) + (" …" if len(task.labels) > 40 else ""),
+        "labels": ", ".join(f"`{label}`" for label in task.labels[:40]).replace("|", r"\|")
+        + (" …" if len(task.labels) > 40 else ""),
         "begun from": f"`{stock}`",
         "data": f"`{data}`: {len(found.train.examples):,} examples to train with, {told['dev']['examples']:,} to measure on",
         "trained": f"{tuning.strategy.kind}: {trained:,} of {parameters:,} parameters",

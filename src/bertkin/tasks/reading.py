@@ -268,6 +268,8 @@ PARTS = {
     "test": re.compile(r"(?<![a-z])(test|testb|tst|heldout|trial)(?![a-z])"),
 }
 """How files and folders are named by the part they hold."""
+NUMBERS = re.compile(r"(?<![a-z])ids(?![a-z])")
+"""What is in the name of a file that lists rows of a part by their number."""
 
 
 def class_folders(path: str) -> dict[str, list[str]]:
@@ -306,6 +308,7 @@ def find_parts(folder: str | Path) -> dict[str, str]:
     for name in sorted(os.listdir(root)):
         path = os.path.join(root, name)
         usable = bool(class_folders(path)) if os.path.isdir(path) else suffix_of(name) in (*KINDS, *PLAIN)
+        usable = usable and not NUMBERS.search(name.lower())
         if not name.startswith(".") and usable and part_of(name):
             found.setdefault(part_of(name), []).append(path)
     if "train" not in found:
@@ -319,6 +322,8 @@ def find_parts(folder: str | Path) -> dict[str, str]:
         paths.sort(key=lambda path: ("mismatched" in path, len(os.path.basename(path)), path))
         parts[part] = paths[0]
         for path in paths[1:]:
+            if suffix_of(path) != suffix_of(paths[0]):
+                continue  # the same data in the form they were first given out in, as MRPC's
             parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = path
     return parts
 

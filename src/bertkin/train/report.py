@@ -58,7 +58,9 @@ def page(name: str, recipe: str, records: list[Record], review: Record | None = 
     verb = "generate" if kind in WRITERS else "fill"
     about, asked = f"{preset} · grown with bertkin", ASKED.get(kind, "")
     if "pooling" in named:  # a fine-tuning; its kind is that of its strategy
-        verb, about = "predict", f"{Path(named.get('model', '')).name} · fine-tuned with bertkin · {kind}"
+        stock = Path(named.get("model", ""))
+        stock = stock.parent if stock.name == "model" else stock
+        verb, about = "predict", f"{stock.name} · fine-tuned with bertkin · {kind}"
         asked = str(((review or {}).get("task") or {}).get("metric", ""))
     body = [
         f"<h1>{escape(name)}</h1><p class=quiet>{escape(about)}</p>",
