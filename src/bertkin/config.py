@@ -279,8 +279,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"expected {hint.__name__}, found {value!r}", where=where)
+    kind = origin or hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"expected {kind.__name__}, found {value!r}", where=where)
     return value
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.linear import Linear
+from bertkin.models.pals import Projected, put_beside
 from bertkin.models.strategy import Matrix, check
 from bertkin.models.strategy import Strategy as Strategy
 from bertkin.models.task_heads import TaskModel
@@ -40,7 +41,7 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
     Raises:
         UserError: the strategy makes no sense, or not for this model.
     """
-    if isinstance(model, LanguageModel) and strategy.kind in ("layers", "prefix"):
+    if isinstance(model, LanguageModel) and strategy.kind in ("layers", "prefix", "pals"):
         raise UserError(f"{strategy.kind} is for models of a task", where="strategy.kind", mend="use lora or adapter")
     new = freeze(model, strategy, fresh)
     generator = torch.Generator().manual_seed(strategy.seed)
@@ -64,6 +65,9 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
             thaw(biases)
         case "prefix":
             _put_before(model, strategy, generator)
+        case "pals":
+            for _, stack in stacks(model):
+                put_beside(stack, strategy.size, strategy.heads, generator)
     thaw(new)
 
 
@@ -147,8 +151,9 @@ def merge(model: TaskModel | LanguageModel) -> None:
         UserError: what was put around the model is not a change of its weights.
     """
     for module in model.modules():
-        if isinstance(module, Adapted | Prefixed | Mixed):
-            kind = {Adapted: "an adapter", Prefixed: "a prefix", Mixed: "a mean of layers"}[type(module)]
+        if isinstance(module, Adapted | Prefixed | Mixed | Projected):
+            kinds = {Adapted: "an adapter", Prefixed: "a prefix", Mixed: "a mean of layers", Projected: "an attention"}
+            kind = kinds[type(module)]
             raise UserError(f"{kind} does not fold into the weights", mend="save what changed, or train with lora")
     for path, module in list(model.named_modules()):
         if isinstance(module, LowRank):

@@ -15,6 +15,7 @@ from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
 from bertkin.models.embeddings import Embeddings
 from bertkin.models.heads import AnyModel, BoundaryHead, LanguageModel, Replaced, SentenceHead, VocabularyHead
+from bertkin.models.pals import Projected
 from bertkin.models.pretrained import GENERATOR, find_folder, load_model
 from bertkin.models.transformer import Attention, Stack, initialise
 
@@ -94,7 +95,8 @@ def set_dropout(model: nn.Module, dropout: float, attention_dropout: float) -> N
     """Let a model drop out these shares when it trains; its configuration keeps what it came with."""
     for module in model.modules():
         if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = attention_dropout if isinstance(module, Attention) else dropout  # type: ignore[assignment]
+            attends = isinstance(module, Attention | Projected)
+            module.dropout = attention_dropout if attends else dropout  # type: ignore[assignment]
 
 
 def grow_vocabulary(model: AnyModel, first: int, pieces: Sequence[Sequence[int]]) -> None:

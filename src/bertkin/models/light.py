@@ -39,7 +39,8 @@ def save_light(model: Model, folder: str | Path, stock: str | Path, *, extra: Ma
     """Write what a strategy changed, in float32, and the stock it began from.
 
     Args:
-        stock: folder or hub id of the stock, written down for whoever opens this.
+        stock: folder or hub id of the stock, written down for whoever opens this; a folder that stays beside this one may
+            be given by its way from here, such as ../stock.
         extra: plain data (labels, recipe, scores) for bertkin.json.
 
     Returns:
@@ -88,7 +89,7 @@ def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> t
         raise UserError("no changes to a model here", where=folder, mend=f"give a folder with {CONFIG} or {CHANGED}")
     about = _about(folder)
     light = about.get("light") or {}
-    stock = light.get("stock") or _named(folder) if stock is None else stock
+    stock = named_stock(folder) if stock is None else stock
     if stock is None:
         raise UserError("does not say what stock it belongs to", where=folder, mend="give the model as well")
     foreign = (folder / CONFIG).is_file()
@@ -111,6 +112,21 @@ def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> t
         opened = open_tensors(folder / CHANGED)
         restore(model, {name: opened.get_tensor(name) for name in opened.keys()}, folder)  # noqa: SIM118
     return model.eval(), about
+
+
+def named_stock(folder: str | Path) -> str | None:
+    """The folder or hub id of the stock that a folder of changes names: one beside them is found wherever both are."""
+    folder = Path(folder)
+    found: str | None = (_about(folder).get("light") or {}).get("stock") or _named(folder)
+    if found is not None and (folder / found / "config.json").is_file():
+        return str((folder / found).resolve())
+    return found
+
+
+def answer_told(folder: str | Path) -> Answer | None:
+    """What the model of a folder of changes answers; None of a language model, or where only the weights say it."""
+    told = (_about(Path(folder)).get("light") or {}).get("answer")
+    return None if told is None else Answer(**told)
 
 
 def beside(stock: Model, answer: Answer | None) -> Model:

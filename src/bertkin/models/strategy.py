@@ -7,12 +7,15 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
+from bertkin.config import AUTO
 from bertkin.errors import UserError, nearest
 
-Kind = Literal["full", "frozen", "last", "layers", "adapter", "lora", "bias", "prefix"]
+Kind = Literal["full", "frozen", "last", "layers", "adapter", "lora", "bias", "prefix", "pals"]
 Matrix = Literal["query", "key", "value", "out", "up", "down"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 MATRICES: tuple[Matrix, ...] = typing.get_args(Matrix)
+TOGETHER: tuple[Kind, ...] = ("layers", "pals")
+"""What can be trained together with the stock."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,15 @@ class Strategy:
     """full: all. frozen: the head alone. last: the last layers. layers: shares of all layers' states in what the head
     reads (Peters et al. 2018). adapter: bottlenecks after the blocks (Houlsby et al. 2019). lora: low-rank changes to
     matrices (Hu et al. 2021). bias: biases (Ben Zaken et al. 2022). prefix: keys and values before each sequence (Li &
-    Liang 2021)."""
+    Liang 2021). pals: a small attention beside each layer (Stickland & Murray 2019)."""
     last: int = 1
     """last: how many layers, from the top."""
-    frozen: bool = True
-    """layers: whether the stock stays as it is."""
+    frozen: bool = AUTO
+    """layers, pals: whether the stock stays as it is; by default it does with layers, and learns with pals."""
     size: int = 64
-    """adapter: width of the bottleneck."""
+    """adapter, pals: width of the bottleneck."""
+    heads: int = 2
+    """pals: of the attention; must divide the size."""
     where: Literal["both", "feed-forward"] = "both"
     """adapter: after attention and feed-forward, with the norms trained too (Houlsby et al. 2019), or after feed-forward
     alone (Pfeiffer et al. 2021)."""
@@ -49,7 +54,9 @@ class Strategy:
     @property
     def light(self) -> bool:
         """Whether what is trained is so little that it is saved alone, beside the stock."""
-        return self.kind != "full" and (self.frozen or self.kind != "layers")
+        if self.kind in TOGETHER:
+            return self.frozen is True or (self.frozen is AUTO and self.kind == "layers")
+        return self.kind != "full"
 
 
 def check(strategy: Strategy, where: str = "strategy.") -> Strategy:
@@ -61,10 +68,12 @@ def check(strategy: Strategy, where: str = "strategy.") -> Strategy:
     s = strategy
     if s.kind not in KINDS:
         raise UserError(f"{s.kind!r} is not a strategy", where=f"{where}kind", mend=nearest(str(s.kind), KINDS))
-    for name in ("last", "size", "rank", "length"):
+    for name in ("last", "size", "heads", "rank", "length"):
         value = getattr(s, name)
         if type(value) is not int or value < 1:
             raise UserError(f"expected a whole number of at least 1, found {value!r}", where=f"{where}{name}")
+    if s.kind == "pals" and s.size % s.heads:
+        raise UserError(f"{s.size} numbers cannot be shared by {s.heads} heads", where=f"{where}heads")
     if type(s.alpha) not in (int, float) or not 0 < s.alpha < math.inf:
         raise UserError(f"expected a number above 0, found {s.alpha!r}", where=f"{where}alpha")
     if type(s.dropout) not in (int, float) or not 0 <= s.dropout < 1:

@@ -16,14 +16,13 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 
 from bertkin.models.architecture import Architecture
 from bertkin.models.attention import Rotary, Rule, attention, attention_weights, layout_of, rotary_tables
 from bertkin.models.cache import Cache
 from bertkin.models.embeddings import Embeddings
 from bertkin.models.linear import Linear
-from bertkin.models.ops import add_norm, bend, feed_forward, linear, split_heads
+from bertkin.models.ops import add_norm, bend, dropout, feed_forward, linear, split_heads
 from bertkin.text.layout import Layout
 
 Memory = tuple[Tensor, Layout]
@@ -158,6 +157,8 @@ class Block(nn.Module):
         self.cross_norm = _norm(a) if looks else None
         self.feed_forward = FeedForward(a)
         self.feed_forward_norm = _norm(a)
+        self.aside: nn.Module | None = None
+        """Reads what attention reads, and adds to what feed-forward gives, where a strategy put it (`models.pals`)."""
 
     def forward(
         self,
@@ -172,6 +173,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments are as for `Stack.forward`; `asking` is the layout of the asked tokens, where they look at a memory."""
         stream, x = self.read(stream, update)
+        more = None if self.aside is None else self.aside(x, layout, asked)
         y = self._drop(self.attention(x, layout, places, asked, kept))
         stream = stream if asked is None else stream[asked]
         if self.cross is not None:
@@ -182,10 +184,15 @@ class Block(nn.Module):
             stream, x = self._then(stream, y, self.attention_norm)
         if self.pre:
             stream, x = self._then(stream, y, self.feed_forward_norm)
-            return stream, self._drop(self.feed_forward(x))
+            return stream, self._last(x, more)
         if self.cross is not None:
             stream, x = self._then(stream, y, self.cross_norm)
-        return self._then(stream, self._drop(self.feed_forward(x)), self.feed_forward_norm)[0], None
+        return self._then(stream, self._last(x, more), self.feed_forward_norm)[0], None
+
+    def _last(self, x: Tensor, more: Tensor | None) -> Tensor:
+        """What the layer adds last: [n, hidden]."""
+        y = self._drop(self.feed_forward(x))
+        return y if more is None else y + more
 
     def read(self, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream with the update added, and what attention reads of it."""
@@ -200,7 +207,7 @@ class Block(nn.Module):
         return (total, x) if self.pre else (x, x)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return drop(x, self.dropout) if self.training and self.dropout else x
+        return dropout(x, self.dropout) if self.training else x
 
 
 def _norm(a: Architecture) -> nn.LayerNorm:

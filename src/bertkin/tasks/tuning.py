@@ -55,7 +55,7 @@ class Tuning:
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
     merge: bool = False
-    """Save an ordinary folder although the strategy is light (not adapter, prefix or layers)."""
+    """Save an ordinary folder although the strategy is light (not adapter, prefix, layers or pals)."""
     strategy: Strategy = field(default_factory=Strategy)
     """How much of the model is trained."""
     train: Train = field(default_factory=Train)
@@ -71,9 +71,11 @@ FASTER = {
     "layers": 20.0,
     "frozen": 40.0,
     "prefix": 40.0,
+    "pals": 10.0,
 }
-"""How many times the rate of training everything a strategy takes: the less is trained, the more."""
-WRAPPED = ("adapter", "prefix", "layers")
+"""How many times the rate of training everything a strategy takes that leaves the stock as it is: the less is trained, the
+more."""
+WRAPPED = ("adapter", "prefix", "layers", "pals")
 """Strategies whose models are not ordinary ones."""
 
 
@@ -101,7 +103,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     train = fill_auto(
         train,
         optimizer="adamw",
-        lr=min(2e-4, 4e-5 * 768 / a.hidden) * FASTER[tuning.strategy.kind],
+        lr=min(2e-4, 4e-5 * 768 / a.hidden) * (FASTER[tuning.strategy.kind] if tuning.strategy.light else 1.0),
         matrix_lr=1e-3,
         schedule="linear",
         warmup=0.1,

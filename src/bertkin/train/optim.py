@@ -46,6 +46,8 @@ class Slot:
     decayed: bool
     parts: int
     """Matrices that lie stacked in one (q, k and v; value and gate): Muon makes each orthogonal by itself."""
+    updates: int = 0
+    """How many there were: fewer than steps where it is a part of one task of several."""
 
 
 class Optimizer:
@@ -101,6 +103,7 @@ class Optimizer:
         for slot in self.slots:
             if slot.parameter.grad is None:
                 continue
+            slot.updates += 1
             if slot.second is None:
                 matrices.append(slot)
             elif t.optimizer == "lamb":
@@ -113,15 +116,15 @@ class Optimizer:
             if self.average:
                 self.average[slot.name].lerp_(slot.master, 1 - t.ema)
 
-    def _corrections(self) -> tuple[float, float]:
-        return 1 / (1 - BETA1**self.steps), 1 / (1 - self.train.beta2**self.steps)
+    def _corrections(self, slot: Slot) -> tuple[float, float]:
+        return 1 / (1 - BETA1**slot.updates), 1 / (1 - self.train.beta2**slot.updates)
 
     def _adamw(self, slot: Slot, lr: float, clip: float) -> None:
         t, g, w = self.train, slot.parameter.grad, slot.master
         assert g is not None and slot.second is not None
         g = g.contiguous()
         decay = t.weight_decay if slot.decayed else 0.0
-        one, two = self._corrections()
+        one, two = self._corrections(slot)
         eps = EPS[t.optimizer]
         library = kernels.get() if kernels.usable(g) and w.is_contiguous() else None
         if library is not None:
@@ -138,7 +141,7 @@ class Optimizer:
     def _lamb(self, slot: Slot, lr: float, clip: float) -> None:
         assert slot.parameter.grad is not None and slot.second is not None
         self._moments(slot, slot.parameter.grad, clip)
-        one, two = self._corrections()
+        one, two = self._corrections(slot)
         update = slot.first * one / ((slot.second * two).sqrt_().add_(EPS["lamb"]))
         if slot.decayed:
             update.add_(slot.master, alpha=self.train.weight_decay)
@@ -204,6 +207,8 @@ class Optimizer:
             table[f"first/{slot.name}"] = slot.first
             if slot.second is not None:
                 table[f"second/{slot.name}"] = slot.second
+            if slot.updates != self.steps:
+                table[f"updates/{slot.name}"] = torch.tensor(slot.updates)
         return table | {f"average/{name}": tensor for name, tensor in self.average.items()}
 
     @torch.no_grad()
@@ -214,6 +219,8 @@ class Optimizer:
             KeyError, RuntimeError: the state is of another model or optimiser.
         """
         self.steps = steps
+        for slot in self.slots:
+            slot.updates = int(table.get(f"updates/{slot.name}", torch.tensor(steps)))
         for name, tensor in self.state().items():
             tensor.copy_(table[name])
         for slot in self.slots:

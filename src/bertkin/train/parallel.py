@@ -40,14 +40,18 @@ class World:
             dist.barrier()
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up every parameter's gradient over the processes, in float32, in one message."""
+        """Add up every parameter's gradient over the processes, in float32, in one message; one that got none in any of
+        them has none afterwards."""
         if self.size == 1:
             return
         parameters = [p for p in model.parameters() if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters])
+        mine = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
+        got = torch.tensor([float(p.grad is not None) for p in parameters], device=mine[0].device)
+        flat = torch.cat([*mine, got])
         dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = part.view_as(p).to(p.dtype)
+        *parts, got = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for p, part, had in zip(parameters, parts, got.tolist(), strict=True):
+            p.grad = part.view_as(p).to(p.dtype) if had else None
 
     def sum(self, numbers: list[float]) -> list[float]:
         """Each number summed over the processes."""
