@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bertkin.tasks.pairs import Scores
     from bertkin.tasks.predict import Reader
     from bertkin.tasks.prompted import Prompted
+    from bertkin.tasks.sampling import Sampling
     from bertkin.tasks.scoring import Method
     from bertkin.text.store import Store
     from bertkin.text.tokenizer import NormalForm, Tokenizer
@@ -222,10 +223,13 @@ def resume(run: str | Path, *, listener: Listener | None = None) -> Result:
         UserError: not a run folder, or its corpus has changed.
     """
     from bertkin.tasks import finetune as tuning
+    from bertkin.tasks import together
+    from bertkin.tasks.joining import is_together
     from bertkin.train import pretraining
     from bertkin.train.progress import RichListener
 
     go_on = tuning.resume if tuning.is_tuning(Path(run)) else pretraining.resume
+    go_on = together.resume_together if is_together(Path(run)) else go_on
     return go_on(Path(run), listener=listener or RichListener())
 
 
@@ -454,6 +458,51 @@ def finetune(
     return run(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
+def finetune_together(
+    model: str | Path,
+    tasks: str | Path | Mapping[str, Mapping[str, Any]],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    sampling: Sampling = "annealed",
+    strategy: str | Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Fine-tune a pretrained model on several tasks together: one stock, and for each task a head, and whatever the
+    strategy puts around it.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        tasks: a suite (glue, or a YAML file; see `bertkin.tasks.suites`), or for each task by name its fields of
+            `bertkin.tasks.tuning.Tuning`, such as {"films": {"data": "films.tsv"}}.
+        out: the run folder.
+        data: where a suite's data lie; by default beside the YAML file.
+        sampling: how the task of a step is drawn; see `bertkin.tasks.sampling`.
+        strategy, train: as for `finetune`.
+        options: fields that are the same for all tasks: batch, dropout, attention_dropout, length, pooling, skip_bad.
+
+    Raises:
+        UserError: anything about the tasks, their data, the model or the disk.
+    """
+    from bertkin.tasks.joining import recipe_of
+    from bertkin.tasks.suites import read_suite
+    from bertkin.tasks.together import together as run
+    from bertkin.tasks.tuning import Tuning
+    from bertkin.train.progress import RichListener
+
+    how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
+    common = {"model": os.fspath(model), "strategy": dict(how), "train": dict(train or {})}
+    if isinstance(tasks, Mapping):
+        each = {name: from_mapping(Tuning, dict(values), name) for name, values in tasks.items()}
+    else:
+        each = read_suite(tasks, data)
+    recipe = recipe_of(each, from_mapping(Tuning, common | options, "options"), sampling)
+    return run(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+
+
 def predict(
     model: Reader | str | Path, texts: str | Sequence[str | Sequence[str]], *, precision: str = "auto"
 ) -> list[dict[str, Any]]:
@@ -473,6 +522,37 @@ def predict(
     from bertkin.tasks import predict as room
 
     reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    return _said(reader, texts)
+
+
+def predict_all(
+    models: str | Path | Sequence[str | Path],
+    texts: str | Sequence[str | Sequence[str]],
+    *,
+    tasks: str | Sequence[str] = (),
+    precision: str = "auto",
+) -> dict[str, list[dict[str, Any]]]:
+    """What several models answer, light ones of one stock over that stock, which is in memory once.
+
+    Args:
+        models: one or several, each what `predict` takes or the run of tasks that were trained together.
+        texts, precision: as for `predict`.
+        tasks: which of the tasks that were trained together; by default all.
+
+    Returns:
+        What `predict` gives, by the name of the task or the path of the model.
+
+    Raises:
+        UserError: as `predict`; or there is no such task.
+    """
+    from bertkin.tasks.several import open_readers
+
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    readers = open_readers(_listed(models), tasks=names, precision=precision)
+    return {name: _said(reader, texts) for name, reader in readers.items()}
+
+
+def _said(reader: Reader, texts: str | Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
     given = [texts] if isinstance(texts, str) else texts
     groups = [(one,) if isinstance(one, str) else tuple(one) for one in given]
     return [reader.said(group, found) for group, found in zip(groups, reader.predict(groups), strict=True)]

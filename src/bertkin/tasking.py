@@ -38,6 +38,8 @@ def finetune(
     merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
+    together: str | None = None,
+    sampling: Literal["annealed", "proportional", "sqrt", "uniform"] = "annealed",
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -75,13 +77,19 @@ def finetune(
         Save an ordinary folder although the strategy is light.
     overwrite
         Empty the run folder first if it exists.
+    together
+        Several tasks at once over one stock: glue, or a YAML file, a list of tasks with name, data, and perhaps metric,
+        text, text2, label. DATA is then the folder of their data; by default it is beside the YAML file.
+    sampling
+        How the task of a step is drawn by its examples: annealed from proportional to nearly alike; proportional; by the
+        square root; or all alike.
     """
     from dataclasses import replace
 
     from bertkin.tasks.finetune import finetune as run
     from bertkin.tasks.tuning import Tuning
 
-    if not data:
+    if not data and together is None:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
     tuning = Tuning(
         model=model,
@@ -102,8 +110,40 @@ def finetune(
         strategy=replace(Strategy(), **typed(strategy)),
         train=replace(Train(), **typed(train)),
     )
+    if together is not None:
+        _together(tuning, together, sampling, out, quiet=quiet, overwrite=overwrite)
+        return
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
     show(run(tuning, where, listener=listener(quiet), overwrite=overwrite))
+
+
+def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool) -> None:
+    """What `finetune` does with --together."""
+    from dataclasses import replace
+
+    from bertkin.tasks.joining import recipe_of
+    from bertkin.tasks.suites import read_suite
+    from bertkin.tasks.together import together as run
+
+    for name in ("dev", "test", "task", "text", "text2", "label", "metric", "merge"):
+        if getattr(common, name):
+            raise UserError("of one task, not of several together", where=f"--{name}", mend=f"say it in {suite}")
+    if len(common.data) > 1:
+        raise UserError(f"{len(common.data)} folders of data", mend=f"give one, that has the folders of {suite}")
+    tasks = read_suite(suite, common.data[0] if common.data else None)
+    recipe = recipe_of(tasks, replace(common, data=()), sampling)
+    where = out or Path("runs") / Path(suite).stem
+    show_together(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
+
+
+def show_together(result: Any) -> None:
+    """How the fine-tuning of several tasks ended."""
+    from bertkin.tasks.together import table
+
+    print(table(result.run))
+    print(f"{result.step:,} steps · {result.minutes:.1f} minutes")
+    print(f"run      {result.run} (report.html shows how it went)")
+    print(f'next     bertkin predict {result.run} "A text."')
 
 
 def show(result: Any) -> None:
@@ -199,6 +239,8 @@ def predict(
     /,
     *texts: str,
     file: Path | None = None,
+    also: Annotated[list[str] | None, Parameter(negative="")] = None,
+    task: Annotated[list[str] | None, Parameter(negative="")] = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     json: Annotated[bool, Flag] = False,
 ) -> None:
@@ -212,16 +254,27 @@ def predict(
         Texts; where the task takes two, they are parted by a tab. Without any, lines are read from standard input.
     file
         A file with a row on each line, its texts parted by tabs.
+    also
+        Another model to ask; may be given several times. Light ones of one stock have it in memory once.
+    task
+        Of a run of several tasks, one that is asked; may be given several times. By default each is asked that reads as
+        many texts.
     precision
         auto is bfloat16 where the processor gains by it.
     json
         Write a JSON object a line.
     """
     from bertkin.tasks.predict import open_reader
+    from bertkin.tasks.several import ask, open_readers, tasks_in
 
     lines = texts_of(texts, file, "text", "A film to forget.")
-    reader = open_reader(model, precision=precision)
     groups = [line.split("\t") for line in lines]
+    if also or task or tasks_in(model):
+        for one in ask(open_readers([model, *(also or [])], tasks=task or (), precision=precision), groups):
+            name = one["model"]
+            print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
+        return
+    reader = open_reader(model, precision=precision)
     for group, prediction in zip(groups, reader.predict(groups), strict=True):
         told = reader.said(group, prediction)
         print(plain.dumps(told, ensure_ascii=False) if json else _line(told))

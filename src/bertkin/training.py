@@ -262,11 +262,14 @@ def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     run
         The run folder.
     """
-    from bertkin.tasking import show
-    from bertkin.tasks import finetune
+    from bertkin.tasking import show, show_together
+    from bertkin.tasks import finetune, together
+    from bertkin.tasks.joining import is_together
     from bertkin.train import pretraining
 
-    if finetune.is_tuning(run):
+    if is_together(run):
+        show_together(together.resume_together(run, listener=listener(quiet)))
+    elif finetune.is_tuning(run):
         show(finetune.resume(run, listener=listener(quiet)))
     else:
         _show(pretraining.resume(run, listener=listener(quiet)))

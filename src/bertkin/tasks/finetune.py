@@ -24,7 +24,9 @@ from bertkin.errors import UserError
 from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.light import save_light
+from bertkin.models.many import save_apart
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
+from bertkin.models.strategy import TOGETHER
 from bertkin.models.task_heads import TaskModel
 from bertkin.tasks.answering import Prediction, answer_for, answers, loss_of, scores
 from bertkin.tasks.concluding import conclude
@@ -158,6 +160,9 @@ class FineTuning:
         facts = facts | {"task": self.task.to_mapping(), "length": self.tuning.length, "stock": self.tuning.model}
         if self.tuning.strategy.light and not self.tuning.merge:
             save_light(finished, folder, self.stock.resolve(), extra=facts)
+            return
+        if self.tuning.strategy.kind in TOGETHER:
+            save_apart(finished, folder, tokenizer=self.tokenizer, extra=facts)
             return
         if self.tuning.strategy.kind == "lora":
             finished = copy.deepcopy(finished)  # what is being trained stays apart

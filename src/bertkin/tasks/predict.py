@@ -15,7 +15,7 @@ from typing import Any
 from bertkin.errors import UserError
 from bertkin.models.folders import told
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import is_light, open_light
+from bertkin.models.light import is_light, named_stock, open_light
 from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import load_task_model
 from bertkin.models.task_heads import TaskModel
@@ -108,12 +108,14 @@ def open_reader(
     """
     light = next((place for place in (Path(path), Path(path) / "model") if is_light(place)), None)
     config: dict[str, Any] = {}
+    if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
+        raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
     if light is not None:
-        opened, about = open_light(light, stock)
+        opened, _ = open_light(light, stock)
         if not isinstance(opened, TaskModel):
             raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
         model, folder = opened, light
-        whose = about.get("light", {}).get("stock") if not isinstance(stock, str | Path) else stock
+        whose = stock if isinstance(stock, str | Path) else named_stock(light)
         tokenizer = Tokenizer.load(find_folder(str(whose)))
     else:
         folder = find_folder(path)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECIPE, CORPUS, TASK, TESTED = "recipe.yaml", "corpus.json", "task.json", "test.json"
-REVIEW, MISTAKES = "review.json", "mistakes.jsonl"
+REVIEW, MISTAKES, TASKS = "review.json", "mistakes.jsonl", "tasks.json"
 OURS = (
     "checkpoints",
     "model",
@@ -34,6 +34,7 @@ OURS = (
     "log.jsonl",
     "report.html",
     TASK,
+    TASKS,
     TESTED,
     REVIEW,
     MISTAKES,

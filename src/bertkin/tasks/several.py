@@ -1,0 +1,117 @@
+"""Several fine-tuned models asked at once, over one stock in memory.
+
+readers = open_readers(["runs/films", "runs/names"])      folders of light strategies, each over the stock it names
+readers = open_readers(["runs/many"], tasks=["films"])    or the run of several tasks trained together
+
+A stock that several of them name is read once. What each model left as it was is the stock's own memory; what it changed
+or added (adapters, biases, a head) it has to itself. A model that was trained as a whole shares nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertkin.errors import UserError, nearest
+from bertkin.models.folders import find_folder, told
+from bertkin.models.light import answer_told, is_light, named_stock
+from bertkin.models.pretrained_tasks import begin_task_model
+from bertkin.models.task_heads import Answer, TaskModel
+from bertkin.tasks.predict import Reader, open_reader
+from bertkin.train.machine import pick_precision
+
+
+def tasks_in(path: str | Path) -> dict[str, Path]:
+    """The folders of the tasks that were trained together in a run, by name; none where it is another kind of folder."""
+    for folder in (Path(path), Path(path) / "model"):
+        names = told(folder).get("tasks")
+        if isinstance(names, list):
+            return {str(name): folder / str(name) for name in names}
+    return {}
+
+
+def open_readers(
+    models: Sequence[str | Path], *, tasks: Sequence[str] = (), precision: str = "auto"
+) -> dict[str, Reader]:
+    """Open models by name: a run of several tasks as each of them, any other under its own path.
+
+    Args:
+        models: as for `bertkin.tasks.predict.open_reader`, or runs of several tasks.
+        tasks: which of the tasks that were trained together; by default all.
+
+    Raises:
+        UserError: as `open_reader`; a task that is none of them, or two models of one name.
+    """
+    places = _places(models, tasks)
+    lights = {name: light for name, place in places.items() if (light := _light(place)) is not None}
+    stocks: dict[str, TaskModel] = {}
+    for light in lights.values():
+        key = _stock(light)
+        if key is not None and key not in stocks:
+            answers = [answer_told(other) for other in lights.values() if _stock(other) == key]
+            # Tags of an encoder–decoder need its encoder alone, everything else all of it.
+            head = "tokens" if all(answer is not None and answer.head == "tokens" for answer in answers) else "class"
+            stock = begin_task_model(key, Answer(head, 1))
+            stocks[key] = stock.to(pick_precision(precision, "cpu"))
+    found = {}
+    for name, place in places.items():
+        key = _stock(lights[name]) if name in lights else None
+        found[name] = open_reader(place, precision=precision, stock=stocks[key] if key is not None else None)
+    return found
+
+
+def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str | Path]:
+    """Where each model is, by the name it goes under."""
+    places: dict[str, str | Path] = {}
+    known: list[str] = []
+    for path in models:
+        inside = tasks_in(path)
+        known += inside
+        named = {name: folder for name, folder in inside.items() if name in tasks or not tasks}
+        for name, place in named.items() if inside else [(str(path), path)]:
+            whole = name if len(models) == 1 or not inside else f"{path}/{name}"
+            if whole in places:
+                raise UserError("given twice", where=whole)
+            places[whole] = place
+    for name in tasks:
+        if name not in known:
+            mend = nearest(name, known) if known else "several tasks are in the run of `bertkin finetune --together`"
+            raise UserError(f"no task {name!r} here", where="--task", mend=mend)
+    return places
+
+
+def _light(place: str | Path) -> Path | None:
+    return next((folder for folder in (Path(place), Path(place) / "model") if is_light(folder)), None)
+
+
+def _stock(light: Path) -> str | None:
+    """What the stock of a folder of changes is known by here: the same for every way to one folder."""
+    named = named_stock(light)
+    if named is None:
+        return None
+    return str(find_folder(named).resolve()) if Path(named).exists() else named
+
+
+def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """What each model answers to each group of texts, in the order of the groups, as plain data with the model's name.
+
+    A model that reads another number of texts is passed over where there are others that do.
+
+    Raises:
+        UserError: none of them reads so many texts.
+    """
+    able = [[name for name, one in readers.items() if _reads(one, group)] or list(readers) for group in groups]
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in groups]
+    for name, reader in readers.items():
+        mine = [i for i, names in enumerate(able) if name in names]
+        for i, prediction in zip(mine, reader.predict([groups[i] for i in mine]), strict=True):
+            found[i][name] = reader.said(groups[i], prediction)
+    for one in found:
+        yield from ({"model": name} | told for name, told in one.items())
+
+
+def _reads(reader: Reader, group: Sequence[str]) -> bool:
+    if reader.task.output == "choice":
+        return len(group) > 2
+    return len(group) == reader.task.inputs
