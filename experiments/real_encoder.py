@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App
-from sharing import markdown, once, run
+from sharing import markdown, once, picture, run
 from trainer import trained
 from tuned import ALL, Job, Options, answers_of, encoder, finish, price, shown, summary, task, tuned
 
@@ -35,7 +35,8 @@ from bertkin.train.price import spoken
 
 PLAIN = {"lr": 5e-5, "warmup": 0.0, "weight_decay": 0.0, "beta2": 0.999, "schedule": "linear", "optimizer": "adamw"}
 LENGTHS = {"SQuAD": 384}
-SIDES = ("trainer", "same", "default")
+TITLES = {"trainer": "Trainer", "same": "ours, same settings", "default": "ours, default"}
+SIDES = tuple(TITLES)
 SLOWER = 6.0
 """How many times our minutes the Trainer takes, about, for the price."""
 
@@ -128,30 +129,21 @@ def table(rows: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Every seed of every side, by task, as differences to the Trainer's median."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     names = list(content["tasks"])
-    for number, (side, title) in enumerate(
-        zip(SIDES, ("Trainer", "ours, same settings", "ours, default"), strict=True)
-    ):
-        places, gaps = [], []
-        for at, name in enumerate(names):
-            row = content["tasks"][name]
-            for score in row[side]["scores"]:
-                places.append(at + 0.2 * (number - 1))
-                gaps.append(100 * (score - row["trainer"]["median"]))
-        axis.scatter(places, gaps, s=18, label=title, color=f"C{number}")
-    axis.axhline(0, color="grey", linewidth=0.8)
-    axis.set(ylabel="hundredths above the Trainer's median")
-    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axis.grid(alpha=0.3, axis="y")
-    axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with picture(path) as axes:
+        axis = axes[0, 0]
+        for number, side in enumerate(SIDES):
+            places, gaps = [], []
+            for at, name in enumerate(names):
+                row = content["tasks"][name]
+                for score in row[side]["scores"]:
+                    places.append(at + 0.2 * (number - 1))
+                    gaps.append(100 * (score - row["trainer"]["median"]))
+            axis.scatter(places, gaps, s=18, label=TITLES[side], color=f"C{number}")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set(ylabel="hundredths above the Trainer's median")
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axis.legend(fontsize="small")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     ruler = "|---|" + "---:|" * (len(head) - 1)
     head_line, *lines = ("| " + " | ".join(line) + " |" for line in [head, *rows])
     return "\n".join([head_line, ruler, *lines]) + "\n"
+
+
+@contextmanager
+def picture(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 4.5)) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; saved at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    yield axes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def run(app: Callable[[], Any]) -> None:

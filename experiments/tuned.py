@@ -80,17 +80,17 @@ class Options:
     def folder(self, name: str) -> Path:
         return self.out or HERE.parent / "runs" / (name if self.limit is None else f"{name}-trial")
 
-    def chosen(self, names: Iterable[str]) -> list[str]:
-        """The tasks that were asked for, of those there are.
+    def chosen(self, usual: Iterable[str]) -> list[str]:
+        """The tasks that were asked for, or else the usual ones.
 
         Raises:
             UserError: a name that is none.
         """
-        known = list(names)
+        known = list(dict.fromkeys([*usual, *ALL]))
         for one in self.tasks:
             if one not in known:
                 raise UserError(f"no task {one!r}", where="--tasks", mend=nearest(one, known))
-        return list(self.tasks) or known
+        return list(self.tasks or usual)
 
 
 # Models.
@@ -115,6 +115,14 @@ def random_start(model: str, folder: Path, seed: int = 0) -> str:
         initialise(drawn, drawn.architecture, torch.Generator().manual_seed(seed))
         save_model(drawn, folder, tokenizer=Tokenizer.load(find_folder(model)))
     return str(folder)
+
+
+def called(model: str) -> str:
+    """A model's name in keys and tables."""
+    if model == encoder():
+        return "MiniLM"
+    names = [part for part in Path(model).parts if part not in ("run", "model", "/")]
+    return names[-1] if names else "model"
 
 
 # Data.

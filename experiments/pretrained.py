@@ -1,0 +1,105 @@
+"""A pretrained model and a random start of the same shape, fine-tuned alike: training loss and dev score against steps.
+
+    BERTKIN_DATA=shared/data python experiments/pretrained.py --models runs/mine --price
+    BERTKIN_DATA=shared/data python experiments/pretrained.py --tasks CoLA --seeds 1
+
+Both begin with the same tokenizer, rows and recipe (`bertkin finetune`'s own); the random start's weights are drawn as
+they are for pretraining. The real encoder is always among the models.
+
+Results go into pretrained.json and pretrained.png beside this file, and as a table into docs/results-finetuning.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from sharing import markdown, picture, run
+from tuned import Job, Options, called, carried_out, encoder, finish, random_start, shown, summary, task
+
+from bertkin.config import Train
+
+TASKS = ("CoLA", "MRPC", "UD-English")
+STARTS = ("pretrained", "random")
+POINTS = 20
+"""Evaluations of a training."""
+app = App(help_format="plaintext")
+
+
+@app.default
+def main(
+    options: Options = Options(),  # noqa: B008
+    *,
+    models: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+) -> None:
+    """Every model, task, start and seed that is not there yet; then all of them, written down.
+
+    Parameters
+    ----------
+    models
+        Run or model folders besides the real encoder.
+    """
+    folder = options.folder("pretrained")
+    jobs = []
+    for model, stock in {called(model): model for model in (encoder(), *models)}.items():
+        for name in options.chosen(TASKS):
+            for start in STARTS:
+                for seed in range(options.seeds):
+                    drawn = folder / "random" / model / str(seed)
+                    begun = stock if start == "pretrained" else random_start(stock, drawn, seed)
+                    train = Train(seed=seed, eval_every=1 / POINTS, epochs=options.epochs)  # type: ignore[arg-type]
+                    tuning = replace(task(name, options, folder), model=begun, train=train)
+                    jobs.append(Job((model, name, start, str(seed)), tuning))
+    results = carried_out(jobs, options, folder)
+    content: dict[str, Any] = {}
+    for model, name, start, _ in results:
+        same = [found for key, found in results.items() if key[:3] == (model, name, start)]
+        row = summary(same) | {what: over_seeds([one[what] for one in same]) for what in ("curve", "losses")}
+        content.setdefault(model, {}).setdefault(name, {})[start] = row
+    finish("pretrained", options, {"models": content}, table(content), draw)
+
+
+def over_seeds(curves: list[list[list[float]]]) -> list[list[float]]:
+    """[step, mean over seeds] at the steps of the first, of curves [step, value] that may be told at other steps."""
+    import numpy as np
+
+    steps = [step for step, _ in curves[0]]
+    values = [np.interp(steps, *zip(*curve, strict=True)) for curve in curves]
+    return [[step, round(float(value), 5)] for step, value in zip(steps, np.mean(values, axis=0), strict=True)]
+
+
+def table(content: dict[str, Any]) -> str:
+    """A line a model and task: both scores, both losses at the end, and when the pretrained one passes the other's best."""
+    rows = []
+    for model, found in content.items():
+        for name, one in found.items():
+            before, random = one["pretrained"], one["random"]
+            best = max(value for _, value in random["curve"])
+            passed = next((step for step, value in before["curve"] if value > best), None)
+            ends = [f"{statistics.mean(value for _, value in side['losses'][-5:]):.3f}" for side in (before, random)]
+            when = "never" if passed is None else f"{passed:,} of {before['curve'][-1][0]:,}"
+            title = f"{model}, {name} ({before['metric']})"
+            rows.append([title, shown(before), shown(random), *ends, when])
+    head = ["model, task", "pretrained", "random start", "training loss, pretrained", "random start"]
+    return markdown([*head, "passes the random start's best at step"], rows)
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """A row a model and task; training loss on the left, dev score on the right."""
+    rows = [(model, name, one) for model, found in content["models"].items() for name, one in found.items()]
+    with picture(path, len(rows), 2, (10, 3.2 * len(rows))) as axes:
+        for line, (model, name, one) in zip(axes, rows, strict=True):
+            for colour, start in enumerate(STARTS):
+                for axis, what in zip(line, ("losses", "curve"), strict=True):
+                    steps, values = zip(*one[start][what], strict=True)
+                    axis.plot(steps, values, color=f"C{colour}", label=start, linewidth=1.2)
+            line[0].set(xlabel="steps", ylabel="training loss (nats)", title=f"{model}, {name}")
+            line[1].set(xlabel="steps", ylabel=f"dev {one['pretrained']['metric']}")
+            line[0].legend(fontsize="small")
+
+
+if __name__ == "__main__":
+    run(app)
