@@ -287,6 +287,12 @@ def test_shares_of_layers_are_drawn(desk: Path, tmp_path: Path) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "bertkin" and "Only what changed" in card
 
 
+def test_the_report_follows_the_score_that_counts(desk: Path, tmp_path: Path) -> None:
+    finetune(plan(desk, metric="matthews", train={"steps": 2}), tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>matthews</dt>" in page and "matthews by step" in page and "accuracy by step" not in page
+
+
 def test_people_are_told_the_worst_and_what_is_degenerate(desk: Path, tmp_path: Path) -> None:
     heard = Heard()
     finetune(plan(desk, train={"steps": 1, "lr": 1e-9}), tmp_path / "run", listener=heard)

@@ -1,5 +1,5 @@
 """report.html: one self-contained page that shows a run, made of its recipe.yaml, its log.jsonl and, of a fine-tuning, its
-review.json, and of nothing else."""
+task.json and review.json, and of nothing else."""
 
 from __future__ import annotations
 
@@ -39,33 +39,37 @@ def write_report(run: str | Path) -> Path:
 
 
 def _review(run: Path) -> Record:
-    """What was found of a fine-tuning's answers; {} where that is not known."""
-    try:
-        found = json.loads((run / "review.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Of a fine-tuning: what it is of and, at its end, what was found of its answers; {} of others."""
+    found: Record = {}
+    for name in ("task.json", "review.json"):
+        try:
+            told = json.loads((run / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found |= told if isinstance(told, dict) else {}
+    return found
 
 
 def page(name: str, recipe: str, records: list[Record], review: Record | None = None) -> str:
     """The page as HTML.
 
     Args:
-        review: of a fine-tuning, what `bertkin.tasks.review` found of its answers.
+        review: of a fine-tuning, its task, and what `bertkin.tasks.review` found of its answers.
     """
     named = dict(line.strip().split(": ", 1) for line in recipe.splitlines() if ": " in line)
     preset, kind = named.get("preset", ""), named.get("kind", "masked")
     verb = "generate" if kind in WRITERS else "fill"
-    about, asked = f"{preset} · grown with bertkin", ASKED.get(kind, "")
+    about, asked, headline = f"{preset} · grown with bertkin", ASKED.get(kind, ""), "accuracy"
     if "pooling" in named:  # a fine-tuning; its kind is that of its strategy
         stock = Path(named.get("model", ""))
         stock = stock.parent if stock.name == "model" else stock
         verb, about = "predict", f"{stock.name} · fine-tuned with bertkin · {kind}"
-        asked = str(((review or {}).get("task") or {}).get("metric", ""))
+        task = (review or {}).get("task")
+        asked, headline = "", str(task.get("metric", headline)) if isinstance(task, dict) else headline
     body = [
         f"<h1>{escape(name)}</h1><p class=quiet>{escape(about)}</p>",
-        _tiles(records),
-        f'<div class="charts">{"".join(_figures(records, asked))}</div>',
+        _tiles(records, headline),
+        f'<div class="charts">{"".join(_figures(records, asked, headline))}</div>',
         sections(review or {}),
         _changes(records),
         _samples(records),
@@ -116,7 +120,7 @@ def _loss(records: list[Record], style: str = "") -> str:
     return svg(curves, label="loss by step", x_form=_steps, y_form=lambda y: f"{y:.4g}", style=style)
 
 
-def _figures(records: list[Record], asked: str) -> list[str]:
+def _figures(records: list[Record], asked: str, headline: str) -> list[str]:
     accuracy = [
         Curve("training accuracy", series(records, "step", "accuracy")),
         Curve("held-out accuracy", series(records, "evaluation", "accuracy"), accent=True),
@@ -132,20 +136,25 @@ def _figures(records: list[Record], asked: str) -> list[str]:
         curve = Curve(name, series(records, "step", field))
         return svg([curve], label=f"{name} by step", x_form=_steps, y_form=lambda y: format(y, form))
 
-    both = f"<span class=faint>training</span>; <b class=strong>held-out</b>, {asked}"
+    both = "<span class=faint>training</span>; <b class=strong>held-out</b>" + (f", {asked}" if asked else "")
+    score = one(
+        "Accuracy",
+        both,
+        svg(accuracy, label="accuracy by step", x_form=_steps, y_form=lambda y: f"{y:.0%}", levels=levels),
+    )
+    if headline != "accuracy":
+        curve = Curve(f"held-out {headline}", series(records, "evaluation", headline), accent=True)
+        chart = svg([curve], label=f"{headline} by step", x_form=_steps, y_form=lambda y: f"{y:.3g}")
+        score = one(escape(headline), "<b class=strong>held-out</b>", chart)
     return [
         one("Loss", both, _loss(records)),
-        one(
-            "Accuracy",
-            both,
-            svg(accuracy, label="accuracy by step", x_form=_steps, y_form=lambda y: f"{y:.0%}", levels=levels),
-        ),
+        score,
         one("Learning rate", "", alone("lr", "learning rate", ".2g")),
         one("Throughput", "tokens a second", alone("tokens_per_second", "tokens a second", ",.0f")),
     ]
 
 
-def _tiles(records: list[Record]) -> str:
+def _tiles(records: list[Record], headline: str) -> str:
     """The figures people ask for first."""
     evaluations = [r for r in records if r.get("kind") == "evaluation"]
     last = next((r for r in reversed(records) if r.get("kind") in ("step", "evaluation")), {})
@@ -153,8 +162,8 @@ def _tiles(records: list[Record]) -> str:
     tiles: list[tuple[str, str]] = []
     if evaluations and _is_number(evaluations[-1].get("loss")):
         tiles += [("held-out loss", f"{evaluations[-1]['loss']:.3f}")]
-    if evaluations and _is_number(evaluations[-1].get("accuracy")):
-        tiles += [("accuracy", f"{evaluations[-1]['accuracy']:.1%}")]
+    if evaluations and _is_number(evaluations[-1].get(headline)):
+        tiles += [(escape(headline), format(evaluations[-1][headline], ".1%" if headline == "accuracy" else ".3f"))]
     for name, field, form in (("steps", "step", ",.0f"), ("tokens", "tokens", ",.0f"), ("minutes", "minutes", ".1f")):
         if _is_number(last.get(field)):
             tiles.append((name, format(last[field], form)))
