@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +278,38 @@ def test_the_cards_command_makes_the_same_model(desk: Path, tmp_path: Path, monk
     assert main([*words[1:], "--quiet"]) == 0
     first, second = (load_file(Path(name) / "model" / "model.safetensors") for name in ("run", "again"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("kind", ["classes", "choice", "span", "tokens", "score"])
+def test_every_kind_of_answer_has_a_card_and_a_report(desk: Path, tmp_path: Path, kind: str) -> None:
+    draw, rows = random.Random(2), []
+    for number in range(40):
+        word = draw.choice(["fine", "dull"])
+        text = f"film {number} was {word}"
+        rows.append(
+            {
+                "classes": {"text": text, "labels": ["any", word][number % 2 :]},
+                "choice": {"question": text, "choices": ["fine", "dull"], "answer": number % 2},
+                "span": {"question": "how ?", "context": text, "answers": {"text": [word], "answer_start": [text.index(word)]}},
+                "tokens": {"tokens": text.split(), "ner_tags": ["O", draw.choice(["O", "B-N"]), "O", "B-A"]},
+                "score": {"text": text, "score": number / 8},
+            }[kind]
+        )  # fmt: skip
+    data = tmp_path / "some rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    finetune(replace(plan(desk, train={"steps": 2}), data=(str(data),), length=32), tmp_path / "run")
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    front, told = yaml.safe_load(card.split("---\n")[1]), json.loads((tmp_path / "run" / "review.json").read_text())
+    assert told["task"]["output"] == kind and front["metrics"] == list(told["dev"]["scores"])
+    assert told["mistakes"] == len((tmp_path / "run" / "mistakes.jsonl").read_text().splitlines()) > 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "What it answers" in page and "Worst mistakes" in page
+    for tag in ("table", "tr", "td", "th", "section", "figure", "svg", "div"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>")
+    code = block(card, "python")
+    compile(code, "card", "exec")
+    words = shlex.split(card.split("## Make it again\n\n```\n")[1].split("```")[0].replace("\\\n", " "))
+    assert str(data) in words
 
 
 def test_shares_of_layers_are_drawn(desk: Path, tmp_path: Path) -> None:

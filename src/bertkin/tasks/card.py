@@ -159,14 +159,14 @@ def _transformers(found: Gathered, out: Path) -> str:
     if config.get("model_type") == OURS or end is None:
         return ""
     auto = {"ForConditionalGeneration": "ForSeq2SeqLM", "LMHeadModel": "ForCausalLM"}.get(end[0], end[0])
-    where = shown(folder)
+    where = json.dumps(shown(folder), ensure_ascii=False)
     asked = '"A text."' if task.inputs == 1 else ", ".join(f'"Text {at + 1}."' for at in range(task.inputs))
     read = f'tokenizer({asked}, return_tensors="pt")'
     use = "" if task.output in ("choice", "sequence") else f"outputs = model(**{read})\n"
     return (
         f"\n```python\nfrom transformers import AutoModel{auto}, AutoTokenizer\n\n"
-        f'model = AutoModel{auto}.from_pretrained("{where}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{where}")\n{use}```\n'
+        f"model = AutoModel{auto}.from_pretrained({where})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({where})\n{use}```\n"
     )
 
 
