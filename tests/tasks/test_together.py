@@ -253,6 +253,7 @@ def test_a_single_task_may_train_its_stock_with_its_attention(stock: Path, tmp_p
         ("{name: stock, data: class.tsv}", "cannot be a task's folder"),
         ("{name: films, data: class.tsv, batch: 4}", "films: batch: the same for all tasks"),
         ("{name: films, data: class.tsv, train: {steps: 2}}", "films: train: the same for all tasks"),
+        ("{name: films, data: class.tsv}\n- {name: films, data: places.conll}", "two tasks are called 'films'"),
         ("{name: films, data: class.tsv, lenght: 4}", "unknown field 'lenght'"),
     ],
 )

@@ -119,7 +119,9 @@ def save_apart(model: TaskModel, folder: str | Path, *, tokenizer: Any, extra: M
     Raises:
         UserError: the disk refuses.
     """
-    save_stock(beside(model, model.answer), Path(folder) / STOCK, tokenizer)
+    plain = beside(model, model.answer)
+    assert isinstance(plain, TaskModel)
+    save_stock(plain, Path(folder) / STOCK, tokenizer)
     save_light(apart(model), folder, STOCK, extra=extra)
 
 
@@ -129,6 +131,7 @@ def apart(model: TaskModel) -> TaskModel:
     strategy = _strategy(model)
     kept = Strategy("frozen") if strategy.kind == "full" else replace(strategy, frozen=True)
     made = beside(model, model.answer)
+    assert isinstance(made, TaskModel)
     apply(made, kept)
     weights = dict(model.named_parameters())
     restore(made, {name: weights[name] for name, p in made.named_parameters() if p.requires_grad})
@@ -137,6 +140,9 @@ def apart(model: TaskModel) -> TaskModel:
 
 def save_stock(model: Many | TaskModel, folder: str | Path, tokenizer: Any = None) -> None:
     """Write a stock without any head, in float32, as a folder that transformers opens with AutoModel.
+
+    Args:
+        model: with nothing put around its stack.
 
     Raises:
         UserError: the disk refuses.

@@ -17,7 +17,7 @@ from bertkin.errors import UserError, nearest
 from bertkin.models.folders import find_folder, told
 from bertkin.models.light import answer_told, is_light, named_stock
 from bertkin.models.pretrained_tasks import begin_task_model
-from bertkin.models.task_heads import Answer, TaskModel
+from bertkin.models.task_heads import Answer, Head, TaskModel
 from bertkin.tasks.predict import Reader, open_reader
 from bertkin.train.machine import pick_precision
 
@@ -51,7 +51,9 @@ def open_readers(
         if key is not None and key not in stocks:
             answers = [answer_told(other) for other in lights.values() if _stock(other) == key]
             # Tags of an encoder–decoder need its encoder alone, everything else all of it.
-            head = "tokens" if all(answer is not None and answer.head == "tokens" for answer in answers) else "class"
+            head: Head = (
+                "tokens" if all(answer is not None and answer.head == "tokens" for answer in answers) else "class"
+            )
             stock = begin_task_model(key, Answer(head, 1))
             stocks[key] = stock.to(pick_precision(precision, "cpu"))
     found = {}

@@ -148,10 +148,12 @@ def entries_of(suite: str | Path) -> Sequence[Entry]:
     rows = load_yaml(path, f"no suite {str(path)!r}", f"{known} A YAML file will do too")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list of tasks, each with name and data", where=path)
-    entries = []
+    entries: list[Entry] = []
     for row in rows:
         if not isinstance(row.get("name"), str) or not isinstance(row.get("data"), str):
             raise UserError(f"a task without name or data: {row!r}", where=path)
+        if row["name"] in [entry.name for entry in entries]:
+            raise UserError(f"two tasks are called {row['name']!r}", where=path, mend="give each a name of its own")
         options = {name: value for name, value in row.items() if name not in ("name", "data", "metric", "human")}
         entries.append(Entry(row["name"], row["data"], str(row.get("metric", "")), options, row.get("human")))
     return entries

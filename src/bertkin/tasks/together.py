@@ -189,7 +189,8 @@ class Joint:
         trained, parameters = trainable(model)
         shared = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("stack.", "source.")))
         how = "left as it is" if self.recipe.strategy.light else "trained"
-        said.append(f"stock       {shared:,} parameters, once for {len(self.works)} tasks, {how}")
+        own = (parameters - shared) // len(self.works)
+        said.append(f"stock       {shared:,} parameters, once, {how}; about {own:,} are each task's own")
         said.append(f"strategy    {self.recipe.strategy.kind}: {trained:,} of {parameters:,} are trained")
         return said
 
