@@ -19,7 +19,7 @@ Results go into dna.json and dna.png beside this file, and as a table into docs/
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,9 +53,18 @@ ANY = "any"
 app = App(help_format="plaintext")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Folded(Options):
+    """A seed for each fold."""
+
+    seeds: int = FOLDS
+    """Folds that are held out, one after the other."""
+
+
 @app.default
 def main(
-    options: Options = Options(seeds=FOLDS),  # noqa: B008
+    options: Folded = Folded(),
     *,
     models: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     words: tuple[str, str, str, str] = ("air", "city", "gold", "time"),

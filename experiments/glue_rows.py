@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
-from tuned import ALL, Job, Options, carried_out, finish, random_start, shown, summary, task
+from tuned import ALL, Job, Options, carried_out, finish, headless, random_start, shown, summary, task
 
 from bertkin.config import Train, to_mapping
-from bertkin.models.pretrained import find_folder, load_model
+from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import measure
@@ -91,7 +91,7 @@ def _averaged(tuning: Tuning) -> dict[str, Any]:
 
     splits = read_data(tuning)
     said, train, dev = splits.train.task, splits.train.examples, splits.dev.examples
-    weights = load_model(tuning.model).state_dict()
+    weights = headless(tuning.model).state_dict()
     vectors = next(value for name, value in weights.items() if name.endswith("embeddings.tokens")).float().numpy()
     tokenizer = Tokenizer.load(find_folder(tuning.model))
     linear = Ridge() if said.output == "score" else LogisticRegression(max_iter=1000)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +28,7 @@ from sharing import data, once, written
 from bertkin.config import to_mapping
 from bertkin.errors import UserError, nearest
 from bertkin.models.adapt import apply, trainable
+from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model, save_model
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.transformer import initialise
@@ -108,10 +110,17 @@ def encoder() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
+def headless(model: str) -> LanguageModel:
+    """A pretrained model of which no head is wanted: that it has none is not worth a word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load_model(model)
+
+
 def random_start(model: str, folder: Path, seed: int = 0) -> str:
     """A model folder of the same shape and tokenizer, its weights drawn anew; made once."""
     if not (folder / "config.json").exists():
-        drawn = load_model(model)
+        drawn = headless(model)
         initialise(drawn, drawn.architecture, torch.Generator().manual_seed(seed))
         save_model(drawn, folder, tokenizer=Tokenizer.load(find_folder(model)))
     return str(folder)
