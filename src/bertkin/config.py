@@ -179,6 +179,11 @@ class Train:
     """Share of the budget spent warming up."""
     decay: float = 0.3
     """Share of the budget over which wsd falls."""
+    layer_decay: float = 1.0
+    """Rate of each layer as a share of that of the layer above it; 1 for one rate (ULMFiT, Howard & Ruder 2018)."""
+    unfreeze: float = 0.0
+    """Share of the budget over which layers begin to learn one after the other, from the top, the embeddings last; 0 for
+    all from the start."""
     weight_decay: float = AUTO
     """Decoupled weight decay, on matrices only."""
     beta2: float = AUTO
@@ -195,6 +200,10 @@ class Train:
     """Evaluate every this many steps, or, below 1, every such share of the budget."""
     eval_rows: int = 256
     """Held-out rows an evaluation reads."""
+    patience: int = 0
+    """Stop after this many evaluations without a better score; 0 for never."""
+    final: Literal["best", "last"] = AUTO
+    """Weights that are there at the end: those of the best evaluation (fine-tuning) or the last ones (pretraining)."""
     checkpoint_every: int = AUTO
     """Write a checkpoint every this many steps; by default about every 2 minutes."""
     keep: int = 2

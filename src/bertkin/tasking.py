@@ -15,7 +15,11 @@ from bertkin.options import given, typed
 from bertkin.terminal import Flag, Quiet, lines_of, listener, texts_of
 
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
-TuneOptions = given(Train, leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"])
+TuneOptions = given(
+    Train,
+    leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"],
+    short=["patience", "final", "layer_decay", "unfreeze"],
+)
 
 
 def finetune(
@@ -34,6 +38,9 @@ def finetune(
     length: int | None = None,
     pooling: Literal["first", "last", "mean", "max", "attention"] | None = None,
     dropout: float = 0.1,
+    class_weights: str = "none",
+    crf: Annotated[bool, Flag] = False,
+    reinit: int = 0,
     skip_bad: Annotated[bool, Flag] = False,
     merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
@@ -71,6 +78,12 @@ def finetune(
         How a sequence becomes one state.
     dropout
         After embeddings, attention and feed-forward.
+    class_weights
+        What classes or tags count for in the loss: none, balanced (rare ones more), or numbers as good=1,bad=4.
+    crf
+        Score the tags of a sentence together, and choose none that cannot follow.
+    reinit
+        Draw so many layers from the top anew before training.
     skip_bad
         Leave unusable rows out instead of stopping at the first.
     merge
@@ -105,6 +118,9 @@ def finetune(
         length=length,  # type: ignore[arg-type]
         pooling=pooling,  # type: ignore[arg-type]
         dropout=dropout,
+        class_weights=class_weights,
+        crf=crf,
+        reinit=reinit,
         skip_bad=skip_bad,
         merge=merge,
         strategy=replace(Strategy(), **typed(strategy)),
@@ -125,7 +141,7 @@ def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet
     from bertkin.tasks.suites import read_suite
     from bertkin.tasks.together import together as run
 
-    for name in ("dev", "test", "task", "text", "text2", "label", "metric", "merge"):
+    for name in ("dev", "test", "task", "text", "text2", "label", "metric", "merge", "reinit"):
         if getattr(common, name):
             raise UserError("of one task, not of several together", where=f"--{name}", mend=f"say it in {suite}")
     if len(common.data) > 1:
@@ -148,9 +164,9 @@ def show_together(result: Any) -> None:
 
 def show(result: Any) -> None:
     """How a fine-tuning ended."""
-    from bertkin.train.state import read_log
+    from bertkin.train.state import kept_evaluation, read_log
 
-    last = [record for record in read_log(result.run) if record.get("kind") == "evaluation"][-1]
+    last = kept_evaluation(read_log(result.run)) or {}
     headline = plain.loads((result.run / "task.json").read_text(encoding="utf-8"))["task"]["metric"]
     hidden = {"kind", "step", "tokens", "minutes", "loss", "accuracy"} - {headline}
     scores = {name: value for name, value in last.items() if name not in hidden}

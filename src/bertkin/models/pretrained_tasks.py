@@ -116,7 +116,7 @@ def shared(a: Architecture, answer: Answer) -> bool:
     """Whether transformers has a class for a model with this head."""
     usual = answer.pooling == usual_pooling(a) or answer.head in ("tokens", "span")
     told = usual or (a.family == "modern" and answer.pooling == "mean")
-    return told and write_config(a)["model_type"] != OURS
+    return told and not answer.crf and write_config(a)["model_type"] != OURS
 
 
 def _read(path: str | Path, answer: Answer) -> TaskModel:

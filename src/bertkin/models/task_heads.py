@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
+from bertkin.models.crf import Crf
 from bertkin.models.ops import add_norm, linear
 from bertkin.models.transformer import Stack
 from bertkin.text.layout import Layout
@@ -57,6 +58,8 @@ class Answer:
     """Scores of a sequence or token; 1 for choice, 2 for span."""
     pooling: Pooling = "first"
     """How a sequence becomes one state (class, choice)."""
+    crf: bool = False
+    """tokens: whether the tags of a sequence are scored together (`bertkin.models.crf`)."""
 
 
 def usual_pooling(a: Architecture) -> Pooling:
@@ -125,6 +128,8 @@ class TaskModel(nn.Module):
         self.dense = nn.Linear(a.hidden, a.hidden, bias=a.head_bias) if bend.act != "none" else None
         self.norm = nn.LayerNorm(a.hidden, eps=a.norm_eps, bias=a.norm_bias) if bend.norm else None
         self.classifier = nn.Linear(a.hidden, answer.outputs, bias=bend.bias)
+        self.crf = Crf(answer.outputs) if answer.crf else None
+        """Over the scores, in the loss and where tags are chosen; `forward` gives them without it."""
         self.tie()
 
     def tie(self) -> None:

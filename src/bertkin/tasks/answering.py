@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bertkin.models.crf import Chain, Crf
 from bertkin.models.task_heads import Answer, Head, Pooling, TaskModel
 from bertkin.tasks.encoding import Row, Rows, alike, packed
 from bertkin.tasks.task import Task
@@ -27,23 +28,34 @@ HEADS: dict[str, Head] = {
 """The head that answers each output."""
 
 
-def answer_for(task: Task, pooling: Pooling) -> Answer:
+def answer_for(task: Task, pooling: Pooling, *, crf: bool = False) -> Answer:
     """What a model must answer for a task."""
     outputs = {"class": len(task.labels), "classes": len(task.labels), "tokens": len(task.labels), "span": 2}
-    return Answer(HEADS[task.output], outputs.get(task.output, 1), pooling)
+    return Answer(HEADS[task.output], outputs.get(task.output, 1), pooling, crf and task.output == "tokens")
 
 
-def loss_of(task: Task, scores: Tensor, rows: Sequence[Row], layout: Layout) -> tuple[Tensor, Tensor, int]:
+def loss_of(
+    task: Task,
+    scores: Tensor,
+    rows: Sequence[Row],
+    layout: Layout,
+    *,
+    weights: Tensor | None = None,
+    crf: Crf | None = None,
+) -> tuple[Tensor, Tensor, int]:
     """The summed loss in float32, how many answers are right, and of how many.
 
     Args:
         scores: what the model gives for the packed rows.
         rows: whole examples, every one with a target.
+        weights: of the classes or tags, float32 [classes].
+        crf: what scores the tags of a row together, for tokens.
     """
     device, scores = scores.device, scores.float()
     if task.output == "class":
         targets = torch.tensor([row.target for row in rows], device=device)
-        return F.cross_entropy(scores, targets, reduction="sum"), (scores.argmax(-1) == targets).sum(), len(rows)
+        loss = F.cross_entropy(scores, targets, weights, reduction="sum")
+        return loss, (scores.argmax(-1) == targets).sum(), len(rows)
     if task.output == "classes":
         wanted = torch.zeros_like(scores)
         for i, row in enumerate(rows):
@@ -65,7 +77,11 @@ def loss_of(task: Task, scores: Tensor, rows: Sequence[Row], layout: Layout) -> 
         places = np.concatenate([row.places + start for row, start in zip(rows, starts, strict=True)])
         targets = torch.from_numpy(np.concatenate([row.target for row in rows])).to(device)
         picked = scores[torch.from_numpy(places).to(device)]
-        return F.cross_entropy(picked, targets, reduction="sum"), (picked.argmax(-1) == targets).sum(), len(targets)
+        if crf is not None:
+            loss = crf(picked, targets, [len(row.places) for row in rows])
+        else:
+            loss = F.cross_entropy(picked, targets, weights, reduction="sum")
+        return loss, (picked.argmax(-1) == targets).sum(), len(targets)
     wanted = torch.tensor([row.target for row in rows], device=device)
     lowest = torch.finfo(scores.dtype).min
     first, last = (layout.padded(scores[:, i], lowest) for i in (0, 1))
@@ -120,11 +136,18 @@ LONGEST_ANSWER = 30
 
 
 def answers(
-    task: Task, rows: Rows, found: Sequence[np.ndarray], *, top: int = 5, no_answer: float | None = None
+    task: Task,
+    rows: Rows,
+    found: Sequence[np.ndarray],
+    *,
+    top: int = 5,
+    no_answer: float | None = None,
+    chain: Chain | None = None,
 ) -> list[Prediction]:
     """An answer for each example.
 
     Args:
+        chain: of a model with a CRF, what its tags may follow, and how gladly (`bertkin.tasks.chaining`).
         no_answer: a span is given only where it beats "no answer" by this much; None where there always is one.
     """
     out = []
@@ -145,7 +168,8 @@ def answers(
             value = float(given[0][0])
             out.append(Prediction(min(max(value, task.low), task.high) if task.high > task.low else value, 1.0))
         elif task.output == "tokens":
-            out.append(_tags([rows.rows[i] for i in mine], given, len(rows.examples[number].label or ()), outside))
+            words = len(rows.examples[number].label or ())
+            out.append(_tags([rows.rows[i] for i in mine], given, words, outside, chain))
         else:
             out.append(_span([rows.rows[i] for i in mine], given, rows, number, top, no_answer))
     return out
@@ -164,14 +188,19 @@ def _ranked(scores: np.ndarray, top: int) -> Prediction:
     return Prediction(best[0][0], best[0][1], best)
 
 
-def _tags(rows: Sequence[Row], found: Sequence[np.ndarray], words: int, outside: int) -> Prediction:
+def _tags(
+    rows: Sequence[Row], found: Sequence[np.ndarray], words: int, outside: int, chain: Chain | None
+) -> Prediction:
     words = max([words, *(int(row.words.max()) + 1 for row in rows if len(row.words))])
     tags, sure = np.full(words, outside, np.int64), 1.0
-    for row, scores in zip(rows, found, strict=True):
-        if len(row.places):
-            picked = scores[row.places]
-            tags[row.words] = picked.argmax(-1)
-            sure = min(sure, float(min(_softmax(one).max() for one in picked)))
+    picked = [(row.words, scores[row.places]) for row, scores in zip(rows, found, strict=True) if len(row.places)]
+    if chain is not None and picked:  # through all windows: their words are in order, and each is in one
+        best, chances = chain.decode(np.concatenate([scores for _, scores in picked]))
+        tags[np.concatenate([places for places, _ in picked])] = best
+        return Prediction(tuple(tags.tolist()), float(chances.min()))
+    for places, scores in picked:
+        tags[places] = scores.argmax(-1)
+        sure = min(sure, float(min(_softmax(one).max() for one in scores)))
     return Prediction(tuple(tags.tolist()), sure)
 
 

@@ -23,17 +23,20 @@ import torch
 from bertkin.errors import UserError
 from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.continuing import set_dropout
+from bertkin.models.levels import redraw
 from bertkin.models.light import save_light
 from bertkin.models.many import save_apart
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
 from bertkin.models.strategy import TOGETHER
-from bertkin.models.task_heads import TaskModel
+from bertkin.models.task_heads import Answer, TaskModel
 from bertkin.tasks.answering import Prediction, answer_for, answers, loss_of, scores
+from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.concluding import conclude
 from bertkin.tasks.encoding import Row, Rows, packed
 from bertkin.tasks.gathering import Gathered, gather
-from bertkin.tasks.metrics import measure
+from bertkin.tasks.metrics import measure, metric
 from bertkin.tasks.tuning import Tuning, load_tuning
+from bertkin.tasks.weighing import weights_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
 from bertkin.train.folder import RECIPE, TASK, begun, refuse_existing
@@ -81,9 +84,18 @@ class FineTuning:
         self.tokenizer, self.stock, self.device = found.tokenizer, found.stock, device
         self.examples, self.dev = found.train, found.dev
         self.kind: str = found.task.output
+        weights = weights_of(self.tuning.class_weights, self.task, self.examples.examples)
+        self.weights = None if weights is None else torch.tensor(weights, device=device)
+
+    @property
+    def answer(self) -> Answer:
+        """What a model is asked."""
+        return answer_for(self.task, self.tuning.pooling, crf=self.tuning.crf)
 
     def first_model(self) -> TaskModel:
-        model = begin_task_model(self.stock, answer_for(self.task, self.tuning.pooling), seed=self.train.seed)
+        model = begin_task_model(self.stock, self.answer, seed=self.train.seed)
+        if self.tuning.reinit:
+            redraw(model, model.architecture, self.tuning.reinit, self.train.seed)
         set_dropout(model, self.tuning.dropout, self.tuning.attention_dropout)
         apply(model, self.tuning.strategy)
         return model
@@ -117,7 +129,8 @@ class FineTuning:
 
     def learn(self, model: TaskModel, part: TaskBatch, counts: tuple[int, int], sums: list[float]) -> None:
         ids, layout = packed(part.rows, self.device)
-        loss, right, _ = loss_of(self.task, model(ids, layout), part.rows, layout)
+        how: Any = {"weights": self.weights, "crf": model.crf}
+        loss, right, _ = loss_of(self.task, model(ids, layout), part.rows, layout, **how)
         (loss / max(counts[0], 1)).backward()  # type: ignore[no-untyped-call]
         sums[0] += float(loss.detach())
         sums[1] += float(right)
@@ -126,24 +139,27 @@ class FineTuning:
         """Nothing to share."""
 
     def evaluate(self, model: TaskModel, world: World) -> dict[str, float]:
-        """Loss and metrics on the dev examples, in every process alike."""
-        return self.measured(model, self.dev)
+        """Loss and metrics on the dev examples, in every process alike; the headline tells the best."""
+        found = self.measured(model, self.dev)
+        sign = 1 if metric(self.task.metric, self.task).higher else -1
+        return found | {"score": sign * found[self.task.metric]}
 
     def measured(self, model: TaskModel, rows: Rows) -> dict[str, float]:
         """Loss and metrics on labelled examples; the headline also as accuracy."""
         return self.asked(model, rows)[1]
 
+    @torch.no_grad()
     def asked(self, model: TaskModel, rows: Rows) -> tuple[list[Prediction], dict[str, float]]:
-        """An answer to each labelled example, and what `measured` gives."""
+        """An answer to each labelled example, and what `measured` gives: the loss without weights of classes."""
         found = scores(model, rows, device=self.device)
-        loss, count = 0.0, 0
+        loss, count, crf = 0.0, 0, None if model.crf is None else copy.deepcopy(model.crf).cpu()
         for first in range(0, len(rows.examples), 256):  # whole examples: a choice is among all its rows
             low, high = rows.groups[first], rows.groups[min(first + 256, len(rows.examples))]
             joined = torch.from_numpy(np.concatenate([np.atleast_2d(one) for one in found[low:high]]))
             layout = Layout.from_lengths(rows.lengths[low:high]).to("cpu")
-            part, _, n = loss_of(self.task, joined, rows.rows[low:high], layout)
+            part, _, n = loss_of(self.task, joined, rows.rows[low:high], layout, crf=crf)
             loss, count = loss + float(part), count + n
-        predictions = answers(self.task, rows, found)
+        predictions = answers(self.task, rows, found, chain=chain_of(model, self.task))
         scored = measure(self.task, rows.examples, [p.answer for p in predictions])
         return predictions, {"loss": loss / max(count, 1), "accuracy": scored[self.task.metric], **scored}
 

@@ -20,6 +20,7 @@ from bertkin.models.pretrained import find_folder
 from bertkin.models.pretrained_tasks import load_task_model
 from bertkin.models.task_heads import TaskModel
 from bertkin.tasks.answering import Prediction, answers, scores
+from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.task import Example, Task
@@ -46,7 +47,7 @@ class Reader:
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
         rows = encode(examples, self.task, self.tokenizer, max_length=self.length)
-        return answers(self.task, rows, scores(self.model, rows))
+        return answers(self.task, rows, scores(self.model, rows), chain=chain_of(self.model, self.task))
 
     def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
         """An answer for each group of texts: of a span, the context comes last.

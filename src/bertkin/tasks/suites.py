@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertkin.config import from_mapping, load_yaml, merge
+from bertkin.config import fill_auto, from_mapping, load_yaml, merge
 from bertkin.errors import UserError, nearest
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
@@ -29,7 +29,7 @@ from bertkin.tasks.task import Example
 from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import TASK
 from bertkin.train.progress import Listener
-from bertkin.train.state import read_log, write_text
+from bertkin.train.state import kept_evaluation, read_log, write_text
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def run_suite(
     results = Results(model, "full", {}, called)
     for name, task in tasks.items():
         tuning = merge(task, Tuning(model=model, **dict(change or {})))
+        tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
         runs = [out / name / f"seed-{seed}" for seed in range(seeds)]
         for seed, run in enumerate(runs):
             if is_tuning(run):
@@ -247,8 +248,9 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
     told = json.loads((runs[0] / TASK).read_text(encoding="utf-8"))["task"]
     metric, last, best, minutes = str(told["metric"]), [], [], []
     for run in runs:
-        found = [record for record in read_log(run) if record.get("kind") == "evaluation"]
-        last.append(float(found[-1][metric]))
+        records = read_log(run)
+        found = [record for record in records if record.get("kind") == "evaluation"]
+        last.append(float((kept_evaluation(records) or found[-1])[metric]))
         best.append(max(float(record[metric]) for record in found))
         minutes.append(round(float(found[-1]["minutes"]), 3))
     middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]

@@ -25,7 +25,6 @@ from bertkin.models.adapt import trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import BESIDE
 from bertkin.models.many import Many, begin_many, save_many
-from bertkin.tasks.answering import answer_for
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
@@ -37,7 +36,7 @@ from bertkin.train.machine import pick_device
 from bertkin.train.parallel import World, join
 from bertkin.train.price import Price
 from bertkin.train.progress import Listener, QuietListener
-from bertkin.train.state import Position, read_log, write_text
+from bertkin.train.state import Position, kept_evaluation, read_log, write_text
 
 RIGHT_OR_WRONG = METRICS["accuracy"].outputs
 """Answers that have an accuracy; of the others the loop knows the headline by that name."""
@@ -79,8 +78,9 @@ class Joint:
         self.sizes = [len(work.examples.examples) for work in self.each]
 
     def first_model(self) -> Many:
-        answers = [answer_for(work.task, work.tuning.pooling) for work in self.each]
-        many = begin_many(self.each[0].stock, answers, self.recipe.strategy, seed=self.train.seed)
+        many = begin_many(
+            self.each[0].stock, [work.answer for work in self.each], self.recipe.strategy, seed=self.train.seed
+        )
         set_dropout(many, self.recipe.dropout, self.recipe.attention_dropout)
         return many
 
@@ -121,7 +121,8 @@ class Joint:
 
     def evaluate(self, model: Many, world: World) -> dict[str, float]:
         """Every task's loss and metrics on its dev examples, as NAME/METRIC; the means of losses and of headlines."""
-        return self.measured(model, {name: work.dev for name, work in self.works.items()})
+        found = self.measured(model, {name: work.dev for name, work in self.works.items()})
+        return found | {"score": found["mean"]}
 
     def measured(self, model: Many, rows: Mapping[str, Rows]) -> dict[str, float]:
         """The same on labelled examples of some of the tasks."""
@@ -266,17 +267,17 @@ def _begin(out: Path, found: Found) -> bool:
 
 
 def table(run: Path) -> str:
-    """Every task's metric at the last evaluation of a run, and their mean, as a table in Markdown.
+    """Every task's metric at the evaluation whose weights a run kept, and their mean, as a table in Markdown.
 
     Raises:
         UserError: it was not evaluated yet.
     """
-    evaluations = [record for record in read_log(run) if record.get("kind") == "evaluation"]
-    if not evaluations:
+    kept = kept_evaluation(read_log(run))
+    if kept is None:
         raise UserError("not evaluated yet", where=run, mend=f"go on with: bertkin resume {run}")
     tasks = json.loads((run / TASKS).read_text(encoding="utf-8"))["tasks"]
-    last, lines = evaluations[-1], ["| task | metric | score |", "|---|---|---:|"]
+    lines = ["| task | metric | score |", "|---|---|---:|"]
     for name, task in tasks.items():
         metric = task["metric"]
-        lines.append(f"| {name} | {metric} | {100 * last[f'{name}/{metric}']:.1f} |")
-    return "\n".join([*lines, f"| mean | | {100 * last['mean']:.1f} |"])
+        lines.append(f"| {name} | {metric} | {100 * kept[f'{name}/{metric}']:.1f} |")
+    return "\n".join([*lines, f"| mean | | {100 * kept['mean']:.1f} |"])

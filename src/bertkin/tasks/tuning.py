@@ -16,6 +16,7 @@ from bertkin.models.architecture import Architecture
 from bertkin.models.strategy import Strategy, check
 from bertkin.models.task_heads import usual_pooling
 from bertkin.tasks.task import Task
+from bertkin.tasks.weighing import check_choices
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Tuning:
     """Dropout after embeddings, attention and feed-forward."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
+    class_weights: str = "none"
+    """What classes or tags count for in the loss: none, balanced (rare ones more), or weights as good=1,bad=4."""
+    crf: bool = False
+    """Score the tags of a sentence together, and choose none that cannot follow (tokens)."""
+    reinit: int = 0
+    """Draw so many layers from the top anew before training."""
     merge: bool = False
     """Save an ordinary folder although the strategy is light (not adapter, prefix, layers or pals)."""
     strategy: Strategy = field(default_factory=Strategy)
@@ -86,9 +93,10 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     (Mosbach et al. 2021; Zhang et al. 2021).
 
     Raises:
-        UserError: two budgets, or a row longer than the model reads.
+        UserError: two budgets, a row longer than the model reads, or choices that do not go together.
     """
     check(tuning.strategy, "--strategy.")
+    check_choices(tuning, task)
     if tuning.merge and tuning.strategy.kind in WRAPPED:
         what = f"{tuning.strategy.kind} does not fold into the weights"
         raise UserError(what, where="--merge", mend="leave it out, or choose lora")
@@ -110,6 +118,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
         weight_decay=0.01,
         beta2=0.999 if examples > 2_000 else 0.98,
         eval_every=min(0.999, 1 / (train.epochs or 5.0)),  # once an epoch; from 1 on it would count steps
+        final="best",
         batch_tokens=tuning.batch * 128,  # a guess, for the price alone
         length=128,
     )

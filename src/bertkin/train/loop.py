@@ -23,10 +23,19 @@ from bertkin.models.kernels import status
 from bertkin.train.machine import keep_memory, pick_precision, settle_threads
 from bertkin.train.optim import Optimizer
 from bertkin.train.parallel import World
-from bertkin.train.progress import Listener
+from bertkin.train.progress import Listener, Window
 from bertkin.train.report import write_report
 from bertkin.train.schedule import rate_factor
-from bertkin.train.state import Log, Position, generator, load_checkpoint, save_checkpoint, sweep
+from bertkin.train.state import (
+    Log,
+    Position,
+    generator,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    step_folder,
+    sweep,
+)
 from bertkin.train.work import Work
 
 CHECKPOINT_SECONDS = 120
@@ -42,6 +51,7 @@ class Result:
     tokens: int
     minutes: float
     loss: float
+    """Of the weights that are there at the end."""
     accuracy: float
     kind: str = "masked"
     """What it was asked (`objective.kind`)."""
@@ -114,29 +124,31 @@ class Training:
                 self.log.write({"kind": "start", "step": 0, **opening})
             self.evaluate()  # how good it is already
         begun, before, first_step = time.perf_counter(), self.position.seconds, self.position.step
-        saved, window = begun, _Window()
-        while (progress := self.progress()) < 1.0:
+        saved, window = begun, Window()
+        while (progress := self.progress()) < 1.0 and not self._tired():
             window.add(self.step(progress))
             now = time.perf_counter()
             self.position.seconds, age, stop = self._agree(before + now - begun, now - saved)
             due = self._evaluation_due(progress)
             if due or window.age() > LOG_SECONDS:
                 self._tell(window, progress)
-                window = _Window()
+                window = Window()
             if due:
                 self.evaluate()
             if due or stop or self._checkpoint_due(age):
                 self.checkpoint()
                 saved = time.perf_counter()
             if due:
-                window = _Window()  # evaluating is no training
-            if stop and self.progress() < 1.0:
+                window = Window()  # evaluating is no training
+            if stop and self.progress() < 1.0 and not self._tired():
                 raise Stopped(self.out)
         if self.position.loss is None:
             self.evaluate()
             self.checkpoint()
         elif self.position.step == first_step:  # killed between the last checkpoint and its model
-            self.world.lead(self._export)
+            self.world.lead(self._export_if_best)
+        if self.train.final == "best":
+            self.world.lead(self._go_back)
 
     def progress(self) -> float:
         """How much of the budget is spent, from 0 to 1."""
@@ -154,6 +166,7 @@ class Training:
         work, p = self.work, self.position
         batch = work.batch(p, progress)
         generator(self.train.seed, p.step, self.world.rank)
+        self.optimizer.unfreeze(progress)
         counts, sums = work.counts(batch), [0.0, 0.0, 0.0, 0.0]
         for part in batch.slice(self.world.rank, self.world.size).split(self.train.accumulate):
             if not part.idle:
@@ -200,12 +213,15 @@ class Training:
         if self.optimizer.average:  # the average is in float32; evaluate what will be saved
             model = self.finished
         found = self.work.evaluate(model, self.world)
+        score = self.world.agree(found.pop("score", -found["loss"]))
         self.loss, self.accuracy = found["loss"], found["accuracy"]
         self.model.train(was)
         p = self.position
         if not math.isfinite(self.loss):
             self._refuse(f"the held-out loss is {self.loss}", p.step)
         p.loss, p.accuracy = self.loss, self.accuracy
+        if p.step:  # before the first there is no checkpoint to go back to
+            p.judge(score)
         record: dict[str, Any] = {"kind": "evaluation", "step": p.step, "tokens": p.tokens}
         record |= {"minutes": round(p.seconds / 60, 5)}
         record |= {name: round(value, 5) for name, value in found.items()}
@@ -220,9 +236,37 @@ class Training:
 
         def write() -> None:
             save_checkpoint(self.out, self.position, self.optimizer.state() | self.work.state(), self.train.keep)
-            self._export()
+            self._export_if_best()
 
         self.world.lead(write)
+
+    def _tired(self) -> bool:
+        """Whether there were too many evaluations without a better score."""
+        return 0 < self.train.patience <= self.position.stale
+
+    def _go_back(self) -> None:
+        """End with the weights of the best evaluation."""
+        p = best = self.position
+        if p.best_step not in (None, p.step):
+            try:
+                best, table = read_checkpoint(step_folder(self.out, p.best_step))
+                self.optimizer.revert(table)
+                self._known(best)
+            except UserError as error:
+                self.listener.message(f"{error}; the last weights are kept")
+            self._export(best)
+        if self.log:
+            self.log.write({"kind": "finished", "step": p.step, "kept": best.step})
+        early = f"; stopped after {p.stale} evaluations without a better score" if self._tired() else ""
+        best_was, last_was = (
+            f"{at.accuracy or 0.0:.1%} at step {at.step:,} (epoch {self.work.epochs(at):.2f})" for at in (best, p)
+        )
+        self.listener.message(f"kept        the best evaluation, {best_was}; the last was {last_was}{early}")
+
+    def _known(self, p: Position) -> None:
+        """What was measured at a position is what is known of the weights."""
+        if p.loss is not None and p.accuracy is not None:
+            self.loss, self.accuracy = p.loss, p.accuracy
 
     def _close(self) -> None:
         """The last words of a run, however it ended."""
@@ -230,8 +274,13 @@ class Training:
             self.log.close()
             write_report(self.out)
 
-    def _export(self) -> None:
-        p = self.position
+    def _export_if_best(self) -> None:
+        """Write the model, unless a better one is to stay there."""
+        best = self.position.best_step in (None, self.position.step)
+        if best or self.train.final != "best" or not (self.out / "model").exists():
+            self._export(self.position)
+
+    def _export(self, p: Position) -> None:
         extra: dict[str, Any] = {"step": p.step, "tokens": p.tokens, "minutes": round(p.seconds / 60, 3)}
         if p.loss is not None:
             extra |= {"heldout_loss": p.loss, "heldout_accuracy": p.accuracy}
@@ -250,8 +299,7 @@ class Training:
                 tensor.copy_(table[name])
         except (KeyError, RuntimeError):
             raise UserError("the checkpoint is of another model", where=self.out, mend="start a new run") from None
-        if self.position.loss is not None and self.position.accuracy is not None:
-            self.loss, self.accuracy = self.position.loss, self.position.accuracy
+        self._known(self.position)
         self.listener.message(f"going on from step {self.position.step:,}")
 
     def _announce(self) -> None:
@@ -264,7 +312,7 @@ class Training:
         for note in self.work.notes(self.model):
             self.listener.message(note)
 
-    def _tell(self, window: _Window, progress: float) -> None:
+    def _tell(self, window: Window, progress: float) -> None:
         if not self.log:
             return
         p = self.position
@@ -320,34 +368,3 @@ class Training:
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
-
-
-class _Window:
-    """Sums since the last record."""
-
-    def __init__(self) -> None:
-        self.begun = time.perf_counter()
-        self.sums: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-
-    def add(self, step: dict[str, float]) -> None:
-        self.last = step
-        for name, value in step.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def age(self) -> float:
-        return time.perf_counter() - self.begun
-
-    def record(self) -> dict[str, float]:
-        s = self.sums
-        record = {
-            "loss": round(s["loss"] / max(s["asked"], 1), 5),
-            "accuracy": round(s["correct"] / max(s["asked"], 1), 5),
-            "gradient_norm": round(self.last["norm"], 5),
-            "factor": self.last["factor"],
-            "tokens_per_second": round(s["tokens"] / max(self.age(), 1e-9), 1),
-        }
-        if s["pairs"]:
-            record["pair_loss"] = round(s["pair_loss"] / s["pairs"], 5)
-            record["pair_accuracy"] = round(s["pair_correct"] / s["pairs"], 5)
-        return record

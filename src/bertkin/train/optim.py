@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bertkin.config import Train
 from bertkin.models import kernels
+from bertkin.models.levels import levels, own_rates
 
 BETA1 = 0.9
 EPS = {"adamw": 1e-8, "lamb": 1e-6, "muon": 1e-8}
@@ -47,7 +48,11 @@ class Slot:
     parts: int
     """Matrices that lie stacked in one (q, k and v; value and gate): Muon makes each orthogonal by itself."""
     updates: int = 0
-    """How many there were: fewer than steps where it is a part of one task of several."""
+    """How many there were: fewer than steps where it is a part of one task of several, or began to learn later."""
+    rate: float = 1.0
+    """Its learning rate as a share of the one of all."""
+    opens: float = 0.0
+    """Share of the budget after which it begins to learn."""
 
 
 class Optimizer:
@@ -60,6 +65,8 @@ class Optimizer:
     def __init__(self, model: nn.Module, train: Train) -> None:
         self.train, self.steps = train, 0
         self.slots = []
+        level, own = levels(model), own_rates(model)
+        deepest = max(level.values(), default=0) or 1
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue  # frozen by a strategy of fine-tuning
@@ -69,6 +76,8 @@ class Optimizer:
             second = None if matrix else torch.zeros_like(master)
             parts = stacked(name, model) if matrix else 1
             slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
+            slot.rate = own[name] / train.lr if name in own and train.lr else train.layer_decay ** level[name]
+            slot.opens = train.unfreeze * level[name] / deepest
             self.slots.append(slot)
         self.average = {s.name: s.master.clone() for s in self.slots} if train.ema else {}
 
@@ -78,6 +87,12 @@ class Optimizer:
             slot.master.copy_(weights[slot.name])
             if self.average:
                 self.average[slot.name].copy_(slot.master)
+
+    def unfreeze(self, progress: float) -> None:
+        """Let those learn whose time has come (`train.unfreeze`): the others get no gradient, and it is not computed."""
+        if self.train.unfreeze:
+            for slot in self.slots:
+                slot.parameter.requires_grad_(slot.opens <= progress)
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
@@ -107,9 +122,9 @@ class Optimizer:
             if slot.second is None:
                 matrices.append(slot)
             elif t.optimizer == "lamb":
-                self._lamb(slot, factor * t.lr, clip)
+                self._lamb(slot, factor * t.lr * slot.rate, clip)
             else:
-                self._adamw(slot, factor * t.lr, clip)
+                self._adamw(slot, factor * t.lr * slot.rate, clip)
         self._muon(matrices, factor * (t.matrix_lr or 0.0), clip)
         for slot in self.slots:
             slot.parameter.grad = None
@@ -161,7 +176,7 @@ class Optimizer:
             update = orthogonalise(ahead).to(ahead.dtype).contiguous()
             scaled = lr * max(1.0, rows / cols) ** 0.5
             for slot, part in zip(group, update.split([slot.parts for slot in group]), strict=True):
-                self._apply(slot, part.reshape(slot.master.shape), scaled)
+                self._apply(slot, part.reshape(slot.master.shape), scaled * slot.rate)
 
     def _momentum(self, slot: Slot, clip: float) -> Tensor:
         """Take the gradient into the momentum; returns the momentum looked ahead by that gradient (Nesterov)."""
@@ -226,12 +241,21 @@ class Optimizer:
         for slot in self.slots:
             self._publish(slot)
 
+    @torch.no_grad()
+    def revert(self, table: Mapping[str, Tensor]) -> None:
+        """Take the weights to save from a saved state, and leave everything else as it is."""
+        kind = "average" if self.average else "weight"
+        for name, tensor in self.weights().items():
+            tensor.copy_(table[f"{kind}/{name}"])
+
     def weights(self) -> dict[str, Tensor]:
         """The float32 weights to save and evaluate: the moving average where there is one, else the masters."""
         return self.average or {slot.name: slot.master for slot in self.slots}
 
 
-ANSWERS = re.compile(r"embeddings|^(model\.)?(sentence|detect)\b|head\.table$|places$|distances$")
+ANSWERS = re.compile(
+    r"embeddings|^(model\.)?(sentence|detect)\b|head\.table$|places$|distances$|\bclassifier\b|\bcrf\b"
+)
 """What is two-dimensional but no map from states to states: tables, and classifiers."""
 
 

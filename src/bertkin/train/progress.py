@@ -9,6 +9,7 @@ A training writes the same records to log.jsonl, one JSON object a line:
                                             with kept_loss and kept_accuracy on other text (data.keep_text)
     {"kind": "start", "step", "from", "weights", "words", "fertility"}      of a run that goes on with a model
     {"kind": "resumed", "step"}
+    {"kind": "finished", "step", "kept"}    of a run that ends with the weights of its best evaluation: the step of those
     {"kind": "baselines", "step", "frequent", "bigram"}         accuracies, written by `bertkin demo`
 """
 
@@ -155,6 +156,37 @@ class RichListener:
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._what = None, ""
+
+
+class Window:
+    """Sums since the last record."""
+
+    def __init__(self) -> None:
+        self.begun = time.perf_counter()
+        self.sums: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def add(self, step: dict[str, float]) -> None:
+        self.last = step
+        for name, value in step.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def age(self) -> float:
+        return time.perf_counter() - self.begun
+
+    def record(self) -> dict[str, float]:
+        s = self.sums
+        record = {
+            "loss": round(s["loss"] / max(s["asked"], 1), 5),
+            "accuracy": round(s["correct"] / max(s["asked"], 1), 5),
+            "gradient_norm": round(self.last["norm"], 5),
+            "factor": self.last["factor"],
+            "tokens_per_second": round(s["tokens"] / max(self.age(), 1e-9), 1),
+        }
+        if s["pairs"]:
+            record["pair_loss"] = round(s["pair_loss"] / s["pairs"], 5)
+            record["pair_accuracy"] = round(s["pair_correct"] / s["pairs"], 5)
+        return record
 
 
 def _bar(console: Console) -> Any:

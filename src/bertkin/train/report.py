@@ -13,7 +13,7 @@ from bertkin.objectives.make import ASKED, WRITERS
 from bertkin.train.answered import sections
 from bertkin.train.changes import changes
 from bertkin.train.charts import STYLE, Curve, svg
-from bertkin.train.state import read_log, write_text
+from bertkin.train.state import kept_evaluation, read_log, write_text
 
 SHOWN_EVALUATIONS = 5
 """Moments of the training at which samples are shown."""
@@ -156,14 +156,14 @@ def _figures(records: list[Record], asked: str, headline: str) -> list[str]:
 
 def _tiles(records: list[Record], headline: str) -> str:
     """The figures people ask for first."""
-    evaluations = [r for r in records if r.get("kind") == "evaluation"]
+    kept = kept_evaluation(records) or {}
     last = next((r for r in reversed(records) if r.get("kind") in ("step", "evaluation")), {})
     speeds = sorted(y for _, y in series(records, "step", "tokens_per_second"))
     tiles: list[tuple[str, str]] = []
-    if evaluations and _is_number(evaluations[-1].get("loss")):
-        tiles += [("held-out loss", f"{evaluations[-1]['loss']:.3f}")]
-    if evaluations and _is_number(evaluations[-1].get(headline)):
-        tiles += [(escape(headline), format(evaluations[-1][headline], ".1%" if headline == "accuracy" else ".3f"))]
+    if _is_number(kept.get("loss")):
+        tiles += [("held-out loss", f"{kept['loss']:.3f}")]
+    if _is_number(kept.get(headline)):
+        tiles += [(escape(headline), format(kept[headline], ".1%" if headline == "accuracy" else ".3f"))]
     for name, field, form in (("steps", "step", ",.0f"), ("tokens", "tokens", ",.0f"), ("minutes", "minutes", ".1f")):
         if _is_number(last.get(field)):
             tiles.append((name, format(last[field], form)))

@@ -49,10 +49,28 @@ class Position:
     """Held-out loss at this step, if it was evaluated here."""
     accuracy: float | None = None
     """Held-out accuracy, likewise."""
+    best: float | None = None
+    """The best score of all evaluations so far."""
+    best_step: int | None = None
+    """Where that was; the first, where several are as good."""
+    stale: int = 0
+    """Evaluations since."""
 
     def row(self, length: int) -> int:
         """The next row of this length."""
         return self.rows.get(str(length), 0)
+
+    def judge(self, score: float) -> None:
+        """Take in the score of an evaluation here, the higher the better; what is not a number is never the best."""
+        if score > (-math.inf if self.best is None else self.best):
+            self.best, self.best_step, self.stale = score, self.step, 0
+        else:
+            self.stale += 1
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save_checkpoint(run: Path, position: Position, tensors: dict[str, Tensor], keep: int) -> Path:
@@ -62,7 +80,7 @@ def save_checkpoint(run: Path, position: Position, tensors: dict[str, Tensor], k
         UserError: the disk is full or cannot be written; older checkpoints are untouched.
     """
     folder = run / "checkpoints"
-    final = folder / f"step-{position.step:08d}"
+    final = step_folder(run, position.step)
     aside = folder / f".{final.name}.{os.getpid()}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +100,7 @@ def save_checkpoint(run: Path, position: Position, tensors: dict[str, Tensor], k
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _prune(final, keep)
+        _prune(final, keep, position.best_step)
     return final
 
 
@@ -128,8 +146,8 @@ def read_checkpoint(folder: Path) -> tuple[Position, dict[str, Tensor]]:
         raise UserError(f"damaged ({type(error).__name__})", where=folder) from None
 
 
-def _prune(written: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints and the one with the lowest held-out loss.
+def _prune(written: Path, keep: int, best: int | None) -> None:
+    """Keep the newest `keep` checkpoints and the best: that of the step `best`, or the one with the lowest held-out loss.
 
     Those of later steps than the one just written go too: the run came back from them because they were damaged.
     """
@@ -141,7 +159,9 @@ def _prune(written: Path, keep: int) -> None:
             if loss is not None and math.isfinite(loss) and checkpoint <= written:
                 losses[checkpoint] = loss
     kept = set([checkpoint for checkpoint in found if checkpoint <= written][-max(keep, 1) :])
-    if losses:
+    if best is not None:
+        kept.add(step_folder(written.parents[1], best))
+    elif losses:
         kept.add(min(losses, key=lambda checkpoint: losses[checkpoint]))
     for checkpoint in found:
         if checkpoint not in kept:
@@ -250,6 +270,15 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             if isinstance(record, dict):
                 records.append(record)
     return records
+
+
+def kept_evaluation(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of a run's log, the evaluation of the weights that are there at the end: that of the step the run said it kept, or
+    the last; None where there is none yet."""
+    found = [record for record in records if record.get("kind") == "evaluation"]
+    said = [record.get("kept") for record in records if record.get("kind") == "finished"]
+    chosen = [record for record in found if said and record.get("step") == said[-1]]
+    return (chosen or found or [None])[-1]
 
 
 def generator(seed: int, step: int, rank: int) -> None:

@@ -64,7 +64,8 @@ class Work(Protocol):
         """Move past the batch that was taken at this progress."""
 
     def evaluate(self, model: Any, world: World) -> dict[str, float]:
-        """Measure on what is held out, in all processes: at least `loss`, the lower the better, and `accuracy`."""
+        """Measure on what is held out, in all processes: at least `loss` and `accuracy`; `score` is what the best evaluation
+        is told by, the higher the better, and where it is not given the loss is."""
 
     def show(self, finished: Any) -> list[dict[str, Any]]:
         """What the model answers to a few questions, for the log."""

@@ -1,0 +1,72 @@
+"""How far below the answer each parameter of a model is: what layer-wise rates, gradual unfreezing and fresh top layers go by.
+
+level   what it is of
+0       heads, what a strategy put after the stack, the stack's last norm
+1       the top layer
+…       an encoder's layers are below those of its decoder
+last    embeddings, and what stands between them and the layers
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from bertkin.errors import UserError
+from bertkin.models.architecture import Architecture
+from bertkin.models.transformer import Stack, initialise
+
+PLACE = re.compile(
+    r"(?P<path>.*?\b(?:stack|source))\.(?:layers\.(?P<layer>\d+)|(?P<low>embeddings|project|distances))\b"
+)
+
+
+def levels(model: nn.Module) -> dict[str, int]:
+    """The level of each parameter by its name. A layer whose weights serve several times counts as the highest of them."""
+    stacks = {path: module for path, module in model.named_modules() if isinstance(module, Stack)}
+    found: dict[str, int] = {}
+    lowest: list[str] = []
+    for name, _ in model.named_parameters():
+        match = PLACE.match(name)
+        stack = None if match is None else stacks.get(match["path"])
+        if match is None or stack is None:
+            found[name] = 0
+        elif match["low"]:
+            lowest.append(name)
+        else:
+            block = stack.layers[int(match["layer"])]
+            times = [at for at, one in enumerate(stack.blocks) if one is block]
+            found[name] = stack.depth - max(times) + _above(match["path"], stacks)
+    return found | dict.fromkeys(lowest, max(found.values(), default=0) + 1)
+
+
+def _above(path: str, stacks: dict[str, Stack]) -> int:
+    """Layers of the decoder that looks at this stack, if it is an encoder's."""
+    decoder = stacks.get(path.removesuffix("source") + "stack") if path.endswith("source") else None
+    return 0 if decoder is None else decoder.depth
+
+
+def own_rates(model: nn.Module) -> dict[str, float]:
+    """Peak rates of the parameters that have one of their own, whatever that of all is (`bertkin.models.crf`)."""
+    modules = dict(model.named_modules())
+    owners = {name: modules[name.rpartition(".")[0]] for name, _ in model.named_parameters()}
+    return {
+        name: float(owner.rate) for name, owner in owners.items() if isinstance(getattr(owner, "rate", None), float)
+    }
+
+
+def redraw(model: nn.Module, a: Architecture, count: int, seed: int) -> None:
+    """Draw the top `count` layers anew, and all that is above them: what they learnt in pretraining is of no use to some
+    tasks, and in the way of small ones (Zhang et al. 2021).
+
+    Raises:
+        UserError: there are not so many layers.
+    """
+    found = levels(model)
+    depth = max(found.values()) - 1
+    if count > depth:
+        raise UserError(f"there are only {depth} layers", where="--reinit", mend=f"choose at most {depth}")
+    names = [name for name, level in found.items() if level <= count]
+    initialise(model, a, torch.Generator().manual_seed(seed), names)

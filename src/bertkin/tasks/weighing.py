@@ -1,0 +1,92 @@
+"""What a class counts for in the loss, and which choices of a fine-tuning go together.
+
+weights_of(said, task, examples)    none, balanced, or numbers by name
+check_choices(tuning, task)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bertkin.errors import UserError, nearest
+from bertkin.tasks.task import Example, Task
+
+if TYPE_CHECKING:
+    from bertkin.tasks.tuning import Tuning
+
+WEIGHED = ("class", "tokens")
+"""Outputs whose classes can be weighed."""
+
+
+def weights_of(said: str, task: Task, examples: Sequence[Example]) -> list[float] | None:
+    """The weight of each class (or tag) in the loss; None where all weigh the same.
+
+    Args:
+        said: none; balanced: n / (classes · count), by which all classes together weigh the same and an answer weighs 1 on
+            average; or weights by name, as good=1,bad=4, where a class that is not named weighs 1.
+        examples: to train with.
+
+    Raises:
+        UserError: a weight that is no number above 0, a class there is none of, or a task without classes.
+    """
+    if said == "none":
+        return None
+    if said != "balanced":
+        named = _named(said, task)
+        return [named.get(label, 1.0) for label in task.labels]
+    counts = Counter[int]()
+    for example in examples:
+        counts.update([example.label] if task.output == "class" else [tag for *_, tag in example.label])
+    total = counts.total()
+    return [total / (len(counts) * counts[at]) if counts[at] else 1.0 for at in range(len(task.labels))]
+
+
+def _named(said: str, task: Task) -> dict[str, float]:
+    where, found = "--class-weights", {}
+    for pair in said.split(","):
+        label, _, number = pair.strip().rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not label or not 0 < weight < math.inf:
+            what = f"{pair.strip()!r} is not CLASS=NUMBER with a number above 0"
+            raise UserError(what, where=where, mend="give none, balanced, or weights as good=1,bad=4")
+        if label not in task.labels:
+            raise UserError(f"no class {label!r}", where=where, mend=nearest(label, task.labels))
+        found[label] = weight
+    return found
+
+
+def check_choices(tuning: Tuning, task: Task) -> None:
+    """See that what was chosen is in its range, and of this task.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    train = tuning.train
+    for name, value, right, mend in (
+        ("train.patience", train.patience, train.patience >= 0, "choose 0 for never, or more"),
+        ("train.layer-decay", train.layer_decay, 0 < train.layer_decay <= 1, "choose more than 0, and at most 1"),
+        ("train.unfreeze", train.unfreeze, 0 <= train.unfreeze <= 1, "choose a share from 0 to 1"),
+        ("reinit", tuning.reinit, tuning.reinit >= 0, "choose 0 for none, or more"),
+    ):
+        if not right:
+            raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)
+    if tuning.reinit and tuning.strategy.light:
+        what = f"{tuning.strategy.kind} leaves the layers as they are, so new ones would never learn"
+        raise UserError(what, where="--reinit", mend="leave it out, or train everything")
+    if tuning.crf and task.output != "tokens":
+        raise UserError(f"a CRF is for tags, not for {task.output}", where="--crf", mend="leave it out")
+    if tuning.class_weights == "none":
+        return
+    if task.output not in WEIGHED:
+        what = f"a task of {task.output} has no classes to weigh"
+        raise UserError(what, where="--class-weights", mend="leave it out")
+    if tuning.crf:
+        what = "a CRF scores all tags of a sentence together, and cannot weigh some"
+        raise UserError(what, where="--class-weights", mend="choose one of the two")
+    weights_of(tuning.class_weights, task, ())
