@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -107,9 +108,7 @@ def main(
     turns = []
     for turn in range(repeats):
         settings = {"sides": chosen, "sentences": sentences, "python": str(onnx_python)}
-        turns.append(
-            once(out / str(turn), settings, lambda turn=turn: _turn(chosen, file, out / str(turn), onnx_python))
-        )
+        turns.append(once(out / str(turn), settings, partial(_turn, chosen, file, out / str(turn), onnx_python)))
         said = "  ".join(
             f"{side} {sentences / min(t['seconds']):,.0f}" for side, t in turns[-1].items() if "seconds" in t
         )

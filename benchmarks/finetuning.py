@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -35,6 +36,7 @@ from tuned import task as task_of  # noqa: E402
 
 from bertkin.config import Train  # noqa: E402
 from bertkin.errors import UserError, nearest  # noqa: E402
+from bertkin.tasks.encoding import Row  # noqa: E402
 from bertkin.tasks.finetune import FineTuning  # noqa: E402
 from bertkin.tasks.gathering import gather  # noqa: E402
 from bertkin.tasks.tuning import Tuning  # noqa: E402
@@ -123,7 +125,7 @@ def main(
         turns = []
         for turn in range(repeats):
             settings = {"steps": one.steps, "length": one.length, "longest": one.longest, "limit": limit}
-            turns.append(once(out / name / str(turn), settings, lambda one=one, name=name: _turn(name, one, limit)))
+            turns.append(once(out / name / str(turn), settings, partial(_turn, name, one, limit)))
             said = "  ".join(f"{side} {1e3 * turns[-1][side]:.2f}" for side in SIDES)
             print(f"{name}, turn {turn + 1}: {said} ms an example", file=sys.stderr, flush=True)
         figures = _figures(one, turns)
@@ -188,7 +190,9 @@ def theirs(work: FineTuning, one: Measured, count: int, bf16: bool) -> list[floa
     from trainer import arguments, collator, features, model_for
 
     tuning: Tuning = work.tuning
-    rows, batches, position = [], [], Position()
+    rows: list[Row] = []
+    batches: list[list[int]] = []
+    position = Position()
     for _ in range(WARM + count):
         drawn = work.batch(position, 0.0).rows
         work.advance(position, 0.0)
@@ -202,7 +206,8 @@ def theirs(work: FineTuning, one: Measured, count: int, bf16: bool) -> list[floa
 
     class Ordered(transformers.Trainer):
         def get_train_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+            given: Any = self.train_dataset
+            return DataLoader(given, batch_sampler=batches, collate_fn=self.data_collator)
 
     peer = Ordered(
         model=model_for(work.task, work.stock),

@@ -20,7 +20,6 @@ from cyclopts import App, Parameter
 from sharing import markdown, picture, run
 from tuned import Job, Options, called, carried_out, encoder, finish, shown, summary, task
 
-from bertkin.config import Train
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
@@ -58,7 +57,7 @@ def main(
             for way, strategy in ways(sizes, [k for k in last if k < layers]).items():
                 for seed in range(options.seeds):
                     tuning = replace(task(name, options, folder), model=stock, strategy=strategy)
-                    tuning = replace(tuning, train=Train(seed=seed, epochs=options.epochs))  # type: ignore[arg-type]
+                    tuning = replace(tuning, train=replace(tuning.train, seed=seed, epochs=options.epochs))
                     jobs.append(Job((model, name, way, str(seed)), tuning))
     results = carried_out(jobs, options, folder)
     content: dict[str, Any] = {}

@@ -26,21 +26,20 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 from sharing import data, markdown, picture, run
-from tuned import Job, Options, called, carried_out, encoder, finish, random_start, shown, summary
+from tuned import LAST, Job, Options, called, carried_out, encoder, finish, random_start, shown, summary
 
-from bertkin.config import Train
 from bertkin.errors import UserError
 from bertkin.models.pretrained import find_folder
-from bertkin.models.strategy import Strategy
+from bertkin.models.strategy import Kind, Strategy
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer
 
 FOLDS = 5
 TASKS = {
-    "splice": ("dna/splice.csv", Tuning(batch=32, train=Train(epochs=10.0))),
-    "promoters": ("dna/promoters.data", Tuning(batch=8, train=Train(epochs=30.0))),
+    "splice": ("dna/splice.csv", Tuning(batch=32, train=replace(LAST, epochs=10.0))),
+    "promoters": ("dna/promoters.data", Tuning(batch=8, train=replace(LAST, epochs=30.0))),
 }
-SIDES = {
+SIDES: dict[str, tuple[bool, Kind, dict[str, Any]]] = {
     "pretrained": (False, "full", {}),
     "frozen": (False, "frozen", {}),
     "random": (True, "full", {}),
@@ -95,7 +94,7 @@ def main(
                 for side, (drawn, strategy, more) in SIDES.items():
                     begun = random_start(stock, folder / "random" / model / str(seed), seed) if drawn else stock
                     how = replace(tuning.train, seed=seed, epochs=options.epochs or tuning.train.epochs, **more)
-                    job = replace(tuning, model=begun, strategy=Strategy(strategy), train=how)  # type: ignore[arg-type]
+                    job = replace(tuning, model=begun, strategy=Strategy(strategy), train=how)
                     jobs.append(Job((model, name, side, str(seed)), job))
     results = carried_out(jobs, options, folder)
     content: dict[str, Any] = {}

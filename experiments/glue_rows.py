@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
-from tuned import ALL, Job, Options, carried_out, finish, headless, random_start, shown, summary, task
+from tuned import ALL, LAST, Job, Options, carried_out, finish, headless, random_start, shown, summary, task
 
-from bertkin.config import Train, to_mapping
+from bertkin.config import to_mapping
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.gathering import read_data
@@ -66,7 +66,7 @@ def main(model: str, /, options: Options = Options()) -> None:  # noqa: B008
         for way, (drawn, strategy) in WAYS.items():
             for seed in range(options.seeds):
                 begun = random_start(model, folder / "random" / str(seed), seed) if drawn else model
-                train = Train(seed=seed, epochs=options.epochs)  # type: ignore[arg-type]
+                train = replace(LAST, seed=seed, epochs=options.epochs)
                 tuning = replace(task(name, options, folder), model=begun, strategy=strategy, train=train)
                 jobs.append(Job((name, way, str(seed)), tuning))
     results = carried_out(jobs, options, folder)

@@ -16,11 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
-from tuned import Job, Options, called, carried_out, encoder, finish, random_start, shown, summary, task
-
-from bertkin.config import Train
+from tuned import LAST, Job, Options, called, carried_out, encoder, finish, random_start, shown, summary, task
 
 TASKS = ("CoLA", "MRPC", "UD-English")
 STARTS = ("pretrained", "random")
@@ -50,7 +49,7 @@ def main(
                 for seed in range(options.seeds):
                     drawn = folder / "random" / model / str(seed)
                     begun = stock if start == "pretrained" else random_start(stock, drawn, seed)
-                    train = Train(seed=seed, eval_every=1 / POINTS, epochs=options.epochs)  # type: ignore[arg-type]
+                    train = replace(LAST, seed=seed, eval_every=1 / POINTS, epochs=options.epochs)
                     tuning = replace(task(name, options, folder), model=begun, train=train)
                     jobs.append(Job((model, name, start, str(seed)), tuning))
     results = carried_out(jobs, options, folder)
@@ -64,10 +63,9 @@ def main(
 
 def over_seeds(curves: list[list[list[float]]]) -> list[list[float]]:
     """[step, mean over seeds] at the steps of the first, of curves [step, value] that may be told at other steps."""
-    import numpy as np
-
     steps = [step for step, _ in curves[0]]
-    values = [np.interp(steps, *zip(*curve, strict=True)) for curve in curves]
+    told = [np.array(curve) for curve in curves]
+    values = [np.interp(steps, curve[:, 0], curve[:, 1]) for curve in told]
     return [[step, round(float(value), 5)] for step, value in zip(steps, np.mean(values, axis=0), strict=True)]
 
 

@@ -5,7 +5,8 @@
 
     trainer    transformers' Trainer: rate 5e-5 falling linearly, no warm-up, no weight decay, three epochs, batches of 32
     same       ours with all of that, and the model's own dropout (0.1 everywhere)
-    default    ours as it is when nothing is said
+    default    ours as it is when nothing is said, but that its last weights are scored, as the Trainer's: those of its best
+               evaluation, which it would keep, are chosen on the data that score them
 
 Rows, windows, labels and metrics are the same for all three (`trainer.py`). A side whose first seed took longer than
 --most-minutes is run once. Whatever is finished is kept in runs/real_encoder and not repeated.
@@ -24,16 +25,22 @@ from typing import Any
 from cyclopts import App
 from sharing import markdown, once, picture, run
 from trainer import trained
-from tuned import ALL, Job, Options, answers_of, encoder, finish, price, shown, summary, task, tuned
+from tuned import ALL, LAST, Job, Options, answers_of, encoder, finish, price, shown, summary, task, tuned
 
-from bertkin.config import Train
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.significance import difference
 from bertkin.tasks.tuning import Tuning
 from bertkin.train.machine import settle_threads
 from bertkin.train.price import spoken
 
-PLAIN = {"lr": 5e-5, "warmup": 0.0, "weight_decay": 0.0, "beta2": 0.999, "schedule": "linear", "optimizer": "adamw"}
+PLAIN: dict[str, Any] = {
+    "lr": 5e-5,
+    "warmup": 0.0,
+    "weight_decay": 0.0,
+    "beta2": 0.999,
+    "schedule": "linear",
+    "optimizer": "adamw",
+}
 LENGTHS = {"SQuAD": 384}
 TITLES = {"trainer": "Trainer", "same": "ours, same settings", "default": "ours, default"}
 SIDES = tuple(TITLES)
@@ -82,10 +89,10 @@ def main(options: Options = Options(), *, most_minutes: float = 10.0) -> None:  
 
 def _tuning(name: str, side: str, seed: int, options: Options, folder: Path) -> Tuning:
     tuning = replace(task(name, options, folder), model=encoder())
-    epochs = {"epochs": options.epochs} if options.epochs else {}
+    epochs: dict[str, Any] = {"epochs": options.epochs} if options.epochs else {}
     if side == "default":
-        return replace(tuning, train=Train(seed=seed, **epochs))
-    train = Train(**({**PLAIN, "epochs": 3.0, "seed": seed} | epochs))  # type: ignore[arg-type]
+        return replace(tuning, train=replace(LAST, seed=seed, **epochs))
+    train = replace(LAST, **({**PLAIN, "epochs": 3.0, "seed": seed} | epochs))
     return replace(tuning, train=train, length=LENGTHS.get(name, 256), attention_dropout=0.1)
 
 

@@ -128,7 +128,8 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     begun = perf_counter()
     done = trainer.train()
     minutes = (perf_counter() - begun) / 60
-    scores = by_row(found.task, trainer.predict(features(found.dev)).predictions, found.dev.lengths.tolist())
+    asked: Any = features(found.dev)
+    scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
     predictions = [one.answer for one in answers(found.task, found.dev, scores)]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)

@@ -25,7 +25,7 @@ import torch
 from cyclopts import Parameter
 from sharing import data, once, written
 
-from bertkin.config import to_mapping
+from bertkin.config import AUTO, Train, to_mapping
 from bertkin.errors import UserError, nearest
 from bertkin.models.adapt import apply, trainable
 from bertkin.models.heads import LanguageModel
@@ -56,6 +56,8 @@ OTHERS = {
     "WNUT-17": Tuning(data=("ner/wnut17",)),
 }
 """Tasks of $BERTKIN_DATA besides GLUE's."""
+LAST = Train(final="last")
+"""The last weights are scored: the best of several evaluations, chosen on the dev data, would score too well there."""
 EVALUATING = 1.3
 """What a fine-tuning costs with its evaluations, counted in its training."""
 ALL = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "QNLI", "QQP", "MNLI", *OTHERS)
@@ -72,7 +74,7 @@ class Options:
     """Trainings of each row, all else the same."""
     limit: int | None = None
     """A trial on about so many rows of each file; its results stay in --out."""
-    epochs: float | None = None
+    epochs: float = AUTO
     """Passes over the data; by default what each side has by default."""
     out: Path | None = None
     """Folder for what is trained. [default: runs/NAME]"""
@@ -158,7 +160,7 @@ def task(name: str, options: Options, folder: Path) -> Tuning:
     if options.limit is not None:
         aside = folder / "data" / f"{name}-{options.limit}"
         files = {part: cut(file, options.limit, aside / f"{part}{file.suffix}") for part, file in files.items()}
-    return replace(tuning, data=(str(files["train"]),), dev=str(files["dev"]))
+    return replace(tuning, data=(str(files["train"]),), dev=str(files["dev"]), train=LAST)
 
 
 def cut(source: Path, limit: int, to: Path) -> Path:
