@@ -74,8 +74,8 @@ def recipe_of(tasks: Mapping[str, Tuning], common: Tuning, sampling: Sampling = 
         if not re.fullmatch(r"\w[\w .+-]*", name) or name.lower() == STOCK:
             raise UserError(f"{name!r} cannot be a task's folder", mend="name tasks by letters, digits, - and _")
         said = to_mapping(tuning)
-        for one in SHARED:
-            if said[one] != plain[one]:
+        for one in (*SHARED, "reinit"):
+            if said.get(one) != plain.get(one):
                 raise UserError("the same for all tasks", where=f"{name}: {one}", mend="say it beside the tasks")
         values = to_mapping(merge(tuning, common))
         own[name] = {one: v for one, v in values.items() if one not in SHARED and v != plain[one]}

@@ -28,7 +28,7 @@ from bertkin.models.many import Many, begin_many, save_many
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
-from bertkin.tasks.metrics import METRICS
+from bertkin.tasks.metrics import METRICS, metric
 from bertkin.tasks.sampling import chances, drawn, exponent
 from bertkin.train.folder import RECIPE, TASKS, TESTED, begun, refuse_existing
 from bertkin.train.loop import Result, Training
@@ -122,7 +122,9 @@ class Joint:
     def evaluate(self, model: Many, world: World) -> dict[str, float]:
         """Every task's loss and metrics on its dev examples, as NAME/METRIC; the means of losses and of headlines."""
         found = self.measured(model, {name: work.dev for name, work in self.works.items()})
-        return found | {"score": found["mean"]}
+        signs = [1 if metric(work.task.metric, work.task).higher else -1 for work in self.each]
+        headlines = [found[f"{name}/{work.task.metric}"] for name, work in self.works.items()]
+        return found | {"score": mean(sign * one for sign, one in zip(signs, headlines, strict=True))}
 
     def measured(self, model: Many, rows: Mapping[str, Rows]) -> dict[str, float]:
         """The same on labelled examples of some of the tasks."""
@@ -135,7 +137,7 @@ class Joint:
                 headlines.append(scored[work.task.metric])
                 if work.task.output not in RIGHT_OR_WRONG:
                     del scored["accuracy"]
-                found |= {f"{name}/{metric}": value for metric, value in scored.items()}
+                found |= {f"{name}/{one}": value for one, value in scored.items()}
         return {"loss": mean(losses), "accuracy": mean(headlines), "mean": mean(headlines)} | found
 
     def show(self, finished: Many) -> list[dict[str, Any]]:
@@ -278,6 +280,6 @@ def table(run: Path) -> str:
     tasks = json.loads((run / TASKS).read_text(encoding="utf-8"))["tasks"]
     lines = ["| task | metric | score |", "|---|---|---:|"]
     for name, task in tasks.items():
-        metric = task["metric"]
-        lines.append(f"| {name} | {metric} | {100 * kept[f'{name}/{metric}']:.1f} |")
+        headline = task["metric"]
+        lines.append(f"| {name} | {headline} | {100 * kept[f'{name}/{headline}']:.1f} |")
     return "\n".join([*lines, f"| mean | | {100 * kept['mean']:.1f} |"])
