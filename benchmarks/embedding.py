@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 
 from sharing import data, markdown, once, put  # noqa: E402
-from side_by_side import in_process, write  # noqa: E402
+from side_by_side import in_process, source, write  # noqa: E402
 from tuned import PAGE, encoder  # noqa: E402
 
 from bertkin.errors import UserError  # noqa: E402
@@ -104,10 +104,11 @@ def main(
     if price:
         return
     settle_threads(None)
+    code = source()
     file, tokens = _sentences(sentences, out)
     turns = []
     for turn in range(repeats):
-        settings = {"sides": chosen, "sentences": sentences, "python": str(onnx_python)}
+        settings = {"sides": chosen, "sentences": sentences, "python": str(onnx_python), "source": code}
         turns.append(once(out / str(turn), settings, partial(_turn, chosen, file, out / str(turn), onnx_python)))
         said = "  ".join(
             f"{side} {sentences / min(t['seconds']):,.0f}" for side, t in turns[-1].items() if "seconds" in t

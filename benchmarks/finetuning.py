@@ -7,7 +7,7 @@ Whole steps of 32 examples, all of all-MiniLM-L6-v2 trained with AdamW: batch, f
 taken as a user gets it (float32), and with bf16=True. It pads as transformers' own guides do: sentences (CoLA) to the
 longest of the batch, questions with their paragraphs (SQuAD) to 384 tokens; "squad, longest" pads those to the longest,
 too. It is handed the examples that ours draws, in that order. Each side runs in a process of its own, in turn; the table
-gives medians of seconds an example, and ratios of medians. A turn that is finished is not repeated.
+gives medians of seconds an example, and ratios of medians. A turn that is finished is not repeated until our code changes.
 
 Results go into finetuning.json beside this file, and as a table into docs/results-finetuning.md.
 """
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "experiments"))
 
 from sharing import markdown, once, put  # noqa: E402
-from side_by_side import WARM, in_process, timed_steps, write  # noqa: E402
+from side_by_side import WARM, in_process, source, timed_steps, write  # noqa: E402
 from tuned import PAGE, encoder  # noqa: E402
 from tuned import Options as Choices  # noqa: E402
 from tuned import task as task_of  # noqa: E402
@@ -121,10 +121,17 @@ def main(
     if price:
         return
     settle_threads(None)
+    code = source()
     for name, one in chosen.items():
         turns = []
         for turn in range(repeats):
-            settings = {"steps": one.steps, "length": one.length, "longest": one.longest, "limit": limit}
+            settings = {
+                "steps": one.steps,
+                "length": one.length,
+                "longest": one.longest,
+                "limit": limit,
+                "source": code,
+            }
             turns.append(once(out / name / str(turn), settings, partial(_turn, name, one, limit)))
             said = "  ".join(f"{side} {1e3 * turns[-1][side]:.2f}" for side in SIDES)
             print(f"{name}, turn {turn + 1}: {said} ms an example", file=sys.stderr, flush=True)

@@ -215,7 +215,8 @@ def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
 
     Returns:
         metric; score, of the saved model; best, of any evaluation; every score of the saved model (scores); minutes;
-        steps; examples; trained and all parameters; curve, of evaluations, and losses, of training: [step, value] each.
+        steps; settled, what the recipe of the training came to; examples; trained and all parameters; curve, of
+        evaluations, and losses, of training: [step, value] each.
     """
     settings = {"tuning": to_mapping(tuning)}
     return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
@@ -248,6 +249,7 @@ def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, A
         "scores": {name: round(value, 5) for name, value in scored.items()},
         "minutes": round(evaluations[-1]["minutes"], 3),
         "steps": evaluations[-1]["step"],
+        "settled": to_mapping(settled)["train"],
         "examples": len(splits.train.examples),
         "trained": trained,
         "parameters": parameters,

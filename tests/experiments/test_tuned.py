@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from bertkin.config import Train
+from bertkin.config import Train, to_mapping
 from bertkin.errors import UserError
 from bertkin.models.pretrained import save_model
 from bertkin.tasks.encoding import encode
+from bertkin.tasks.finetune import finetune
 from bertkin.tasks.reading import read_examples
 from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import Tuning
@@ -88,6 +89,19 @@ def test_a_score_is_made_once_and_its_model_is_not_kept(stock: str, reviews: Tun
     made = (place / "run" / "log.jsonl").stat().st_mtime_ns
     assert tuned.carried_out([job], tuned.Options(), folder)[job.key] == found
     assert (place / "run" / "log.jsonl").stat().st_mtime_ns == made
+
+
+def test_what_was_trained_but_not_written_down_is_gone_on_with(stock: str, reviews: Tuning, tmp_path: Path) -> None:
+    tuning, folder = replace(reviews, model=stock, train=Train(epochs=2.0)), tmp_path / "job"
+    folder.mkdir()
+    (folder / "begun.json").write_text(json.dumps({"tuning": to_mapping(tuning)}))
+    finetune(tuning, folder / "run")
+    tuned.tuned(folder, tuning)
+    kinds = [json.loads(line)["kind"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert "resumed" in kinds
+    tuned.tuned(folder, replace(tuning, train=Train(epochs=1.0)))  # another recipe begins anew
+    kinds = [json.loads(line)["kind"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert "resumed" not in kinds
 
 
 def test_a_random_start_is_of_the_same_shape_and_of_other_weights(stock: str, tmp_path: Path) -> None:
