@@ -89,7 +89,10 @@ def feed_forward(
 ) -> Tensor:
     """Wider, bent, and back: [tokens, hidden] to the same; `up` has twice the rows where the kind is gated."""
     if kind not in GATED and kernels.usable(x, up, up_bias, down, down_bias) and products.usable(x, up, down):
-        return fused.FeedForward.apply(x, up, up_bias, down, down_bias, kernels.BENDS[kind])
+        which = kernels.BENDS[kind]
+        if torch.is_grad_enabled():
+            return fused.FeedForward.apply(x, up, up_bias, down, down_bias, which)
+        return products.forward(products.forward_bent(x, up, up_bias, which, keep=False)[1], down, down_bias)
     return linear(bend(linear(x, up, up_bias), kind), down, down_bias)
 
 

@@ -34,10 +34,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tenso
     return y
 
 
-def forward_bent(x: Tensor, weight: Tensor, bias: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
-    """The same, and what one of `kernels.BENDS` makes of it while it is in cache. Only where `usable`."""
+def forward_bent(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kind: int, *, keep: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The same, and what one of `kernels.BENDS` makes of it while it is in cache, in its place if it need not be kept. Only
+    where `usable`."""
     y = x.new_empty(len(x), len(weight))
-    bent = torch.empty_like(y)
+    bent = torch.empty_like(y) if keep else y
     _product(y, x, False, weight, False, bias=bias, then=BEND, kind=kind, other=bent)
     return y, bent
 

@@ -104,7 +104,7 @@ def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 @torch.inference_mode()
-def scores(model: TaskModel, rows: Rows, *, batch_tokens: int = 8192, device: str = "cpu") -> list[np.ndarray]:
+def scores(model: TaskModel, rows: Rows, *, batch_tokens: int = 2048, device: str = "cpu") -> list[np.ndarray]:
     """Of each row: float32 [outputs], or [tokens, outputs] for tags and spans. Rows of like length go together."""
     found: list[Any] = [None] * len(rows.rows)
     for mine in alike(rows.lengths, batch_tokens):

@@ -66,7 +66,7 @@ class Embedder:
         """Numbers of a vector."""
         return self.model.architecture.hidden
 
-    def encode(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> Floats:
+    def encode(self, texts: Sequence[str], *, batch_tokens: int = 2048) -> Floats:
         """A vector for each text: float32 [texts, width]."""
         rows = self._rows(texts)
         out = np.empty((len(texts), self.width), np.float32)
@@ -77,7 +77,7 @@ class Embedder:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return out
 
-    def tokens(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> list[Floats]:
+    def tokens(self, texts: Sequence[str], *, batch_tokens: int = 2048) -> list[Floats]:
         """For each text a vector for each of its tokens, special ones included: float32 [tokens, width]."""
         rows = self._rows(texts)
         out: list[Floats] = [np.empty((0, self.width), np.float32)] * len(texts)
