@@ -29,7 +29,7 @@ def finetune(
     out: Path | None = None,
     dev: str | None = None,
     test: str | None = None,
-    task: Literal["class", "classes", "score", "choice", "tokens", "span"] | None = None,
+    task: Literal["class", "classes", "score", "choice", "tokens", "span", "sequence"] | None = None,
     text: str = "",
     text2: str = "",
     label: str = "",
@@ -41,12 +41,17 @@ def finetune(
     class_weights: str = "none",
     crf: Annotated[bool, Flag] = False,
     reinit: int = 0,
+    writer: Literal["decoder", "prefix"] | None = None,
+    writes: int | None = None,
+    decoder_layers: int | None = None,
     skip_bad: Annotated[bool, Flag] = False,
     merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
     together: str | None = None,
     sampling: Literal["annealed", "proportional", "sqrt", "uniform"] = "annealed",
+    search: int | None = None,
+    search_minutes: float | None = None,
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -65,7 +70,7 @@ def finetune(
     dev, test
         Labelled files to measure on; by default the folder's, or a part of the training data.
     task
-        What is answered: a class, several, a score, the best of some choices, a tag for each word, or a span.
+        What is answered: a class, several, a score, the best of some choices, a tag for each word, a span, or a new text.
     text, text2, label
         Columns, by name or number from 1.
     metric
@@ -84,6 +89,12 @@ def finetune(
         Score the tags of a sentence together, and choose none that cannot follow.
     reinit
         Draw so many layers from the top anew before training.
+    writer
+        Who writes a new text: a decoder, new where the model has none; or the stack itself, after the text it reads.
+    writes
+        Most tokens of a new text.
+    decoder_layers
+        Layers of a new decoder.
     skip_bad
         Leave unusable rows out instead of stopping at the first.
     merge
@@ -96,6 +107,10 @@ def finetune(
     sampling
         How the task of a step is drawn by its examples: annealed from proportional to nearly alike; proportional; by the
         square root; or all alike.
+    search
+        Try so many settings, the defaults first, and keep the one that is best on the development data.
+    search_minutes
+        Begin no further trial after so many minutes.
     """
     from dataclasses import replace
 
@@ -121,15 +136,27 @@ def finetune(
         class_weights=class_weights,
         crf=crf,
         reinit=reinit,
+        writer=writer,  # type: ignore[arg-type]
+        writes=writes,  # type: ignore[arg-type]
+        decoder_layers=decoder_layers,  # type: ignore[arg-type]
         skip_bad=skip_bad,
         merge=merge,
         strategy=replace(Strategy(), **typed(strategy)),
         train=replace(Train(), **typed(train)),
     )
     if together is not None:
+        if search is not None or search_minutes is not None:
+            raise UserError("of one task, not of several together", where="--search", mend="search for each by itself")
         _together(tuning, together, sampling, out, quiet=quiet, overwrite=overwrite)
         return
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
+    if search is not None or search_minutes is not None:
+        from bertkin.tasks.search import MANY
+        from bertkin.tasks.search import search as look
+
+        bound = {"trials": MANY if search is None else search, "minutes": search_minutes}
+        show_search(look(tuning, where, listener=listener(quiet), overwrite=overwrite, **bound))
+        return
     show(run(tuning, where, listener=listener(quiet), overwrite=overwrite))
 
 
@@ -160,6 +187,13 @@ def show_together(result: Any) -> None:
     print(f"{result.step:,} steps · {result.minutes:.1f} minutes")
     print(f"run      {result.run} (report.html shows how it went)")
     print(f'next     bertkin predict {result.run} "A text."')
+
+
+def show_search(found: Any) -> None:
+    """How a search ended."""
+    print(found)
+    print(f"run      {found.run} (search.md has this table, report.html how the best trial went)")
+    print(f'next     bertkin predict {found.run} "A text."')
 
 
 def show(result: Any) -> None:
@@ -258,6 +292,7 @@ def predict(
     also: Annotated[list[str] | None, Parameter(negative="")] = None,
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    beams: int = 1,
     json: Annotated[bool, Flag] = False,
 ) -> None:
     """Ask a fine-tuned model: bertkin predict runs/reviews "A film to forget."
@@ -277,10 +312,12 @@ def predict(
         many texts.
     precision
         auto is bfloat16 where the processor gains by it.
+    beams
+        Of a model that writes: how many beginnings of an answer are kept side by side.
     json
         Write a JSON object a line.
     """
-    from bertkin.tasks.predict import open_reader
+    from bertkin.tasks.predict import by_beams, open_reader
     from bertkin.tasks.several import ask, open_readers, tasks_in
 
     lines = texts_of(texts, file, "text", "A film to forget.")
@@ -290,7 +327,7 @@ def predict(
             name = one["model"]
             print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
         return
-    reader = open_reader(model, precision=precision)
+    reader = by_beams(open_reader(model, precision=precision), beams)
     for group, prediction in zip(groups, reader.predict(groups), strict=True):
         told = reader.said(group, prediction)
         print(plain.dumps(told, ensure_ascii=False) if json else _line(told))

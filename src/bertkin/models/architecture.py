@@ -114,6 +114,11 @@ class Architecture:
         return self.decoder_layers > 0
 
     @property
+    def one_table(self) -> bool:
+        """Whether an encoder and its decoder read one table of words (BART, T5); of other families each has its own."""
+        return self.family in ("bart", "t5")
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward block multiplies two halves."""
         return self.feed_forward in ("geglu", "geglu-tanh", "swiglu")

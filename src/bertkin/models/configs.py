@@ -13,6 +13,7 @@ from bertkin.errors import UserError
 from bertkin.models import configs_decoders as decoders
 from bertkin.models import configs_encoders as encoders
 from bertkin.models.architecture import Architecture, check
+from bertkin.models.configs_both import HALVES, TYPE, read_both, write_both
 from bertkin.models.fields import Fields
 
 OURS = "bertkin"
@@ -68,7 +69,7 @@ def _ours(c: Fields) -> Architecture:
     return Architecture(**values)
 
 
-READERS = {family.model_type: family.read for family in FAMILIES.values()} | {OURS: _ours}
+READERS = {family.model_type: family.read for family in FAMILIES.values()} | {OURS: _ours, TYPE: read_both}
 
 
 def read_config(path: Path) -> tuple[Architecture, str]:
@@ -95,13 +96,20 @@ def read_config(path: Path) -> tuple[Architecture, str]:
 def write_config(a: Architecture, *, sentence: bool = False) -> dict[str, Any]:
     """The config.json of an architecture: transformers' own where that says all of it, else ours with our fields."""
     a = replace(a, generator=0.0)  # ELECTRA's generator is a model of its own
+    if a.both and a.family in HALVES:
+        both = write_both(a)
+        return both if read_both(Fields(both, Path("config.json"))) == a else _as_ours(a)
     family = FAMILIES[a.family]
     head = SENTENCE_HEADS.get(a.family, family.head) if sentence else family.head
     head = "ElectraForPreTraining" if a.head == "detect" else head
     values = {"architectures": [head], **family.write(a), "tie_word_embeddings": a.tied, "torch_dtype": "float32"}
     if family.read(Fields(values, Path("config.json"))) != a:
-        return {"model_type": OURS, "architectures": ["LanguageModel"], **asdict(a)}
+        return _as_ours(a)
     return values
+
+
+def _as_ours(a: Architecture) -> dict[str, Any]:
+    return {"model_type": OURS, "architectures": ["LanguageModel"], **asdict(a)}
 
 
 def task_class(a: Architecture, head: str) -> str:

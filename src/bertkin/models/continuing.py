@@ -33,6 +33,9 @@ def load_whole(path: str | Path, *, sentence: bool = False, boundary: bool = Fal
     folder = find_folder(path)
     model = load_model(folder)
     a = model.architecture
+    if a.both and not a.one_table:
+        what = "an encoder with a decoder that was made for a task; pretraining has no objective for it"
+        raise UserError(what, where=folder, mend="fine-tune it, or go on with the encoder it was begun from")
     if a.family == "electra":
         return _with_generator(model, folder)
     with torch.no_grad():

@@ -11,7 +11,7 @@ has its own keys, its own length, and its own draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ def write(
     *,
     ends: Collection[int] = (),
     manner: Manner = Manner(),
+    segments: Sequence[Ids | None] | None = None,
     numbers: Sequence[int] | None = None,
     stopped: Callable[[int, int], bool] | None = None,
     steps: Steps | None = None,
@@ -84,6 +85,7 @@ def write(
 
     Args:
         prompts: ids of each, at least one; of an encoder–decoder, what the encoder reads.
+        segments: of each prompt's tokens, 0 or 1; by default all are 0.
         ends: tokens that end a text; they are handed out too. A text also ends where the model reads no further.
         numbers: of the prompts, which their draws depend on; by default 0, 1, 2 …
         steps: the model's weights made ready for fast steps, where that was done.
@@ -94,9 +96,9 @@ def write(
     """
     with torch.inference_mode():
         if how.beams > 1:
-            yield from beam_search(model, prompts, how, ends, manner, steps)
+            yield from beam_search(model, prompts, how, ends, manner, steps, segments)
             return
-        reader = Reader(model, prompts, how.max_new_tokens, manner, steps=steps)
+        reader = Reader(model, prompts, how.max_new_tokens, manner, steps=steps, segments=segments)
         rows = list(range(len(prompts)))
         keys = mix(how.seed, np.array(rows if numbers is None else numbers))
         seen = [list(begin) for begin in reader.begins] if how.repetition_penalty != 1 else None
@@ -149,6 +151,7 @@ class Reader:
         room: tokens that will be written at most.
         copies: sequences for each prompt (beams).
         steps: the fast body of a step, where there is one.
+        segments: of the prompts' tokens, as for `write`.
 
     Attributes:
         begins: what each decoder's sequence begins with.
@@ -163,10 +166,15 @@ class Reader:
         manner: Manner,
         copies: int = 1,
         steps: Steps | None = None,
+        segments: Sequence[Ids | None] | None = None,
     ) -> None:
         self.model, self.manner, self.steps = model, manner, steps
         self.fast: Bound | None = None
-        self.source = _packed(prompts, model) if model.source is not None else None
+        two = model.source is not None
+        self.source = _packed(prompts, model, segments=segments) if two else None
+        self.segments = None if two or segments is None or not any(one is not None for one in segments) else segments
+        if self.segments is not None:
+            self.steps = None  # its body reads one segment only
         self.begins = [list(manner.start)] * len(prompts) if model.source is not None else [list(p) for p in prompts]
         extra, longest = int(manner.blank is not None), model.architecture.max_length
         self.rooms = [min(room, longest - len(begin) - extra + 1) for begin in self.begins]  # the last is never read
@@ -177,7 +185,7 @@ class Reader:
         """Scores [prompts, vocab] after the prompts."""
         model, blank = self.model, self.manner.blank
         begins = self.begins if blank is None else [[*begin, blank] for begin in self.begins]
-        ids, layout = _packed(begins, model, both_sides=self.manner.both_sides)
+        ids, layout = _packed(begins, model, both_sides=self.manner.both_sides, segments=self.segments)
         memory = None
         if self.source is not None and model.source is not None:
             memory = (model.source(*self.source), self.source[1])
@@ -213,14 +221,24 @@ class Reader:
         return self.model.answer(hidden)
 
 
-def _packed(sequences: Sequence[Ids], model: LanguageModel, *, both_sides: bool = False) -> tuple[Tensor, Layout]:
+def _packed(
+    sequences: Sequence[Ids],
+    model: LanguageModel,
+    *,
+    both_sides: bool = False,
+    segments: Sequence[Ids | None] | None = None,
+) -> tuple[Tensor, Layout]:
     """Flat ids and their layout on the model's device; a stack that is not causal is told to see the left alone."""
     device = model.table.device
     lengths = np.array([len(one) for one in sequences])
     layout = Layout.from_lengths(lengths)
     if both_sides or not (model.architecture.causal or model.architecture.both):
         reach = np.repeat(lengths, lengths) if both_sides else layout.positions + 1
-        layout = Layout.from_lengths(lengths, reach=reach.astype(np.int32))
+        layout = replace(layout, reach=reach.astype(np.int32))
+    if segments is not None and any(one is not None for one in segments):
+        kinds = zip(sequences, segments, strict=True)
+        kept = [np.zeros(len(ids), np.int32) if kind is None else np.asarray(kind, np.int32) for ids, kind in kinds]
+        layout = replace(layout, segments=np.concatenate(kept))
     return torch.from_numpy(np.concatenate(sequences).astype(np.int64)).to(device), layout.to(device)
 
 
@@ -305,6 +323,7 @@ def beam_search(
     ends: Collection[int],
     manner: Manner,
     steps: Steps | None = None,
+    segments: Sequence[Ids | None] | None = None,
 ) -> Iterator[Written]:
     """Of `how.beams` beginnings of each prompt, each step's best continuations go on (Graves 2012, Wu et al. 2016).
 
@@ -312,7 +331,7 @@ def beam_search(
     prompt is done when no beginning could still beat the worst of as many set aside, and its best is yielded.
     """
     width, vocabulary = how.beams, model.architecture.vocab_size
-    reader = Reader(model, prompts, how.max_new_tokens, manner, copies=width, steps=steps)
+    reader = Reader(model, prompts, how.max_new_tokens, manner, copies=width, steps=steps, segments=segments)
     scores = reader.first()
     reader.cache.pick(torch.arange(len(prompts), device=scores.device).repeat_interleave(width))
     scores = scores.repeat_interleave(width, dim=0)

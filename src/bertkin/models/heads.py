@@ -132,8 +132,8 @@ class LanguageModel(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Let both halves read one token table; again whenever parameters were made anew."""
-        if self.source is not None:
+        """Let both halves read one token table, in families that do; again whenever parameters were made anew."""
+        if self.source is not None and self.architecture.one_table:
             self.source.embeddings.tokens = self.stack.embeddings.tokens
 
     def encode(self, ids: Tensor, layout: Layout, source: Source | None = None) -> Tensor:

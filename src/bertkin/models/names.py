@@ -121,6 +121,22 @@ STACKS = {
     "t5": _T5_TABLE | _halves(_t5(1, True), _t5(2, True)),
     "t5-plain": _T5_TABLE | _halves(_t5(1, False), _t5(2, False)),
 }
+TWINS = ("bert", "roberta", "electra")
+"""Encoders that transformers joins with a decoder of their own kind (`bertkin.models.configs_both`)."""
+_LOOK = {
+    "layers.*.cross.qkv": "encoder.layer.*.crossattention.self.query|key|value",
+    "layers.*.cross.out": "encoder.layer.*.crossattention.output.dense",
+    "layers.*.cross_norm": "encoder.layer.*.crossattention.output.LayerNorm",
+}
+
+
+def _twins(family: str) -> dict[str, str]:
+    """The table of an encoder and a decoder of a family that is one stack otherwise."""
+    ours = {name: f"decoder.{PREFIX[family]}{theirs}" for name, theirs in (STACKS[family] | _LOOK).items()}
+    return ours | {f"source.{name}": f"encoder.{theirs}" for name, theirs in STACKS[family].items()}
+
+
+STACKS |= {f"{family}-both": _twins(family) for family in TWINS}
 """Our names under `stack.` (with `source.` in front of those of an encoder before it), and transformers' after the
 prefix. `*` is the number of the layer, `|` parts that we keep as one tensor. A module's name stands for its weight and
 bias."""
@@ -158,6 +174,10 @@ HEADS = {
     "bart": {"head.table": "lm_head.weight", "head.bias": "final_logits_bias"},
     "t5": {"head.table": "lm_head.weight"},
     "t5-plain": {"head.table": "lm_head.weight"},
+}
+HEADS |= {
+    f"{family}-both": {ours: f"decoder.{theirs}" for ours, theirs in HEADS[family].items() if ours.startswith("head.")}
+    for family in TWINS
 }
 """The same for what answers, without a prefix. What is not here is called the same on both sides: ModernBERT's head, and
 sentence heads that transformers has no place for."""
@@ -202,13 +222,16 @@ CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
 
 UNREAD = re.compile(
     r"position_ids$|token_type_ids$|pooler\.|rotary_emb\.|\.attn\.(masked_)?bias$|embed_tokens\.weight$|(^|\.)lm_head\.weight$"
+    r"|(^|\.)(predictions|lm_head)\.decoder\.(weight|bias)$|generator_lm_head\.weight$"
 )
 """Tensors of a stack that we need no place for: constants, copies of a tied table, and a pooler that no head reads."""
 
 
 def named(a: Architecture, head: str = "") -> str:
     """The table of names of an architecture: its family (or what T5's first version calls its feed-forward block), and
-    after a colon the head of a task, where it has one."""
+    after a colon the head of a task, where it has one. An encoder with a decoder of its kind has a table of its own."""
+    if a.both and a.family in TWINS:
+        return f"{a.family}-both"
     family = "t5-plain" if a.family == "t5" and not a.gated else a.family
     return f"{family}:{head}" if head else family
 

@@ -92,6 +92,8 @@ def marked(a: Architecture, tokenizer: Any) -> Architecture:
     a = replace(a, pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
     if a.family == "roberta":  # it counts positions from its padding id on
         a = replace(a, position_offset=a.pad_id + 1)
-    if a.both:
+    if a.both and not a.one_table:
+        a = replace(a, start_id=tokenizer.cls_id)
+    elif a.both:
         a = replace(a, start_id=tokenizer.pad_id if len(tokenizer.sentinels) else tokenizer.sep_id)
     return a

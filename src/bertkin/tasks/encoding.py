@@ -11,7 +11,7 @@ it has most text around it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,13 @@ class Row:
     target: Any = None
     """What the loss compares with: a class, several, a score, tags [n], or the places of a span's first and last token;
     None where the label is not known."""
+    answer: Ints = field(default_factory=lambda: NONE)
+    """int64 [n]: the tokens of an answer that is written, its end among them (`bertkin.tasks.frames`)."""
+
+    @property
+    def n_tokens(self) -> int:
+        """What is read and written."""
+        return len(self.ids) + len(self.answer)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Rows:
     @cached_property
     def lengths(self) -> Ints:
         """[rows], in tokens."""
-        return np.array([len(row.ids) for row in self.rows], np.int64)
+        return np.array([row.n_tokens for row in self.rows], np.int64)
 
     @cached_property
     def groups(self) -> Ints:

@@ -58,7 +58,7 @@ class TaskBatch:
 
     @property
     def n_tokens(self) -> int:
-        return sum(len(row.ids) for row in self.rows)
+        return sum(row.n_tokens for row in self.rows)
 
     @property
     def idle(self) -> bool:
@@ -270,7 +270,7 @@ def _run(
                 raise UserError("its data or its model have changed since", where=out, mend="start a new run")
         else:
             world.lead(lambda: _begin(out, found))
-        work = FineTuning(found, device)
+        work = _work(found, device)
         training = Training(work, out, listener, world, device, resumed=resumed)
         result = training.run()
         if world.first:
@@ -281,6 +281,14 @@ def _run(
         return result
     finally:
         listener.close()
+
+
+def _work(found: Gathered, device: str) -> FineTuning:
+    if found.task.output == "sequence":
+        from bertkin.tasks.writing import Writing  # which builds on what is here
+
+        return Writing(found, device)
+    return FineTuning(found, device)
 
 
 def is_tuning(run: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
 from bertkin.tasks.data.columns import Columns
 from bertkin.tasks.encoding import Rows, encode
+from bertkin.tasks.frames import Frame
 from bertkin.tasks.metrics import metric
 from bertkin.tasks.reading import Splits, read_splits
+from bertkin.tasks.settling import settle
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, complete
 from bertkin.text.tokenizer import Tokenizer
@@ -35,6 +38,8 @@ class Gathered:
     tokenizer: Tokenizer
     stock: Path
     said: tuple[str, ...]
+    frame: Frame | None = None
+    """Of a task whose answer is written: how it is laid out."""
 
     @property
     def fingerprint(self) -> str:
@@ -78,8 +83,6 @@ def gather(tuning: Tuning, device: str) -> Gathered:
     a, _ = read_config(stock / "config.json")
     splits = read_data(tuning)
     task = splits.train.task
-    if task.output == "sequence":
-        raise UserError("writing a sequence cannot be fine-tuned yet", where="--task", mend="choose another answer")
     tuning = complete(tuning, task, len(splits.train.examples), a)
     precision: Any = str(pick_precision(tuning.train.precision, device)).split(".")[1]
     tuning = replace(tuning, train=replace(tuning.train, precision=precision))
@@ -89,8 +92,10 @@ def gather(tuning: Tuning, device: str) -> Gathered:
         raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
     test = splits.test.examples if splits.test is not None else ()
     known = [example for example in test if example.label is not None]
-    train, dev, last = (
-        encode(examples, task, tokenizer, max_length=tuning.length, stride=tuning.stride)
-        for examples in (splits.train.examples, splits.dev.examples, known)
-    )
-    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said)
+    encoded = partial(encode, task=task, tokenizer=tokenizer, max_length=tuning.length, stride=tuning.stride)
+    frame = None
+    if task.output == "sequence":
+        tuning, frame = settle(tuning, a, stock, tokenizer, splits.train.examples)
+        encoded = partial(frame.encode, task=task)
+    train, dev, last = (encoded(examples) for examples in (splits.train.examples, splits.dev.examples, known))
+    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said, frame)

@@ -19,6 +19,7 @@ from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
 from bertkin.models.steps import Steps
 from bertkin.tasks.fill import Loaded, _own_marks, load
+from bertkin.tasks.frames import start_of
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
@@ -110,8 +111,7 @@ def _manner(loaded: Loaded) -> Manner:
     """
     a, tokenizer, objective = loaded.model.architecture, loaded.tokenizer, loaded.objective
     if a.both:
-        # BART's decoder reads its end, then its beginning, before the first word.
-        return Manner(start=(a.start_id,) if len(tokenizer.sentinels) else (a.start_id, tokenizer.cls_id))
+        return Manner(start=start_of(a, tokenizer))
     if objective == "unilm":
         return Manner(blank=tokenizer.mask_id)
     if a.causal or objective in ("causal", "hybrid", "prefix"):

@@ -107,6 +107,9 @@ def gather_all(recipe: Together, device: str) -> Found:
         raise UserError("no tasks", mend="name some, each with its data")
     tunings = {name: recipe.tuning(name) for name in recipe.tasks}
     parts = {name: gather(tuning, device) for name, tuning in tunings.items()}
+    for name, part in parts.items():
+        if part.task.output == "sequence":
+            raise UserError("models that write are trained alone", where=name, mend="fine-tune it by itself")
     name, first = next(iter(parts.items()))
     examples = sum(len(part.train.examples) for part in parts.values())
     a, _ = read_config(first.stock / "config.json")

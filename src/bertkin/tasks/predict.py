@@ -6,23 +6,28 @@ reader.predict([("A film to forget.",)])
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bertkin.errors import UserError
+from bertkin.models.configs import read_config
 from bertkin.models.folders import told
+from bertkin.models.generate import Decoding
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import is_light, named_stock, open_light
-from bertkin.models.pretrained import find_folder
-from bertkin.models.pretrained_tasks import load_task_model
+from bertkin.models.pretrained import find_folder, load_model
+from bertkin.models.pretrained_tasks import answer_of, load_task_model
 from bertkin.models.task_heads import TaskModel
 from bertkin.tasks.answering import Prediction, answers, scores
 from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.encoding import encode
+from bertkin.tasks.frames import GREEDY, Frame
 from bertkin.tasks.task import Example, Task
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -33,6 +38,10 @@ OUTPUTS = {
     "multi_label_classification": "classes",
     "regression": "score",
 }
+
+
+BOUND = 128
+"""Most tokens of an answer where a model does not say."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,42 @@ class Reader:
         return plain
 
 
+@dataclass(frozen=True)
+class AnswerWriter(Reader):
+    """A model that writes its answers."""
+
+    model: LanguageModel  # type: ignore[assignment]
+    frame: Frame
+    how: Decoding = GREEDY
+
+    def examples(self, examples: Sequence[Example]) -> list[Prediction]:
+        rows = self.frame.encode(examples, self.task)
+        return self.frame.answers(self.model, rows.rows, self.how)
+
+    def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
+        return {"texts": list(texts), "answer": prediction.answer, "probability": round(prediction.sure, 4)}
+
+
+def writes(folder: str | Path) -> bool:
+    """Whether the model of a folder was fine-tuned to write its answers."""
+    return bool((told(Path(folder)).get("task") or {}).get("output") == "sequence")
+
+
+def by_beams(reader: Reader, beams: int) -> Reader:
+    """The same model, that keeps so many beginnings of an answer side by side as it writes.
+
+    Raises:
+        UserError: it writes no answers, or less than one.
+    """
+    if beams == 1:
+        return reader
+    if not isinstance(reader, AnswerWriter):
+        raise UserError("this model chooses its answers and writes none", where="--beams", mend="leave it out")
+    if not 1 <= beams <= 1024:
+        raise UserError(f"{beams} beams", where="--beams", mend="choose from 1 to 1024")
+    return replace(reader, how=replace(reader.how, beams=beams))
+
+
 def open_reader(
     path: str | Path, *, precision: str = "auto", stock: str | Path | TaskModel | LanguageModel | None = None
 ) -> Reader:
@@ -112,6 +157,8 @@ def open_reader(
     if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
         raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
     if light is not None:
+        if writes(light):
+            return _open_light_writer(light, stock, precision)
         opened, _ = open_light(light, stock)
         if not isinstance(opened, TaskModel):
             raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
@@ -120,6 +167,8 @@ def open_reader(
         tokenizer = Tokenizer.load(find_folder(str(whose)))
     else:
         folder = find_folder(path)
+        if writes(folder) or _only_writes(folder):
+            return _writer(load_model(folder), folder, Tokenizer.load(folder), precision)
         model, config = load_task_model(folder)
         tokenizer = Tokenizer.load(folder)
     model = model.to(pick_precision(precision, "cpu"))
@@ -138,3 +187,31 @@ def open_reader(
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(known.get("length") or 512), a.max_length)
     return Reader(model.eval(), tokenizer, task, length)
+
+
+def _only_writes(folder: Path) -> bool:
+    """Whether a folder of transformers holds an encoder and a decoder with no other head than that which writes."""
+    a, _ = read_config(folder / "config.json")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return a.both and answer_of(a, config) is None
+
+
+def _open_light_writer(light: Path, stock: Any, precision: str) -> AnswerWriter:
+    """What a light strategy changed in a model that writes, over its stock."""
+    if isinstance(stock, TaskModel):
+        raise UserError("a model that writes needs a stock with words", where=light, mend="give the stock's folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a head that the stock lacks is among the changes
+        model, _ = open_light(light, stock)
+    assert isinstance(model, LanguageModel)
+    whose = stock if isinstance(stock, str | Path) else named_stock(light)
+    return _writer(model, light, Tokenizer.load(find_folder(str(whose))), precision)
+
+
+def _writer(model: LanguageModel, folder: Path, tokenizer: Tokenizer, precision: str) -> AnswerWriter:
+    """A model that writes, with what its folder knows of its answers."""
+    known, a = told(folder), model.architecture
+    task = Task.from_mapping(known["task"]) if "task" in known else Task("sequence")
+    length = min(int(known.get("length") or 512), a.max_length)
+    frame = Frame.of(a, tokenizer, length, min(int(known.get("writes") or BOUND), a.max_length - 2))
+    return AnswerWriter(model.to(pick_precision(precision, "cpu")).eval(), tokenizer, task, length, frame)

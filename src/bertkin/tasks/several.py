@@ -18,7 +18,7 @@ from bertkin.models.folders import find_folder, told
 from bertkin.models.light import answer_told, is_light, named_stock
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.task_heads import Answer, Head, TaskModel
-from bertkin.tasks.predict import Reader, open_reader
+from bertkin.tasks.predict import Reader, open_reader, writes
 from bertkin.train.machine import pick_precision
 
 
@@ -84,7 +84,9 @@ def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str
 
 
 def _light(place: str | Path) -> Path | None:
-    return next((folder for folder in (Path(place), Path(place) / "model") if is_light(folder)), None)
+    found = next((folder for folder in (Path(place), Path(place) / "model") if is_light(folder)), None)
+    # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.
+    return None if found is None or writes(found) else found
 
 
 def _stock(light: Path) -> str | None:

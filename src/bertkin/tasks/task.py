@@ -118,7 +118,7 @@ class Example:
     def references(self) -> tuple[str, ...]:
         """The texts a predicted span or sequence is compared with; ("",) where there is no answer."""
         if isinstance(self.label, str):
-            return (self.label,)
+            return self.answers or (self.label,)
         return self.answers or tuple(self.texts[-1][start:end] for start, end in self.label or ()) or ("",)
 
     @property

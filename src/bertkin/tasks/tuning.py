@@ -31,7 +31,7 @@ class Tuning:
     """Labelled file to measure on; by default the folder's, or a tenth of the training data, by a hash."""
     test: str = AUTO
     """Labelled file to measure on once, at the end."""
-    task: Literal["class", "classes", "score", "choice", "tokens", "span"] = AUTO
+    task: Literal["class", "classes", "score", "choice", "tokens", "span", "sequence"] = AUTO
     """What is answered; by default it is told by the data."""
     text: str = ""
     """Column of the text, by name or number."""
@@ -46,7 +46,8 @@ class Tuning:
     batch: int = 32
     """Examples a step."""
     length: int = AUTO
-    """Most tokens a row; by default 256, 384 where spans are looked for, or what the model reads."""
+    """Most tokens a row; by default 256, 384 where spans are looked for, 512 where an answer is written, or what the
+    model reads."""
     stride: int = AUTO
     """Tokens that neighbouring windows of a long text share; by default a quarter of the room."""
     pooling: Literal["first", "last", "mean", "max", "attention"] = AUTO
@@ -61,6 +62,13 @@ class Tuning:
     """Score the tags of a sentence together, and choose none that cannot follow (tokens)."""
     reinit: int = 0
     """Draw so many layers from the top anew before training."""
+    writer: Literal["decoder", "prefix"] = AUTO
+    """Who writes a new text (sequence): a decoder that looks at the encoder, made where there is none; or the stack itself,
+    which goes on where the text ends. By default a decoder, unless the model was pretrained to go on."""
+    writes: int = AUTO
+    """Most tokens of an answer (sequence); by default half as many again as the longest in training."""
+    decoder_layers: int = AUTO
+    """Layers of a new decoder (sequence); by default as many as the encoder has."""
     merge: bool = False
     """Save an ordinary folder although the strategy is light (not adapter, prefix, layers or pals)."""
     strategy: Strategy = field(default_factory=Strategy)
@@ -122,7 +130,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
         batch_tokens=tuning.batch * 128,  # a guess, for the price alone
         length=128,
     )
-    usual = 384 if task.output == "span" else 256
+    usual = {"span": 384, "sequence": 512}.get(task.output, 256)
     length = tuning.length if tuning.length is not AUTO else min(usual, a.max_length)
     if length > a.max_length:
         raise UserError(

@@ -110,6 +110,10 @@ def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0
         texts = _texts_by_name(free, 2 if named["text2"] else inputs) or texts
         if named["text2"]:
             texts = (*[name for name in texts if name != named["text2"]][:1], named["text2"])
+    if output == "sequence" and not label and labelled:  # a text like others, so that its values do not tell it
+        left = [name for name in table.columns if name not in (*texts, id_)]
+        label = left[-1] if len(left) > (not texts) else ""
+        texts = texts or tuple(left[:1])
     if not texts or (not label and labelled):
         by_content = _by_content(table, [name for name in table.columns if name != named["label"]], inputs)
         texts = texts or by_content.texts

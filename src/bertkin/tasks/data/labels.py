@@ -81,6 +81,8 @@ def guess_task(
     """
     inputs = inputs or max((len(raw.texts) for raw in rows), default=1)
     values = [raw.label for raw in rows if raw.label is not None]
+    if output == "sequence" and roles.holds == "answers":
+        return Task("sequence", inputs)
     if output == "span" or roles.holds == "answers":
         return Task("span", inputs)
     if not values:
@@ -174,7 +176,7 @@ def to_example(
     elif task.output == "score":
         answer = _number(raw, gate)
     elif task.output == "sequence":
-        answer = value if isinstance(value, str) else name_of(value)
+        answer = _written(raw, gate)
     elif task.output == "classes":
         found = [_index(name, raw, numbers, gate) for name in listed(value)]
         answer = None if None in found else tuple(sorted({at for at in found if at is not None}))
@@ -184,6 +186,17 @@ def to_example(
     else:
         answer = _index(name_of(value), raw, numbers, gate)
     return None if answer is None else Example(raw.texts, answer, raw.choices, raw.id, raw.where, raw.answers)
+
+
+def _written(raw: Raw, gate: Gate) -> str | None:
+    """An answer as it is to be written; of a question with spans the first one's text."""
+    if isinstance(raw.label, tuple):
+        places = (raw.texts[-1][start:end] for start, end in raw.label)
+        return next(iter(raw.answers), None) or next(places, "")
+    if isinstance(raw.label, list | dict):
+        gate.refuse(f"the answer is a {type(raw.label).__name__}, not a text", raw.where, "give a text")
+        return None
+    return raw.label if isinstance(raw.label, str) else name_of(raw.label)
 
 
 def _index(name: str, raw: Raw, numbers: dict[str, int], gate: Gate) -> int | None:
