@@ -223,11 +223,13 @@ def resume(run: str | Path, *, listener: Listener | None = None) -> Result:
         UserError: not a run folder, or its corpus has changed.
     """
     from bertkin.tasks import finetune as tuning
-    from bertkin.tasks import together
+    from bertkin.tasks import search, together
     from bertkin.tasks.joining import is_together
     from bertkin.train import pretraining
     from bertkin.train.progress import RichListener
 
+    if search.is_search(Path(run)):
+        search.resume_search(Path(run), listener=listener or RichListener())  # whose best trial is then the run
     go_on = tuning.resume if tuning.is_tuning(Path(run)) else pretraining.resume
     go_on = together.resume_together if is_together(Path(run)) else go_on
     return go_on(Path(run), listener=listener or RichListener())

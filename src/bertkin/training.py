@@ -262,13 +262,15 @@ def resume(run: Path, /, *, quiet: Quiet = False) -> None:
     run
         The run folder.
     """
-    from bertkin.tasking import show, show_together
-    from bertkin.tasks import finetune, together
+    from bertkin.tasking import show, show_search, show_together
+    from bertkin.tasks import finetune, search, together
     from bertkin.tasks.joining import is_together
     from bertkin.train import pretraining
 
     if is_together(run):
         show_together(together.resume_together(run, listener=listener(quiet)))
+    elif search.is_search(run):
+        show_search(search.resume_search(run, listener=listener(quiet)))
     elif finetune.is_tuning(run):
         show(finetune.resume(run, listener=listener(quiet)))
     else:

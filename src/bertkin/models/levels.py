@@ -14,7 +14,6 @@ import re
 import torch
 from torch import nn
 
-from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
 from bertkin.models.transformer import Stack, initialise
 
@@ -57,16 +56,19 @@ def own_rates(model: nn.Module) -> dict[str, float]:
     }
 
 
+def lowest_layer(a: Architecture, *, reads: bool) -> int:
+    """The level of the lowest layer.
+
+    Args:
+        reads: whether an encoder–decoder answers with its encoder alone (`TaskModel.reads`).
+    """
+    lowest = a.layers - a.layers // (a.groups or a.layers) + 1
+    return lowest + (a.decoder_layers if a.both and not reads else 0)
+
+
 def redraw(model: nn.Module, a: Architecture, count: int, seed: int) -> None:
     """Draw the top `count` layers anew, and all that is above them: what they learnt in pretraining is of no use to some
     tasks, and in the way of small ones (Zhang et al. 2021).
-
-    Raises:
-        UserError: there are not so many layers.
     """
-    found = levels(model)
-    depth = max(found.values()) - 1
-    if count > depth:
-        raise UserError(f"there are only {depth} layers", where="--reinit", mend=f"choose at most {depth}")
-    names = [name for name, level in found.items() if level <= count]
+    names = [name for name, level in levels(model).items() if level <= count]
     initialise(model, a, torch.Generator().manual_seed(seed), names)

@@ -104,7 +104,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
         UserError: two budgets, a row longer than the model reads, or choices that do not go together.
     """
     check(tuning.strategy, "--strategy.")
-    check_choices(tuning, task)
+    check_choices(tuning, task, a)
     if tuning.merge and tuning.strategy.kind in WRAPPED:
         what = f"{tuning.strategy.kind} does not fold into the weights"
         raise UserError(what, where="--merge", mend="leave it out, or choose lora")

@@ -1,7 +1,7 @@
 """What a class counts for in the loss, and which choices of a fine-tuning go together.
 
 weights_of(said, task, examples)    none, balanced, or numbers by name
-check_choices(tuning, task)
+check_choices(tuning, task, a)      one line on what does not
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bertkin.errors import UserError, nearest
+from bertkin.models.architecture import Architecture
+from bertkin.models.levels import lowest_layer
 from bertkin.tasks.task import Example, Task
 
 if TYPE_CHECKING:
@@ -61,18 +63,18 @@ def _named(said: str, task: Task) -> dict[str, float]:
     return found
 
 
-def check_choices(tuning: Tuning, task: Task) -> None:
+def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
     """See that what was chosen is in its range, and of this task.
 
     Raises:
         UserError: the first that is not.
     """
-    train = tuning.train
+    train, layers = tuning.train, lowest_layer(a, reads=task.output == "tokens")
     for name, value, right, mend in (
         ("train.patience", train.patience, train.patience >= 0, "choose 0 for never, or more"),
         ("train.layer-decay", train.layer_decay, 0 < train.layer_decay <= 1, "choose more than 0, and at most 1"),
         ("train.unfreeze", train.unfreeze, 0 <= train.unfreeze <= 1, "choose a share from 0 to 1"),
-        ("reinit", tuning.reinit, tuning.reinit >= 0, "choose 0 for none, or more"),
+        ("reinit", tuning.reinit, 0 <= tuning.reinit <= layers, f"choose 0 for none, or up to {layers}"),
     ):
         if not right:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)

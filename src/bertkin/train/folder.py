@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RECIPE, CORPUS, TASK, TESTED = "recipe.yaml", "corpus.json", "task.json", "test.json"
 REVIEW, MISTAKES, TASKS = "review.json", "mistakes.jsonl", "tasks.json"
+SEARCH, SEARCHED, TRIALS = "search.json", "search.md", "trials"
 OURS = (
     "checkpoints",
     "model",
@@ -38,6 +39,9 @@ OURS = (
     TESTED,
     REVIEW,
     MISTAKES,
+    SEARCH,
+    SEARCHED,
+    TRIALS,
     RECIPE,
     CORPUS,
 )
@@ -90,8 +94,7 @@ def begun(out: Path, recipe: Any, made_of: dict[str, str]) -> Iterator[None]:
         UserError: the disk refuses.
     """
     with disk_errors(out):
-        for name in OURS:
-            _remove(out / name)
+        clear(out)
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -99,12 +102,17 @@ def begun(out: Path, recipe: Any, made_of: dict[str, str]) -> Iterator[None]:
             yield
             write_text(out / RECIPE, dump_recipe(recipe))
         except BaseException:
-            for name in OURS:
-                _remove(out / name)
+            clear(out)
             for folder in made:
                 if folder.is_dir():
                     folder.rmdir()
             raise
+
+
+def clear(out: Path) -> None:
+    """Remove all that runs and searches write, and leave everything else."""
+    for name in OURS:
+        _remove(out / name)
 
 
 def _remove(path: Path) -> None:
