@@ -154,7 +154,7 @@ def finetune(
         from bertkin.tasks.search import MANY
         from bertkin.tasks.search import search as look
 
-        bound = {"trials": MANY if search is None else search, "minutes": search_minutes}
+        bound: dict[str, Any] = {"trials": MANY if search is None else search, "minutes": search_minutes}
         show_search(look(tuning, where, listener=listener(quiet), overwrite=overwrite, **bound))
         return
     show(run(tuning, where, listener=listener(quiet), overwrite=overwrite))

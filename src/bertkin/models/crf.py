@@ -107,9 +107,9 @@ class Chain:
 
     def decode(self, scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], Floats]:
         """The best sequence of tags for scores [n, tags], and the probability of each of its tags: int64 and float64 [n]."""
-        scores = np.asarray(scores, np.float64)
-        best = self._best(scores)
-        return best, self._chances(scores)[np.arange(len(best)), best]
+        given: Floats = np.asarray(scores, np.float64)
+        best = self._best(given)
+        return best, self._chances(given)[np.arange(len(best)), best]
 
     def _best(self, scores: Floats) -> NDArray[np.int64]:
         """Viterbi's algorithm."""

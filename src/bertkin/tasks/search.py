@@ -312,7 +312,9 @@ def _finish(found: Searched) -> None:
 def _settled(tuning: Tuning) -> Tuning:
     """The recipe with paths that hold wherever the search is gone on with."""
     model = str(Path(tuning.model).absolute()) if Path(tuning.model).exists() else tuning.model
-    paths = {part: getattr(tuning, part) and str(Path(getattr(tuning, part)).absolute()) for part in ("dev", "test")}
+    paths: dict[str, Any] = {
+        part: getattr(tuning, part) and str(Path(getattr(tuning, part)).absolute()) for part in ("dev", "test")
+    }
     return replace(tuning, model=model, data=tuple(str(Path(path).absolute()) for path in tuning.data), **paths)
 
 

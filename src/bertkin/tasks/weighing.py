@@ -78,6 +78,8 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
     ):
         if not right:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)
+    if tuning.reinit and task.output == "sequence":
+        raise UserError("a model that writes keeps its layers", where="--reinit", mend="leave it out")
     if tuning.reinit and tuning.strategy.light:
         what = f"{tuning.strategy.kind} leaves the layers as they are, so new ones would never learn"
         raise UserError(what, where="--reinit", mend="leave it out, or train everything")

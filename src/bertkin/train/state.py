@@ -278,7 +278,7 @@ def kept_evaluation(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     found = [record for record in records if record.get("kind") == "evaluation"]
     said = [record.get("kept") for record in records if record.get("kind") == "finished"]
     chosen = [record for record in found if said and record.get("step") == said[-1]]
-    return (chosen or found or [None])[-1]
+    return (chosen or found)[-1] if found else None
 
 
 def generator(seed: int, step: int, rank: int) -> None:
