@@ -160,7 +160,7 @@ def write(
         if extra is not None:
             write_aside(folder / BESIDE, as_json(extra))
         if tokenizer is not None:
-            tokenizer.save(folder, a.max_length)
+            tokenizer.save(folder, a.max_length, segments=a.segments > 1)
 
 
 class Weights:

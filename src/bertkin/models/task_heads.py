@@ -113,6 +113,9 @@ class TaskModel(nn.Module):
 
     def __init__(self, a: Architecture, answer: Answer) -> None:
         super().__init__()
+        if a.both and not a.one_table:
+            what = f"an encoder of {a.family} with a decoder made for a task has no head for {answer.head}"
+            raise UserError(what, mend="give the encoder it was begun from")
         if answer.head not in BENDS[a.family]:
             able = ", ".join(family for family, heads in BENDS.items() if answer.head in heads)
             raise UserError(f"{a.family} has no head for {answer.head}", mend=f"choose a model of {able}")

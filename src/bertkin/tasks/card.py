@@ -155,14 +155,19 @@ def _transformers(found: Gathered, out: Path) -> str:
     except OSError:
         return f"\nOnly what changed in `{source(found.stock)}` is here; bertkin puts it on again.\n"
     names = config.get("architectures") or [""]
-    end = re.search(r"For[A-Z]\w+$|LMHeadModel$", names[0])
-    if config.get("model_type") == OURS or end is None:
+    end = re.search(r"For[A-Z]\w+$|LMHeadModel$|EncoderDecoderModel$", names[0])
+    odd = task.output == "sequence" and end is not None and end[0] == "ForMaskedLM"  # who sees whom is not said there
+    if config.get("model_type") == OURS or end is None or odd:
         return ""
-    auto = {"ForConditionalGeneration": "ForSeq2SeqLM", "LMHeadModel": "ForCausalLM"}.get(end[0], end[0])
+    auto = {"LMHeadModel": "ForCausalLM"}.get(end[0], end[0])
+    auto = "ForSeq2SeqLM" if end[0] in ("ForConditionalGeneration", "EncoderDecoderModel") else auto
     where = json.dumps(shown(folder), ensure_ascii=False)
     asked = '"A text."' if task.inputs == 1 else ", ".join(f'"Text {at + 1}."' for at in range(task.inputs))
     read = f'tokenizer({asked}, return_tensors="pt")'
     use = "" if task.output in ("choice", "sequence") else f"outputs = model(**{read})\n"
+    if auto == "ForSeq2SeqLM":
+        use = f"ids = model.generate(**{read}, max_new_tokens={found.tuning.writes})\n"
+        use += "print(tokenizer.decode(ids[0], skip_special_tokens=True))\n"
     return (
         f"\n```python\nfrom transformers import AutoModel{auto}, AutoTokenizer\n\n"
         f"model = AutoModel{auto}.from_pretrained({where})\n"

@@ -54,8 +54,6 @@ def _check(tuning: Tuning, *, new: bool) -> None:
     Args:
         new: whether its decoder is new.
     """
-    if tuning.reinit:
-        raise UserError("layers drawn anew cannot write", where="--reinit", mend="leave it out")
     kind, where = tuning.strategy.kind, "--strategy"
     if kind in ("prefix", "layers", "pals"):
         what = f"{kind} is for models that answer with a class, tags or a span"

@@ -9,14 +9,17 @@ for all of them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bertkin.errors import disk_errors
 from bertkin.models.adapt import apply, merge
 from bertkin.models.continuing import set_dropout
+from bertkin.models.folders import as_json, write_aside
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import save_light
 from bertkin.models.pretrained import save_model
@@ -24,11 +27,33 @@ from bertkin.models.writers import begin_writer
 from bertkin.tasks.answering import Prediction
 from bertkin.tasks.encoding import Rows, alike
 from bertkin.tasks.finetune import FineTuning, TaskBatch
+from bertkin.tasks.frames import Frame
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.metrics import measure
 
 LOOKED_AT = 256
 """Dev examples that answers are written for while training goes on."""
+
+
+def save_writer(model: LanguageModel, folder: Path, frame: Frame, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a model as a folder that transformers opens, and generates with as it was taught to: up to an end, and no
+    longer than its answers may be.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    save_model(model, folder, tokenizer=frame.tokenizer, extra=extra)
+    ids, first = frame.tokenizer, list(frame.start[1:])
+    how: dict[str, Any] = {
+        "max_new_tokens": frame.writes + len(first),
+        "eos_token_id": ids.sep_id,
+        "pad_token_id": ids.pad_id,
+    }
+    if frame.two:
+        how |= {"decoder_start_token_id": frame.start[0]}
+        how |= {"forced_bos_token_id": first[0]} if first else {}
+    with disk_errors(folder):
+        write_aside(folder / "generation_config.json", as_json(how))
 
 
 class Writing(FineTuning):
@@ -92,7 +117,7 @@ class Writing(FineTuning):
         if tuning.strategy.kind == "lora":
             finished = copy.deepcopy(finished)  # what is being trained stays apart
             merge(finished)
-        save_model(finished, folder, tokenizer=self.tokenizer, extra=facts)
+        save_writer(finished, folder, self.frame, facts)
 
     def notes(self, model: Any) -> list[str]:
         said = [line for line in super().notes(model) if not line.startswith("cut ")]

@@ -219,8 +219,11 @@ class Tokenizer:
 
     # On disk.
 
-    def save(self, folder: str | Path, max_length: int = 512) -> Path:
+    def save(self, folder: str | Path, max_length: int = 512, *, segments: bool = True) -> Path:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
+
+        Args:
+            segments: whether the model it is for reads the second of two texts as another segment.
 
         Raises:
             UserError: the disk refuses.
@@ -241,7 +244,7 @@ class Tokenizer:
             "model_max_length": max_length,
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]
-            if names.get("cls_token") == "[CLS]"
+            if segments and names.get("cls_token") == "[CLS]"
             else ["input_ids", "attention_mask"],
             **names,
         }
