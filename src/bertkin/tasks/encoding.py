@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Offsets = list[tuple[int, int]]
+NONE: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,6 @@ def _fitted(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[in
     return [text[:size] for text, size in zip(texts, sizes, strict=True)], True
 
 
-NONE = np.zeros(0, np.int64)
 Made = tuple[list[Row], bool]
 
 
