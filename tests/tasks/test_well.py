@@ -393,6 +393,18 @@ def test_what_a_person_chose_is_not_varied(stock: Path, tmp_path: Path) -> None:
     assert all(full.train.lr / 4.1 <= lr <= full.train.lr * 4.1 for lr in drawn)
 
 
+def test_a_search_that_cannot_begin_is_a_line_and_leaves_nothing(stock: Path, tmp_path: Path) -> None:
+    tuning = steps(stock, written(tmp_path, "class"))
+    for wrong, line in (
+        (replace(tuning, length=999), "rows of 999 tokens"),
+        (replace(tuning, length=3), "leave no room"),
+        (replace(tuning, data=("nowhere.tsv",)), "nowhere.tsv"),
+    ):
+        with pytest.raises(UserError, match=line):
+            search(wrong, tmp_path / "run", trials=2)
+        assert not (tmp_path / "run").exists()
+
+
 def test_minutes_bound_a_search(stock: Path, tmp_path: Path) -> None:
     found = search(steps(stock, written(tmp_path, "class"), **SMALL), tmp_path / "run", trials=50, minutes=1e-9)
     assert len(found.trials) == 1

@@ -10,6 +10,7 @@ varied. A score that was the best of many on some dev data is too high for other
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -204,7 +205,14 @@ def search(
         clear(out)
         out.mkdir(parents=True, exist_ok=True)
         _write(out, {"tuning": to_mapping(_settled(tuning)), "trials": trials, "minutes": minutes, "done": []})
-    return resume_search(out, listener=listener)
+    try:
+        return resume_search(out, listener=listener)
+    except UserError:
+        if not is_tuning(_folder(out, 0)):  # nothing has begun, and nothing is left
+            clear(out)
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
