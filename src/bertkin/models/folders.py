@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
 from bertkin.models.architecture import Architecture
-from bertkin.models.names import UNREAD, canonical, prefix_of, theirs, turned
+from bertkin.models.names import STACKS, UNREAD, canonical, prefix_of, theirs, turned
 
 WEIGHTS, BESIDE = "model.safetensors", "bertkin.json"
 _DISAGREE = "see that config.json and the weights are of the same model"
@@ -101,10 +101,11 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
         for part, rows in zip(parts, _rows(name, parameter, len(parts), a), strict=True):
             weights.require((part,), _shape_on_disk(name, (rows, *parameter.shape[1:]), family))
         used.update(parts)
-    inside = prefix_of(family)
+    known = family.partition(":")[0] in STACKS
+    inside = (prefix_of(family),) if known else ("stack.", "source.")  # heads come and go
     tagger = family.partition(":")[2] == "tokens"  # T5 tags with its encoder alone
     for name in weights.names:
-        idle = UNREAD.search(name) or (tagger and name.startswith(f"{inside}decoder."))
+        idle = UNREAD.search(name) or (tagger and name.startswith(f"{inside[0]}decoder."))
         if name.startswith(inside) and name not in used and not idle:
             raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)
     return missing
