@@ -323,7 +323,8 @@ def predict(
     lines = texts_of(texts, file, "text", "A film to forget.")
     groups = [line.split("\t") for line in lines]
     if also or task or tasks_in(model):
-        for one in ask(open_readers([model, *(also or [])], tasks=task or (), precision=precision), groups):
+        readers = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
+        for one in ask({name: by_beams(reader, beams) for name, reader in readers.items()}, groups):
             name = one["model"]
             print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
         return

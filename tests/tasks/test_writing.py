@@ -20,7 +20,9 @@ from bertkin.models.generate import Decoding
 from bertkin.models.heads import LanguageModel
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import load_model, marked, save_model
+from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.strategy import Strategy
+from bertkin.models.task_heads import Answer
 from bertkin.models.writers import begin_writer
 from bertkin.tasks.finetune import finetune, resume
 from bertkin.tasks.frames import Frame
@@ -283,6 +285,45 @@ def test_an_encoder_decoder_of_transformers_opens_here(stocks: Path, tmp_path: P
     ours = reader.model.logits(asked.ids, asked.layout, asked.asked, asked.source)
     torch.testing.assert_close(ours, out.logits[0], atol=1e-5, rtol=1e-5)
     assert set(reader.said(["a"], reader.predict([("a",)])[0])) == {"texts", "answer", "probability"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.pop("encoder"), "encoder: no such half"),
+        (lambda c: c.update(decoder=[]), "decoder: no such half"),
+        (lambda c: c["decoder"].update(model_type="gpt2"), "a model of type 'gpt2'"),
+        (lambda c: c["decoder"].update(model_type="roberta"), "differ in family"),
+        (lambda c: c["decoder"].update(add_cross_attention=False), "does not look at its encoder"),
+        (lambda c: c["decoder"].update(intermediate_size=8), "differ in intermediate"),
+        (lambda c: c["decoder"].update(num_hidden_layers=3), "no weight named decoder.bert.encoder.layer.2"),
+        (lambda c: c["encoder"].update(hidden_size="wide"), "hidden_size"),
+    ],
+)
+def test_halves_that_do_not_fit_are_one_line(change: Any, said: str, stocks: Path, tmp_path: Path) -> None:
+    begun("bert", "decoder", stocks, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path)
+
+
+def test_a_type_of_our_own_is_begun_from_whatever_heads_it_has(stocks: Path, tmp_path: Path) -> None:
+    """BERT with rotary positions, which transformers does not have."""
+    tokenizer = Tokenizer.load(stock_of("bert", stocks))
+    shape = Model(family="bert", layers=2, hidden=64, heads=2, max_length=64, positions="rotary")
+    save_model(
+        build(resolve_model(shape, tokenizer.vocab_size), sentence=True), tmp_path / "stock", tokenizer=tokenizer
+    )
+    assert "classifier.weight" in begin_task_model(tmp_path / "stock", Answer("class", 2)).missing
+    assert not begin_writer(tmp_path / "stock", "prefix").missing
+    two = begin_writer(tmp_path / "stock", "decoder")
+    save_model(two, tmp_path / "two", tokenizer=tokenizer)
+    back = load_model(tmp_path / "two")
+    assert all(torch.equal(one, other) for one, other in zip(two.parameters(), back.parameters(), strict=True))
+    again = begin_writer(tmp_path / "two", "decoder")
+    assert not again.missing and again.architecture.both
 
 
 # Strategies.

@@ -9,6 +9,7 @@ for all of them.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,10 @@ class Writing(FineTuning):
 
     def notes(self, model: Any) -> list[str]:
         said = [line for line in super().notes(model) if not line.startswith("cut ")]
+        if self.new:  # and saved with all that was there before
+            said = [
+                re.sub(r"saved: .*", "saved: the whole model", one) if one[:8] == "strategy" else one for one in said
+            ]
         frame, a = self.frame, model.architecture
         if self.new:
             drawn = sum(p.numel() for name, p in model.named_parameters() if name in model.missing)
