@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from bertkin.models.task_heads import Answer
 from bertkin.models.writers import begin_writer
 from bertkin.tasks.finetune import finetune, resume
 from bertkin.tasks.frames import Frame
-from bertkin.tasks.predict import AnswerWriter, open_reader
+from bertkin.tasks.joining import recipe_of
+from bertkin.tasks.predict import AnswerWriter, by_beams, open_reader
 from bertkin.tasks.reading import read_examples, read_splits
+from bertkin.tasks.several import open_readers
 from bertkin.tasks.task import Example, Task
+from bertkin.tasks.together import together
 from bertkin.tasks.tuning import Tuning
 from bertkin.tasks.writing import save_writer
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
@@ -249,17 +253,15 @@ def test_what_is_written_step_by_step_is_the_likeliest_at_every_step(stocks: Pat
     for row, prediction in zip(rows, frame.answers(model, rows), strict=True):
         ids: list[int] = []
         for _ in range(frame.writes):
-            asked = frame.asked([Row_with(row, [*ids, 0])])
+            asked = frame.asked([answering(row, [*ids, 0])])
             ids.append(int(model.logits(asked.ids, asked.layout, asked.asked)[-1].argmax()))
             if ids[-1] == frame.tokenizer.sep_id:
                 break
         assert prediction.answer == frame.tokenizer.backend.decode(ids, skip_special_tokens=True).strip()
-        assert prediction.sure == pytest.approx(float(torch.tensor(frame.chances(model, [Row_with(row, ids)])).exp()))
+        assert prediction.sure == pytest.approx(float(torch.tensor(frame.chances(model, [answering(row, ids)])).exp()))
 
 
-def Row_with(row: Any, answer: list[int]) -> Any:
-    from dataclasses import replace
-
+def answering(row: Any, answer: list[int]) -> Any:
     return replace(row, answer=torch.tensor(answer).numpy())
 
 
@@ -474,3 +476,28 @@ def test_beams_find_what_is_likelier(stocks: Path, tmp_path: Path) -> None:
     greedy = frame.answers(model, rows)
     beams = frame.answers(model, rows, Decoding(temperature=0.0, beams=6, max_new_tokens=64, length_penalty=0.0))
     assert all(b.sure >= g.sure * (1 - 1e-5) for b, g in zip(beams, greedy, strict=True))
+
+
+def test_a_writer_is_asked_beside_a_classifier_of_its_stock(stocks: Path, tmp_path: Path) -> None:
+    """Both are light; the words that one answers with are not lost for the other's head."""
+    stock, data = stock_of("bert", stocks), written(tmp_path, 60)
+    train = {"steps": 2}
+    finetune(plan(stock, data, writer="prefix", strategy=Strategy("lora"), train=train), tmp_path / "writes")
+    (tmp_path / "class.tsv").write_text("text\tlabel\n" + "one\tgood\ntwo\tbad\nthree\tgood\n" * 4, encoding="utf-8")
+    classes = Tuning(model=str(stock), data=(str(tmp_path / "class.tsv"),), strategy=Strategy("lora"))
+    finetune(replace(classes, train=Train(precision="float32", **train)), tmp_path / "chooses")
+    runs = [str(tmp_path / "writes"), str(tmp_path / "chooses")]
+    readers = open_readers(runs, precision="float32")
+    alone = open_reader(runs[0], precision="float32")
+    (beside,), (other,) = readers[runs[0]].predict([("the film was grim",)]), alone.predict([("the film was grim",)])
+    assert beside.answer == other.answer and beside.sure == pytest.approx(other.sure)
+    with pytest.raises(UserError, match="chooses its answers and writes none"):
+        by_beams(readers[runs[1]], 2)
+
+
+def test_models_that_write_are_not_trained_together(stocks: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, 20)
+    recipe = recipe_of({"one": Tuning(data=(str(data),), task="sequence")}, Tuning(model=str(stock_of("bert", stocks))))
+    with pytest.raises(UserError, match="trained alone"):
+        together(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
