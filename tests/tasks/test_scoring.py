@@ -197,7 +197,8 @@ def test_an_encoder_that_learnt_to_write_scores_without_seeing_what_comes(tokeni
     for total, word in ((two, "dogs"), (other, "cats")):
         first = tokenizer.encode(word)[0]
         assert total - one <= float(chances[first]) + 1e-3
-    assert one == score("the", "the dogs and the cats")[0]
+    # Torch's float32 products round by how many rows they have: the last bit, and no more, may be another.
+    assert one == pytest.approx(score("the", "the dogs and the cats")[0], rel=1e-6)
 
 
 # Whatever the way.
