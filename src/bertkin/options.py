@@ -26,13 +26,14 @@ STDIN = "\0stdin"
 """Stands for a lone - among the arguments, which the parser would take for an option."""
 
 
-def given(cls: type, *, leave_out: Iterable[str] = (), short: Iterable[str] = ()) -> type:
+def given(cls: type, *, leave_out: Iterable[str] = (), short: Iterable[str] = (), bare: bool = False) -> type:
     """A dataclass with the fields of a config dataclass, each None unless it is typed.
 
     Args:
         leave_out: fields that are no options.
         short: fields that may also be written without their room: --encoding-errors for --data.encoding-errors. A
             field `kind` may be written as its room alone: --objective causal.
+        bare: all are written without their room, and only so.
     """
     from cyclopts import Parameter
 
@@ -42,10 +43,12 @@ def given(cls: type, *, leave_out: Iterable[str] = (), short: Iterable[str] = ()
         if f.name in leave_out:
             continue
         text = helps.get(f.name, "")
-        default = "" if f.default is AUTO or isinstance(f.default, tuple) else f" [default: {_shown(f.default)}]"
+        told = f.default is not AUTO and f.default != "" and not isinstance(f.default, tuple)
+        default = f" [default: {_shown(f.default)}]" if told else ""
         dashed = f.name.replace("_", "-")
-        name = (f"--{room}.{dashed}", f"--{dashed}") if f.name in short else None
+        name: tuple[str, ...] | None = (f"--{room}.{dashed}", f"--{dashed}") if f.name in short else None
         name = (f"--{room}.{dashed}", f"--{room}") if f.name == "kind" else name
+        name = (f"--{dashed}",) if bare else name
         whole = _whole if hints[f.name] is int else None
         parameter = Parameter(help=text + default, name=name, show_default=False, converter=whole)
         made.append((f.name, Annotated[hints[f.name] | None, parameter], AUTO))

@@ -12,8 +12,10 @@ from bertkin.config import Train
 from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy
 from bertkin.options import given, typed
+from bertkin.tasks.tuning import Tuning
 from bertkin.terminal import Flag, Quiet, lines_of, listener, texts_of
 
+TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(
     Train,
@@ -27,31 +29,13 @@ def finetune(
     /,
     *data: str,
     out: Path | None = None,
-    dev: str | None = None,
-    test: str | None = None,
-    task: Literal["class", "classes", "score", "choice", "tokens", "span", "sequence"] | None = None,
-    text: str = "",
-    text2: str = "",
-    label: str = "",
-    metric: str = "",
-    batch: int = 32,
-    length: int | None = None,
-    pooling: Literal["first", "last", "mean", "max", "attention"] | None = None,
-    dropout: float = 0.1,
-    class_weights: str = "none",
-    crf: Annotated[bool, Flag] = False,
-    reinit: int = 0,
-    writer: Literal["decoder", "prefix"] | None = None,
-    writes: int | None = None,
-    decoder_layers: int | None = None,
-    skip_bad: Annotated[bool, Flag] = False,
-    merge: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
     together: str | None = None,
     sampling: Literal["annealed", "proportional", "sqrt", "uniform"] = "annealed",
     search: int | None = None,
     search_minutes: float | None = None,
+    tuning: Annotated[TuningOptions, Parameter(name="*", group=Group("Task", sort_key=2))] = TuningOptions(),  # type: ignore[valid-type]  # noqa: B008
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -67,38 +51,6 @@ def finetune(
         Labelled files (.csv .tsv .jsonl .parquet, CoNLL, CoNLL-U, SQuAD's JSON), or a folder with train, dev and test.
     out
         Run folder to make. [default: runs/NAME-OF-DATA]
-    dev, test
-        Labelled files to measure on; by default the folder's, or a part of the training data.
-    task
-        What is answered: a class, several, a score, the best of some choices, a tag for each word, a span, or a new text.
-    text, text2, label
-        Columns, by name or number from 1.
-    metric
-        The score that counts, such as matthews, f1 or span_f1.
-    batch
-        Examples a step.
-    length
-        Most tokens of a row; longer texts are cut, or, for tags and spans, read in windows.
-    pooling
-        How a sequence becomes one state.
-    dropout
-        After embeddings, attention and feed-forward.
-    class_weights
-        What classes or tags count for in the loss: none, balanced (rare ones more), or numbers as good=1,bad=4.
-    crf
-        Score the tags of a sentence together, and choose none that cannot follow.
-    reinit
-        Draw so many layers from the top anew before training.
-    writer
-        Who writes a new text: a decoder, new where the model has none; or the stack itself, after the text it reads.
-    writes
-        Most tokens of a new text.
-    decoder_layers
-        Layers of a new decoder.
-    skip_bad
-        Leave unusable rows out instead of stopping at the first.
-    merge
-        Save an ordinary folder although the strategy is light.
     overwrite
         Empty the run folder first if it exists.
     together
@@ -115,39 +67,18 @@ def finetune(
     from dataclasses import replace
 
     from bertkin.tasks.finetune import finetune as run
-    from bertkin.tasks.tuning import Tuning
 
     if not data and together is None:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
-    tuning = Tuning(
-        model=model,
-        data=tuple(data),
-        dev=dev,  # type: ignore[arg-type]
-        test=test,  # type: ignore[arg-type]
-        task=task,  # type: ignore[arg-type]
-        text=text,
-        text2=text2,
-        label=label,
-        metric=metric,
-        batch=batch,
-        length=length,  # type: ignore[arg-type]
-        pooling=pooling,  # type: ignore[arg-type]
-        dropout=dropout,
-        class_weights=class_weights,
-        crf=crf,
-        reinit=reinit,
-        writer=writer,  # type: ignore[arg-type]
-        writes=writes,  # type: ignore[arg-type]
-        decoder_layers=decoder_layers,  # type: ignore[arg-type]
-        skip_bad=skip_bad,
-        merge=merge,
-        strategy=replace(Strategy(), **typed(strategy)),
-        train=replace(Train(), **typed(train)),
-    )
+    parts: dict[str, Any] = {
+        "strategy": replace(Strategy(), **typed(strategy)),
+        "train": replace(Train(), **typed(train)),
+    }
+    recipe = replace(Tuning(), model=model, data=tuple(data), **typed(tuning), **parts)
     if together is not None:
         if search is not None or search_minutes is not None:
             raise UserError("of one task, not of several together", where="--search", mend="search for each by itself")
-        _together(tuning, together, sampling, out, quiet=quiet, overwrite=overwrite)
+        _together(recipe, together, sampling, out, quiet=quiet, overwrite=overwrite)
         return
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
     if search is not None or search_minutes is not None:
@@ -155,9 +86,9 @@ def finetune(
         from bertkin.tasks.search import search as look
 
         bound: dict[str, Any] = {"trials": MANY if search is None else search, "minutes": search_minutes}
-        show_search(look(tuning, where, listener=listener(quiet), overwrite=overwrite, **bound))
+        show_search(look(recipe, where, listener=listener(quiet), overwrite=overwrite, **bound))
         return
-    show(run(tuning, where, listener=listener(quiet), overwrite=overwrite))
+    show(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
 
 
 def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool) -> None:

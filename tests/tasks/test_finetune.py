@@ -23,6 +23,7 @@ from bertkin.errors import UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import load_model, save_model
 from bertkin.models.strategy import Strategy
+from bertkin.tasks.answering import answers
 from bertkin.tasks.encoding import Template, encode
 from bertkin.tasks.finetune import finetune, resume
 from bertkin.tasks.predict import open_reader
@@ -332,6 +333,20 @@ def test_a_span_is_found_again_by_its_offsets(
             assert context[offsets[low][0] : offsets[high][1]] == answer
     assert seen == set(range(len(offsets)))
     assert hits or len(tokenizer.encode(answer)) > length // 4
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+@pytest.mark.parametrize("none", [-3.0, 30.0])
+def test_no_answer_is_given_where_a_task_has_such_questions_and_it_beats_every_span(
+    stock: Path, unanswerable: bool, none: float
+) -> None:
+    task = Task("span", 2, unanswerable=unanswerable)
+    rows = encode([Example(("film ?", "a good film"), ())], task, Tokenizer.load(stock), max_length=28)
+    scores = np.zeros((len(rows.rows[0].ids), 2), np.float32)
+    scores[0], scores[rows.rows[0].places[0], 0] = none, 5.0
+    (found,) = answers(task, rows, [scores])
+    assert (found.answer == "") == (unanswerable and none > 5)
+    assert found.answer or found.where is None
 
 
 def test_texts_are_joined_as_the_tokenizer_joins_them(stock: Path) -> None:

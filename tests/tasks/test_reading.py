@@ -351,7 +351,7 @@ def test_squad_with_and_without_an_answer(tmp_path: Path) -> None:
     known = {"id": "q1", "question": "Who?", "answers": [{"text": "Ada Lovelace", "answer_start": 0}] * 2}
     none = {"id": "q2", "question": "When?", "answers": [], "is_impossible": True}
     found = read_examples(written(tmp_path, "a.json", squad(known, none)))
-    assert found.task == Task("span", 2)
+    assert found.task == Task("span", 2, unanswerable=True)
     assert found.examples[0].label == ((0, 12),) and found.examples[0].references == ("Ada Lovelace",) * 2
     assert found.examples[1].label == () and found.examples[1].references == ("",)
     assert found.examples[0].texts == ("Who?", "Ada Lovelace lived in London. London is large.")

@@ -322,3 +322,15 @@ def test_any_seed_step_and_rank_can_be_drawn_from(seed: int, step: int, rank: in
     assert torch.equal(first, torch.rand(3))
     generator(seed, step, rank + 1)
     assert not torch.equal(first, torch.rand(3))
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.9, math.nan]), st.floats(0, 3)), min_size=1, max_size=12))
+def test_the_best_evaluation_has_the_highest_score_and_of_those_the_lowest_loss(
+    found: list[tuple[float, float]],
+) -> None:
+    position = Position()
+    for position.step, (score, loss) in enumerate(found, start=1):
+        position.judge(score, loss)
+    real = [(score, -loss, -step) for step, (score, loss) in enumerate(found, start=1) if not math.isnan(score)]
+    assert position.best_step == (-max(real)[2] if real else None)
+    assert position.stale == len(found) - (position.best_step or 0)

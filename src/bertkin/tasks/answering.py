@@ -141,14 +141,12 @@ def answers(
     found: Sequence[np.ndarray],
     *,
     top: int = 5,
-    no_answer: float | None = None,
     chain: Chain | None = None,
 ) -> list[Prediction]:
-    """An answer for each example.
+    """An answer for each example; "no answer" where a task has such questions and that beats every span.
 
     Args:
         chain: of a model with a CRF, what its tags may follow, and how gladly (`bertkin.tasks.chaining`).
-        no_answer: a span is given only where it beats "no answer" by this much; None where there always is one.
     """
     out = []
     outside = task.labels.index("O") if "O" in task.labels else 0
@@ -171,7 +169,7 @@ def answers(
             words = len(rows.examples[number].label or ())
             out.append(_tags([rows.rows[i] for i in mine], given, words, outside, chain))
         else:
-            out.append(_span([rows.rows[i] for i in mine], given, rows, number, top, no_answer))
+            out.append(_span([rows.rows[i] for i in mine], given, rows, number, top))
     return out
 
 
@@ -204,9 +202,7 @@ def _tags(
     return Prediction(tuple(tags.tolist()), sure)
 
 
-def _span(
-    rows: Sequence[Row], found: Sequence[np.ndarray], rows_of: Rows, number: int, top: int, no_answer: float | None
-) -> Prediction:
+def _span(rows: Sequence[Row], found: Sequence[np.ndarray], rows_of: Rows, number: int, top: int) -> Prediction:
     """The best spans of all windows, as BERT's reader: a start and an end after it, not too far apart."""
     candidates: list[tuple[float, int, int]] = []
     none = np.inf
@@ -227,7 +223,7 @@ def _span(
             best.append((said, score, place))
         if len(best) == top:
             break
-    if no_answer is not None and (not best or none + no_answer > best[0][1]):
+    if rows_of.task.unanswerable and (not best or none > best[0][1]):
         best.insert(0, ("", none, None))
     if not best:
         return Prediction("", 1.0)

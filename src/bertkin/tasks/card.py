@@ -32,7 +32,7 @@ PIPELINES = {
 """What the hub calls a task."""
 GUESSED = ("model", "data", "train.batch_tokens", "train.length")
 """Fields that are arguments, or are filled in for the price alone."""
-PYTHON = ("stride", "attention_dropout", "strategy.matrices", "strategy.seed")
+PYTHON = ("strategy.matrices", "strategy.seed")
 """Fields that have no option."""
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bertkin.errors import UserError
 from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.levels import redraw
@@ -30,6 +28,7 @@ from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
 from bertkin.models.strategy import TOGETHER
 from bertkin.models.task_heads import Answer, TaskModel
 from bertkin.tasks.answering import Prediction, answer_for, answers, loss_of, scores
+from bertkin.tasks.carrying import as_measured, carry_out
 from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.concluding import conclude
 from bertkin.tasks.encoding import Row, Rows, packed
@@ -39,12 +38,12 @@ from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.tasks.weighing import weights_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
-from bertkin.train.folder import RECIPE, TASK, begun, refuse_existing
+from bertkin.train.folder import RECIPE, TASK, begun
 from bertkin.train.loop import Result, Training
-from bertkin.train.machine import pick_device, product_rate
-from bertkin.train.parallel import World, join
+from bertkin.train.machine import product_rate
+from bertkin.train.parallel import World
 from bertkin.train.price import EFFICIENCY, Price
-from bertkin.train.progress import Listener, QuietListener
+from bertkin.train.progress import Listener
 from bertkin.train.state import Position, write_text
 
 
@@ -233,7 +232,7 @@ def finetune(tuning: Tuning, out: Path, *, listener: Listener | None = None, ove
     Raises:
         UserError: as `gather`; or the disk refuses.
     """
-    return _run(out, listener, lambda device: gather(tuning, device), overwrite=overwrite)
+    return _run(tuning, out, listener, overwrite=overwrite)
 
 
 def resume(out: Path, *, listener: Listener | None = None) -> Result:
@@ -242,45 +241,25 @@ def resume(out: Path, *, listener: Listener | None = None) -> Result:
     Raises:
         UserError: its data or its model have changed since.
     """
-    return _run(out, listener, lambda device: gather(load_tuning(out / RECIPE), device), resumed=True)
+    return _run(load_tuning(out / RECIPE), out, listener, resumed=True)
 
 
-def _run(
-    out: Path,
-    listener: Listener | None,
-    gathering: Callable[[str], Gathered],
-    *,
-    overwrite: bool = False,
-    resumed: bool = False,
-) -> Result:
-    listener = listener or QuietListener()
-    wanted = load_tuning(out / RECIPE).train.device if resumed else "auto"
-    device = pick_device(wanted)
-    world = join(device)
-    listener = listener if world.first else QuietListener()
-    try:
-        if not resumed:
-            refuse_existing(out, overwrite=overwrite)
-        found = gathering(device)
-        for line in found.said:
-            listener.message(line)
-        if resumed:
-            told = json.loads((out / TASK).read_text(encoding="utf-8"))
-            if told["fingerprint"] != found.fingerprint:
-                raise UserError("its data or its model have changed since", where=out, mend="start a new run")
-        else:
-            world.lead(lambda: _begin(out, found))
-        work = _work(found, device)
-        training = Training(work, out, listener, world, device, resumed=resumed)
-        result = training.run()
-        if world.first:
-            model = cast(TaskModel, training.finished)
-            if training.dtype != torch.float32:  # asked as it was measured while it was trained
-                model = copy.deepcopy(model).to(training.dtype)
-            conclude(out, found, model, partial(work.asked, model), listener)
-        return result
-    finally:
-        listener.close()
+def _run(tuning: Tuning, out: Path, listener: Listener | None, **how: bool) -> Result:
+    def end(found: Gathered, training: Training, listener: Listener) -> None:
+        model = as_measured(training)
+        conclude(out, found, model, partial(cast(FineTuning, training.work).asked, model), listener)
+
+    return carry_out(
+        out,
+        listener,
+        device=tuning.train.device,
+        about=TASK,
+        gather=lambda device: gather(tuning, device),
+        begin=partial(_begin, out),
+        work=_work,
+        end=end,
+        **how,
+    )
 
 
 def _work(found: Gathered, device: str) -> FineTuning:

@@ -14,6 +14,7 @@ from typing import Any
 from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
+from bertkin.tasks.completing import complete
 from bertkin.tasks.data.columns import Columns
 from bertkin.tasks.encoding import Rows, encode
 from bertkin.tasks.frames import Frame
@@ -21,7 +22,7 @@ from bertkin.tasks.metrics import metric
 from bertkin.tasks.reading import Splits, read_splits
 from bertkin.tasks.settling import settle
 from bertkin.tasks.task import Task
-from bertkin.tasks.tuning import Tuning, complete
+from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 

@@ -18,9 +18,10 @@ from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.many import STOCK
 from bertkin.models.strategy import Strategy
+from bertkin.tasks.completing import complete
 from bertkin.tasks.gathering import Gathered, gather
 from bertkin.tasks.sampling import Sampling
-from bertkin.tasks.tuning import Tuning, complete
+from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import RECIPE, TASKS
 
 SHARED = ("model", "batch", "dropout", "attention_dropout", "merge", "strategy", "train")
@@ -89,6 +90,11 @@ class Found:
 
     recipe: Together
     parts: dict[str, Gathered]
+
+    @property
+    def said(self) -> list[str]:
+        """What was found out of each task's data."""
+        return [f"{name}: {line}" for name, part in self.parts.items() for line in part.said]
 
     @property
     def fingerprint(self) -> str:

@@ -26,10 +26,11 @@ from bertkin.errors import NonFiniteLoss, UserError, disk_errors
 from bertkin.models.configs import read_config
 from bertkin.models.folders import find_folder
 from bertkin.tasks.card import shown
+from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
-from bertkin.tasks.tuning import Tuning, complete
+from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing
 from bertkin.train.loop import Stopped
 from bertkin.train.progress import Listener, QuietListener

@@ -39,6 +39,7 @@ class Task:
         metric: name of the headline in `bertkin.tasks.metrics`; by default that of the output.
         scheme: how the file wrote entities; "" for plain tags, such as parts of speech.
         low, high: range of the scores.
+        unanswerable: of spans: whether some questions have no answer in their text, so that none may be given.
 
     Raises:
         UserError: an output, a scheme or a number of inputs that does not exist.
@@ -51,6 +52,7 @@ class Task:
     scheme: str = ""
     low: float = 0.0
     high: float = 0.0
+    unanswerable: bool = False
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
@@ -71,7 +73,7 @@ class Task:
             "score": f"a score from {self.low:g} to {self.high:g}",
             "choice": "the best of several choices",
             "tokens": f"one of {len(self.labels)} tags for each word",
-            "span": "a span of the last text",
+            "span": "a span of the last text" + ", or none" * self.unanswerable,
             "sequence": "a new text",
         }[self.output]
         return f"{texts} → {answer}, by {self.metric}"

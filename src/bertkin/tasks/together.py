@@ -10,10 +10,10 @@ through its own examples as if it were trained alone, so that a run that is stop
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, cast
@@ -25,17 +25,17 @@ from bertkin.models.adapt import trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import BESIDE
 from bertkin.models.many import Many, begin_many, save_many
+from bertkin.tasks.carrying import as_measured, carry_out
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
 from bertkin.tasks.metrics import METRICS, metric
 from bertkin.tasks.sampling import chances, drawn, exponent
-from bertkin.train.folder import RECIPE, TASKS, TESTED, begun, refuse_existing
+from bertkin.train.folder import RECIPE, TASKS, TESTED, begun
 from bertkin.train.loop import Result, Training
-from bertkin.train.machine import pick_device
-from bertkin.train.parallel import World, join
+from bertkin.train.parallel import World
 from bertkin.train.price import Price
-from bertkin.train.progress import Listener, QuietListener
+from bertkin.train.progress import Listener
 from bertkin.train.state import Position, kept_evaluation, read_log, write_text
 
 RIGHT_OR_WRONG = METRICS["accuracy"].outputs
@@ -206,7 +206,7 @@ def together(recipe: Together, out: Path, *, listener: Listener | None = None, o
     Raises:
         UserError: as `gather_all`; or the disk refuses.
     """
-    return _run(out, listener, lambda device: gather_all(recipe, device), overwrite=overwrite)
+    return _run(recipe, out, listener, overwrite=overwrite)
 
 
 def resume_together(out: Path, *, listener: Listener | None = None) -> Result:
@@ -215,48 +215,29 @@ def resume_together(out: Path, *, listener: Listener | None = None) -> Result:
     Raises:
         UserError: its data or its model have changed since.
     """
-    return _run(out, listener, lambda device: gather_all(load_together(out / RECIPE), device), resumed=True)
+    return _run(load_together(out / RECIPE), out, listener, resumed=True)
 
 
-def _run(
-    out: Path,
-    listener: Listener | None,
-    gathering: Callable[[str], Found],
-    *,
-    overwrite: bool = False,
-    resumed: bool = False,
-) -> Result:
-    listener = listener or QuietListener()
-    device = pick_device(load_together(out / RECIPE).train.device if resumed else "auto")
-    world = join(device)
-    listener = listener if world.first else QuietListener()
-    try:
-        if not resumed:
-            refuse_existing(out, overwrite=overwrite)
-        found = gathering(device)
-        for name, part in found.parts.items():
-            for line in part.said:
-                listener.message(f"{name}: {line}")
-        if resumed:
-            told = json.loads((out / TASKS).read_text(encoding="utf-8"))
-            if told["fingerprint"] != found.fingerprint:
-                raise UserError("its data or its model have changed since", where=out, mend="start a new run")
-        else:
-            world.lead(lambda: _begin(out, found))
-        work = Joint(found, device)
-        training = Training(work, out, listener, world, device, resumed=resumed)
-        result = training.run()
+def _run(recipe: Together, out: Path, listener: Listener | None, **how: bool) -> Result:
+    def end(found: Found, training: Training, listener: Listener) -> None:
         test = {name: part.test for name, part in found.parts.items() if part.test.rows}
-        if test and world.first:
-            model = cast(Many, training.finished)
-            if training.dtype != torch.float32:  # asked as it was measured while it was trained
-                model = copy.deepcopy(model).to(training.dtype)
-            scored = {name: round(value, 5) for name, value in work.measured(model, test).items()}
+        if test:
+            measured = cast(Joint, training.work).measured(as_measured(training), test)
+            scored = {name: round(value, 5) for name, value in measured.items()}
             write_text(out / TESTED, json.dumps(scored, indent=1) + "\n")
             listener.message(f"test        mean {scored['mean']:.4f} of {len(test)} tasks, in {out / TESTED}")
-        return result
-    finally:
-        listener.close()
+
+    return carry_out(
+        out,
+        listener,
+        device=recipe.train.device,
+        about=TASKS,
+        gather=lambda device: gather_all(recipe, device),
+        begin=partial(_begin, out),
+        work=Joint,
+        end=end,
+        **how,
+    )
 
 
 def _begin(out: Path, found: Found) -> bool:

@@ -221,7 +221,7 @@ class Training:
             self._refuse(f"the held-out loss is {self.loss}", p.step)
         p.loss, p.accuracy = self.loss, self.accuracy
         if p.step:  # before the first there is no checkpoint to go back to
-            p.judge(score)
+            p.judge(score, self.world.agree(self.loss))
         record: dict[str, Any] = {"kind": "evaluation", "step": p.step, "tokens": p.tokens}
         record |= {"minutes": round(p.seconds / 60, 5)}
         record |= {name: round(value, 5) for name, value in found.items()}
@@ -258,10 +258,8 @@ class Training:
         if self.log:
             self.log.write({"kind": "finished", "step": p.step, "kept": best.step})
         early = f"; stopped after {p.stale} evaluations without a better score" if self._tired() else ""
-        best_was, last_was = (
-            f"{at.accuracy or 0.0:.1%} at step {at.step:,} (epoch {self.work.epochs(at):.2f})" for at in (best, p)
-        )
-        self.listener.message(f"kept        the best evaluation, {best_was}; the last was {last_was}{early}")
+        best_was, last_was = (f"step {at.step:,} (epoch {self.work.epochs(at):.2f})" for at in (best, p))
+        self.listener.message(f"kept        the best evaluation, of {best_was}; the last was of {last_was}{early}")
 
     def _known(self, p: Position) -> None:
         """What was measured at a position is what is known of the weights."""

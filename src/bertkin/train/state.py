@@ -51,6 +51,8 @@ class Position:
     """Held-out accuracy, likewise."""
     best: float | None = None
     """The best score of all evaluations so far."""
+    best_loss: float | None = None
+    """The held-out loss there."""
     best_step: int | None = None
     """Where that was; the first, where several are as good."""
     stale: int = 0
@@ -60,10 +62,12 @@ class Position:
         """The next row of this length."""
         return self.rows.get(str(length), 0)
 
-    def judge(self, score: float) -> None:
-        """Take in the score of an evaluation here, the higher the better; what is not a number is never the best."""
-        if score > (-math.inf if self.best is None else self.best):
-            self.best, self.best_step, self.stale = score, self.step, 0
+    def judge(self, score: float, loss: float) -> None:
+        """Take in the score of an evaluation here, the higher the better; of equal ones that of the lower loss is better.
+        What is not a number is never the best."""
+        so_far = (-math.inf, 0.0) if self.best is None or self.best_loss is None else (self.best, -self.best_loss)
+        if (score, -loss) > so_far:
+            self.best, self.best_loss, self.best_step, self.stale = score, loss, self.step, 0
         else:
             self.stale += 1
 

@@ -84,7 +84,7 @@ def guess_task(
     if output == "sequence" and roles.holds == "answers":
         return Task("sequence", inputs)
     if output == "span" or roles.holds == "answers":
-        return Task("span", inputs)
+        return Task("span", inputs, unanswerable=any(raw.label == () and not raw.answers for raw in rows))
     if not values:
         mend = "name the label's column with --label" if not roles.label else "give rows with labels"
         raise UserError("no row has a label", where=label, mend=mend)
