@@ -20,8 +20,7 @@ from torch import Tensor
 from bertkin.errors import UserError
 from bertkin.models.generate import Manner, Reader
 from bertkin.models.heads import LanguageModel
-from bertkin.tasks.fill import Loaded, load
-from bertkin.tasks.fill import _batches as stretches
+from bertkin.tasks.fill import Loaded, load, stretches
 from bertkin.tasks.generate import Writer, open_writer
 from bertkin.tasks.repairing import read_by_encoder, repair, written_first
 from bertkin.tasks.scoring import ROWS, Floats, Ints, check_tokenizer, choose_way

@@ -123,7 +123,7 @@ def encode(
     rows: list[Row] = []
     contexts: list[Offsets] = []
     cut = 0
-    for number, (example, texts) in enumerate(zip(examples, _tokenized(examples, tokenizer), strict=True)):
+    for number, (example, texts) in enumerate(zip(examples, tokenize(examples, tokenizer), strict=True)):
         room = max_length - template.extra(len(texts))
         if room < 2 * len(texts):
             raise UserError(
@@ -140,7 +140,7 @@ Text = tuple[list[int], Offsets]
 """Ids of a text and the characters of each."""
 
 
-def _tokenized(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[Text]]:
+def tokenize(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[Text]]:
     """Each example's texts, its choices after them, all tokenized on all cores."""
     flat = [text for example in examples for text in (*example.texts, *example.choices)]
     encodings = tokenizer.backend.encode_batch(flat, add_special_tokens=False)
@@ -148,7 +148,7 @@ def _tokenized(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[T
     return [[next(pieces) for _ in (*example.texts, *example.choices)] for example in examples]
 
 
-def _joined(texts: Sequence[Sequence[int]], template: Template) -> tuple[Ints, Any, list[int]]:
+def put_together(texts: Sequence[Sequence[int]], template: Template) -> tuple[Ints, Any, list[int]]:
     """Ids, segments, and where each text begins."""
     ids: list[int] = list(template.before)
     segments = [0] * len(ids)
@@ -166,7 +166,7 @@ def _joined(texts: Sequence[Sequence[int]], template: Template) -> tuple[Ints, A
     return np.array(ids, np.int64), kinds, begins
 
 
-def _fitted(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]], bool]:
+def fit(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]], bool]:
     """Texts that fit together: tokens are taken from the end of whichever is the longest."""
     sizes = [len(text) for text in texts]
     excess = sum(sizes) - room
@@ -186,8 +186,8 @@ Made = tuple[list[Row], bool]
 
 def _whole(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
     """One row with one answer: a class, several, a score."""
-    fitted, lost = _fitted([ids for ids, _ in texts], room)
-    ids, segments, _ = _joined(fitted, template)
+    fitted, lost = fit([ids for ids, _ in texts], room)
+    ids, segments, _ = put_together(fitted, template)
     return [Row(ids, segments, number, NONE, NONE, example.label)], lost
 
 
@@ -197,8 +197,8 @@ def _chosen(number: int, example: Example, texts: list[Text], template: Template
     shared = len(example.texts)
     room += (len(texts) - shared - 1) * len(template.between)  # one choice stands in a row, not all of them
     for choice in texts[shared:]:
-        fitted, short = _fitted([ids for ids, _ in (*texts[:shared], choice)], room)
-        ids, segments, _ = _joined(fitted, template)
+        fitted, short = fit([ids for ids, _ in (*texts[:shared], choice)], room)
+        ids, segments, _ = put_together(fitted, template)
         rows.append(Row(ids, segments, number, NONE, NONE, example.label))
         lost |= short
     return rows, lost
@@ -218,7 +218,7 @@ def _tagged(number: int, example: Example, texts: list[Text], template: Template
     rows = []
     for low, high, own_low, own_high in _windows(len(ids), room, stride):
         mine = np.flatnonzero(real & (firsts >= own_low) & (firsts < own_high)) if len(spans) else NONE
-        row, segments, begins = _joined([ids[low:high]], template)
+        row, segments, begins = put_together([ids[low:high]], template)
         target = None if tags is None else tags[mine]
         rows.append(Row(row, segments, number, firsts[mine] - low + begins[0], mine, target))
     return rows, False
@@ -238,7 +238,7 @@ def _spanned(number: int, example: Example, texts: list[Text], template: Templat
     answer = _answer(example, offsets)
     rows = []
     for low, high, _, _ in _windows(len(context), room, min(stride, room // 2)):
-        ids, segments, begins = _joined([*head, context[low:high]], template)
+        ids, segments, begins = put_together([*head, context[low:high]], template)
         at = begins[-1]
         target = None
         if answer is not None:

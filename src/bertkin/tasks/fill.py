@@ -152,7 +152,7 @@ def fill_stream(
     _check(loaded)
     coded = [_encode(loaded, text, number) for number, text in enumerate(texts, start=1)]
     few = min(top_k, loaded.model.architecture.vocab_size)
-    for first, last in _batches([len(ids) for ids in coded]):
+    for first, last in stretches([len(ids) for ids in coded]):
         yield from _answer(loaded, texts[first:last], coded[first:last], few, order)
 
 
@@ -176,7 +176,7 @@ def _check(loaded: Loaded) -> None:
 def _encode(loaded: Loaded, text: str, number: int) -> np.ndarray:
     """The text as the model reads it, int64 [tokens]."""
     tokenizer, longest = loaded.tokenizer, loaded.model.architecture.max_length
-    ids = np.array([tokenizer.cls_id, *tokenizer.encode(_own_marks(tokenizer, text)), tokenizer.sep_id], dtype=np.int64)
+    ids = np.array([tokenizer.cls_id, *tokenizer.encode(own_marks(tokenizer, text)), tokenizer.sep_id], dtype=np.int64)
     shown = text if len(text) <= 40 else f"{text[:39]}…"
     if not (ids == tokenizer.mask_id).any():
         raise UserError(
@@ -191,7 +191,7 @@ def _encode(loaded: Loaded, text: str, number: int) -> np.ndarray:
     return ids
 
 
-def _own_marks(tokenizer: Tokenizer, text: str) -> str:
+def own_marks(tokenizer: Tokenizer, text: str) -> str:
     """The text with each blank as the tokenizer writes it.
 
     White space before a blank is part of the token that is looked for (Ġ, ▁), so it goes.
@@ -200,7 +200,7 @@ def _own_marks(tokenizer: Tokenizer, text: str) -> str:
     return re.sub(rf"\s*(?:{re.escape(BLANK)}|{re.escape(mark)})", lambda _: mark, text)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+def stretches(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ranges of neighbouring texts with at most `BATCH_TOKENS` tokens together (or a single text)."""
     first = tokens = 0
     for number, length in enumerate(lengths):

@@ -24,7 +24,7 @@ from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel, Source
 from bertkin.models.steps import Steps
 from bertkin.tasks.answering import Prediction
-from bertkin.tasks.encoding import NONE, Row, Rows, Template, _fitted, _joined, _tokenized, alike
+from bertkin.tasks.encoding import NONE, Row, Rows, Template, alike, fit, put_together, tokenize
 from bertkin.tasks.task import Example, Task
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
@@ -88,9 +88,9 @@ class Frame:
             raise UserError(what, where="--length", mend="choose longer rows, or shorter answers with --writes")
         answers = self.tokenizer.encode_batch([example.references[0] for example in examples])
         rows, cut = [], 0
-        for number, (parts, answer) in enumerate(zip(_tokenized(examples, self.tokenizer), answers, strict=True)):
-            fitted, lost = _fitted([ids for ids, _ in parts], room)
-            ids, segments, _ = _joined(fitted, template)
+        for number, (parts, answer) in enumerate(zip(tokenize(examples, self.tokenizer), answers, strict=True)):
+            fitted, lost = fit([ids for ids, _ in parts], room)
+            ids, segments, _ = put_together(fitted, template)
             ids = np.concatenate([ids, np.array(close, np.int64)])
             if segments is not None and close:
                 segments = np.append(segments, segments[-1:])

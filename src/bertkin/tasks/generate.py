@@ -18,7 +18,7 @@ from bertkin.errors import UserError, nearest
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
 from bertkin.models.steps import Steps
-from bertkin.tasks.fill import Loaded, _own_marks, load
+from bertkin.tasks.fill import Loaded, load, own_marks
 from bertkin.tasks.frames import start_of
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -280,7 +280,7 @@ def decoding(**options: Any) -> Decoding:
 def _encode(writer: Writer, text: str, number: int, how: Decoding, truncate: Literal["left"] | None) -> list[int]:
     """The prompt as the model reads it."""
     a, tokenizer = writer.model.architecture, writer.tokenizer
-    ids = tokenizer.encode(_own_marks(tokenizer, text) if a.both and tokenizer.has("mask") else text)
+    ids = tokenizer.encode(own_marks(tokenizer, text) if a.both and tokenizer.has("mask") else text)
     first = [] if a.both and len(tokenizer.sentinels) else [tokenizer.cls_id]
     last = [tokenizer.sep_id] if a.both else []
     frame = len(first) + len(last) + (writer.manner.blank is not None)
