@@ -140,6 +140,9 @@ def test_the_second_loss_of_electra_is_a_mean_over_all_tokens(make: Make, tmp_pa
     steps = [record for record in read_log(tmp_path / "run") if record["kind"] == "step"]
     assert 0 < steps[-1]["pair_loss"] < math.log(2), "most tokens are not replaced, which is soon found out"
     assert 0.8 < steps[-1]["pair_accuracy"] <= 1
+    held = [record for record in read_log(tmp_path / "run") if record["kind"] == "evaluation"]
+    assert held[-1]["pair_loss"] == pytest.approx(steps[-1]["pair_loss"], abs=0.2)
+    assert 0.8 < held[-1]["pair_accuracy"] <= 1
 
 
 # What cannot be

@@ -157,11 +157,10 @@ class Pretraining:
 
     def evaluate(self, model: AnyModel, world: World) -> dict[str, float]:
         """On the same rows and masks every time; and on the text that is to be kept, where there is one."""
-        loss, accuracy = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device)
-        record = {"loss": loss, "accuracy": accuracy}
+        record = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device)
         if self.kept is not None:
-            loss, accuracy = evaluate(model, self.kept.heldout, self.ids, self.recipe, world, self.device)
-            record |= {"kept_loss": loss, "kept_accuracy": accuracy}
+            kept = evaluate(model, self.kept.heldout, self.ids, self.recipe, world, self.device)
+            record |= {f"kept_{name}": value for name, value in kept.items()}
         return record
 
     def show(self, finished: AnyModel) -> list[dict[str, Any]]:
@@ -225,18 +224,26 @@ def tensors(batch: Batch, device: str) -> dict[str, Any]:
 @torch.no_grad()
 def evaluate(
     model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
-) -> tuple[float, float]:
-    """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same."""
-    sums = [0.0, 0.0, 0.0]
+) -> dict[str, float]:
+    """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same; where a
+    second question is asked of them (of replaced tokens, of span boundaries), the same of that as pair_loss and
+    pair_accuracy."""
+    sums = [0.0] * 6
     t = recipe.train
     rows = max(1, min(32, 8192 // t.length))
     named = {"length": t.length, "n_rows": t.eval_rows, "batch_rows": rows}
-    for batch in evaluation_batches(split, ids, **named, objective=recipe.objective):
-        part = batch.slice(world.rank, world.size)
-        if not len(part.asked):
-            continue
-        losses = model(**tensors(part, device))
-        for i, value in enumerate((float(losses.loss_sum), float(losses.n_correct), float(len(part.asked)))):
-            sums[i] += value
-    loss, correct, n = world.sum(sums)
-    return loss / max(n, 1), correct / max(n, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(t.seed)  # ELECTRA's generator draws the same words for the same chances
+        for batch in evaluation_batches(split, ids, **named, objective=recipe.objective):
+            part = batch.slice(world.rank, world.size)
+            if not len(part.asked):
+                continue
+            losses = model(**tensors(part, device))
+            found = [losses.loss_sum, losses.n_correct, len(part.asked)]
+            if losses.pair_loss_sum is not None:
+                found += [losses.pair_loss_sum, losses.pair_correct, losses.n_pairs]
+            for i, value in enumerate(found):
+                sums[i] += float(value)
+    loss, correct, n, pair_loss, pair_correct, pairs = world.sum(sums)
+    record = {"loss": loss / max(n, 1), "accuracy": correct / max(n, 1)}
+    return record | ({"pair_loss": pair_loss / pairs, "pair_accuracy": pair_correct / pairs} if pairs else {})

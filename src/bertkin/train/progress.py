@@ -121,7 +121,8 @@ class RichListener:
         loss, accuracy = _number(record["loss"], ".3f"), _number(record["accuracy"], ".1%")
         moment = f"step {record['step']:>6,} · {record['minutes']:.2f} min"
         kept = f" · old text {_number(record['kept_loss'], '.3f')}" if "kept_loss" in record else ""
-        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}{kept}")
+        second = f" · second question {record['pair_accuracy']:.1%}" if "pair_accuracy" in record else ""
+        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}{second}{kept}")
 
     def close(self) -> None:
         self._end()
