@@ -427,7 +427,7 @@ def test_a_gradient_off_the_rails_stops_before_it_is_used(
 def test_a_held_out_loss_off_the_rails_is_not_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretraining, "evaluate", lambda *_: (math.inf, 0.0))
+    monkeypatch.setattr(pretraining, "evaluate", lambda *_: {"loss": math.inf, "accuracy": 0.0})
     with pytest.raises(NonFiniteLoss, match=r"held-out loss is inf at step 3; the checkpoint of step 2 is kept"):
         pretrain(make(eval_every=3), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == [2]
