@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bertkin
 from bertkin.cli import main
 from bertkin.config import Model
 from bertkin.errors import UserError
@@ -25,6 +26,7 @@ from bertkin.tasks.suites import GLUE, SUITES, entries_of, read_suite
 from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import load_tuning
 from bertkin.text.tokenizer import train_tokenizer
+from bertkin.train.progress import QuietListener
 
 WORDS = {"good": ["fine", "warm"], "bad": ["dull", "cold"]}
 DATA = Path(os.environ.get("BERTKIN_DATA", "nowhere"))
@@ -88,6 +90,13 @@ def test_a_suite_of_ones_own(desk: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert told["metric"] == "f1_macro" and told["human"] == 0.9
     recipe = load_tuning(desk / "own" / "films" / "seed-0" / "recipe.yaml")
     assert (recipe.length, recipe.batch, recipe.train.steps) == (24, 8, 4)
+    again = bertkin.evaluate(desk / "stock", suite, out=desk / "own", listener=QuietListener())
+    assert again.to_mapping()["tasks"]["films"] == told, "what is done is not done again"
+    other = bertkin.evaluate(
+        desk / "stock", suite, out=desk / "python", batch=4, train={"steps": 2, "threads": 1}, listener=QuietListener()
+    )
+    recipe = load_tuning(desk / "python" / "films" / "seed-0" / "recipe.yaml")
+    assert (recipe.length, recipe.batch, recipe.train.steps) == (24, 4, 2) and "films" in other.tasks
 
 
 @pytest.mark.parametrize(

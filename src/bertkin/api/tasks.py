@@ -1,0 +1,242 @@
+"""Labelled data: looked over, learnt, answered; texts as vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertkin.api.growing import Paths, listed
+from bertkin.config import from_mapping
+
+if TYPE_CHECKING:
+    from bertkin.tasks.checking import Checked
+    from bertkin.tasks.predict import Reader
+    from bertkin.tasks.results import Results
+    from bertkin.tasks.sampling import Sampling
+    from bertkin.train.loop import Result
+    from bertkin.train.progress import Listener
+
+
+def check_data(data: Paths, **how: Any) -> Checked:
+    """Look labelled data over: duplicates, leaks from training, skewed labels, empty and overlong texts, unusable rows.
+
+    Args:
+        data: a folder with parts named train, dev and test; or files, told apart by their names.
+        how: dev, test, tokenizer, max_length, and columns, output, scheme and more; see
+            `bertkin.tasks.checking.check_data`.
+
+    Returns:
+        What was found, with places. Printed, a report; `faults` are the rows that cannot be used.
+
+    Raises:
+        UserError: files that cannot be read, or labels that make no task.
+    """
+    from bertkin.tasks import checking
+
+    return checking.check_data(data, **how)
+
+
+def finetune(
+    model: str | Path,
+    data: Paths,
+    *,
+    out: str | Path,
+    strategy: str | Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Fine-tune a pretrained model on labelled data into a run folder.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        data: labelled files, or one folder with train, dev and test.
+        out: the run folder.
+        strategy: how much is trained: a kind, such as "lora", or fields of `bertkin.models.strategy.Strategy`.
+        train: fields of `bertkin.config.Train`, such as {"epochs": 3}.
+        overwrite: empty the run folder first.
+        listener: who is told how it goes; by default a bar on standard error.
+        options: other fields of `bertkin.tasks.tuning.Tuning`, such as task="class" or batch=16.
+
+    Raises:
+        UserError: anything about the data, the model or the disk.
+    """
+    from bertkin.tasks.finetune import finetune as run
+    from bertkin.tasks.tuning import Tuning
+    from bertkin.train.progress import RichListener
+
+    fields = {"model": os.fspath(model), "data": list(listed(data))} | _how(strategy, train)
+    tuning = from_mapping(Tuning, fields | options, "options")
+    return run(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+
+
+def _how(strategy: str | Mapping[str, Any] | None, train: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Strategy and training as rooms of a recipe."""
+    how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
+    return {"strategy": dict(how), "train": dict(train or {})}
+
+
+def evaluate(
+    model: str | Path,
+    suite: str | Path,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    only: Sequence[str] = (),
+    seeds: int = 1,
+    strategy: str | Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    against: str | Path | None = None,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Results:
+    """Fine-tune a model on every task of a suite, and gather the scores; what is done already is not done again.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        suite: glue or another that is known, or a YAML file; see `bertkin.tasks.suites.read_suite`.
+        out: folder for the runs and results.
+        data: folder of the tasks' data; by default beside the YAML file.
+        only: names of tasks.
+        seeds: runs of each task.
+        strategy, train: as for `finetune`.
+        against: the `out` of another model, to compare with on the same examples.
+        listener: who is told how it goes; by default a bar on standard error.
+        options: other fields of `bertkin.tasks.tuning.Tuning`, for all tasks.
+
+    Raises:
+        UserError: no such suite, or anything about the data, the model or the disk.
+    """
+    from bertkin.tasks.suites import read_suite, run_suite
+    from bertkin.tasks.tuning import Tuning
+    from bertkin.train.progress import RichListener
+
+    told = _how(strategy, train) | options
+    tuning = from_mapping(Tuning, told, "options")
+    return run_suite(
+        os.fspath(model),
+        read_suite(suite, data, only),
+        Path(out),
+        seeds=seeds,
+        change={name: getattr(tuning, name) for name in told},
+        listener=listener or RichListener(),
+        suite=os.fspath(suite),
+        against=None if against is None else Path(against),
+    )
+
+
+def finetune_together(
+    model: str | Path,
+    tasks: str | Path | Mapping[str, Mapping[str, Any]],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    sampling: Sampling = "annealed",
+    strategy: str | Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Result:
+    """Fine-tune a pretrained model on several tasks together: one stock, and for each task a head, and whatever the
+    strategy puts around it.
+
+    Args:
+        model: a run folder, a model folder (ours or transformers'), or a hub id.
+        tasks: a suite (glue, or a YAML file; see `bertkin.tasks.suites`), or for each task by name its fields of
+            `bertkin.tasks.tuning.Tuning`, such as {"films": {"data": "films.tsv"}}.
+        out: the run folder.
+        data: where a suite's data lie; by default beside the YAML file.
+        sampling: how the task of a step is drawn; see `bertkin.tasks.sampling`.
+        strategy, train: as for `finetune`.
+        options: fields that are the same for all tasks: batch, dropout, attention_dropout, length, pooling, skip_bad.
+
+    Raises:
+        UserError: anything about the tasks, their data, the model or the disk.
+    """
+    from bertkin.tasks.joining import recipe_of
+    from bertkin.tasks.suites import read_suite
+    from bertkin.tasks.together import together as run
+    from bertkin.tasks.tuning import Tuning
+    from bertkin.train.progress import RichListener
+
+    common = {"model": os.fspath(model)} | _how(strategy, train)
+    if isinstance(tasks, Mapping):
+        each = {name: from_mapping(Tuning, dict(values), name) for name, values in tasks.items()}
+    else:
+        each = read_suite(tasks, data)
+    recipe = recipe_of(each, from_mapping(Tuning, common | options, "options"), sampling)
+    return run(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
+
+
+def predict(
+    model: Reader | str | Path, texts: str | Sequence[str | Sequence[str]], *, precision: str = "auto"
+) -> list[dict[str, Any]]:
+    """What a fine-tuned model answers.
+
+    Args:
+        model: what `finetune` made, a folder of transformers, or an opened `bertkin.tasks.predict.Reader`.
+        texts: one text, several, or, for tasks that read more than one, a tuple of texts for each question.
+        precision: auto is bfloat16 where the processor gains by it.
+
+    Returns:
+        For each a mapping: label and probability, labels, score, words and entities, or answer, by the task.
+
+    Raises:
+        UserError: there is no such model, or more or fewer texts than the task takes.
+    """
+    from bertkin.tasks import predict as room
+
+    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    return _said(reader, texts)
+
+
+def predict_all(
+    models: str | Path | Sequence[str | Path],
+    texts: str | Sequence[str | Sequence[str]],
+    *,
+    tasks: str | Sequence[str] = (),
+    precision: str = "auto",
+) -> dict[str, list[dict[str, Any]]]:
+    """What several models answer, light ones of one stock over that stock, which is in memory once.
+
+    Args:
+        models: one or several, each what `predict` takes or the run of tasks that were trained together.
+        texts, precision: as for `predict`.
+        tasks: which of the tasks that were trained together; by default all.
+
+    Returns:
+        What `predict` gives, by the name of the task or the path of the model.
+
+    Raises:
+        UserError: as `predict`; or there is no such task.
+    """
+    from bertkin.tasks.several import open_readers
+
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    readers = open_readers(listed(models), tasks=names, precision=precision)
+    return {name: _said(reader, texts) for name, reader in readers.items()}
+
+
+def _said(reader: Reader, texts: str | Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
+    given = [texts] if isinstance(texts, str) else texts
+    groups = [(one,) if isinstance(one, str) else tuple(one) for one in given]
+    return [reader.said(group, found) for group, found in zip(groups, reader.predict(groups), strict=True)]
+
+
+def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
+    """A vector for each text: float32 [texts, width].
+
+    Args:
+        model: a run folder, a model folder, or a hub id.
+        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from bertkin.tasks.embed import Embedder
+
+    return Embedder(model, **options).encode(list(texts))
