@@ -36,7 +36,8 @@ sys.path.insert(0, str(HERE.parent / "experiments"))
 
 from sharing import data, markdown, once, put  # noqa: E402
 from side_by_side import in_process, source, write  # noqa: E402
-from tuned import PAGE, encoder  # noqa: E402
+from starts import encoder  # noqa: E402
+from tuned import PAGE  # noqa: E402
 
 from bertkin.errors import UserError  # noqa: E402
 from bertkin.text.tokenizer import Tokenizer  # noqa: E402
@@ -110,6 +111,8 @@ def main(
     for turn in range(repeats):
         settings = {"sides": chosen, "sentences": sentences, "python": str(onnx_python), "source": code}
         turns.append(once(out / str(turn), settings, partial(_turn, chosen, file, out / str(turn), onnx_python)))
+        if any("missing" in found for found in turns[-1].values()):  # it may be there the next time
+            (out / str(turn) / "done.json").unlink()
         said = "  ".join(
             f"{side} {sentences / min(t['seconds']):,.0f}" for side, t in turns[-1].items() if "seconds" in t
         )

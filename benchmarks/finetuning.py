@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ sys.path.insert(0, str(HERE.parent / "experiments"))
 
 from sharing import markdown, once, put  # noqa: E402
 from side_by_side import WARM, in_process, source, timed_steps, write  # noqa: E402
-from tuned import PAGE, encoder  # noqa: E402
+from starts import encoder  # noqa: E402
+from tuned import PAGE  # noqa: E402
 from tuned import Options as Choices  # noqa: E402
 from tuned import task as task_of  # noqa: E402
 
@@ -123,6 +125,8 @@ def main(
     settle_threads(None)
     code = source()
     for name, one in chosen.items():
+        trial = limit is not None or steps is not None  # its turns take nobody else's place
+        place = out / (f"{name}-trial" if trial else name)
         turns = []
         for turn in range(repeats):
             settings = {
@@ -132,7 +136,7 @@ def main(
                 "limit": limit,
                 "source": code,
             }
-            turns.append(once(out / name / str(turn), settings, partial(_turn, name, one, limit)))
+            turns.append(once(place / str(turn), settings, partial(_turn, name, one, limit)))
             said = "  ".join(f"{side} {1e3 * turns[-1][side]:.2f}" for side in SIDES)
             print(f"{name}, turn {turn + 1}: {said} ms an example", file=sys.stderr, flush=True)
         figures = _figures(one, turns)
@@ -216,14 +220,15 @@ def theirs(work: FineTuning, one: Measured, count: int, bf16: bool) -> list[floa
             given: Any = self.train_dataset
             return DataLoader(given, batch_sampler=batches, collate_fn=self.data_collator)
 
-    peer = Ordered(
-        model=model_for(work.task, work.stock),
-        args=arguments(tuning, Path("trainer"), bf16=bf16, max_steps=len(batches), num_train_epochs=1),
-        train_dataset=features(replace(work.examples, rows=rows)),
-        data_collator=collator(work.task, work.stock, tuning.length, one.longest),
-        callbacks=[Clock()],
-    )
-    peer.train()
+    with tempfile.TemporaryDirectory() as aside:  # its output, of which nothing is kept
+        peer = Ordered(
+            model=model_for(work.task, work.stock),
+            args=arguments(tuning, Path(aside), bf16=bf16, max_steps=len(batches), num_train_epochs=1),
+            train_dataset=features(replace(work.examples, rows=rows)),
+            data_collator=collator(work.task, work.stock, tuning.length, one.longest),
+            callbacks=[Clock()],
+        )
+        peer.train()
     return [after - before for before, after in zip(ends[WARM - 1 :], ends[WARM:], strict=False)]
 
 

@@ -68,7 +68,8 @@ def main(
         Where the figures go.
     """
     threads = settle_threads(None)
-    table: dict[str, Any] = {}
+    about = {"prompt": PROMPT, "new": tokens, "threads": threads}
+    table: dict[str, Any] = _earlier(record, about)
     with tempfile.TemporaryDirectory() as scratch:
         for shape in shapes:
             layers, hidden, heads = SHAPES[shape]
@@ -85,12 +86,21 @@ def main(
                         speed = batch * tokens / median(seconds[side][-texts:])
                         print(f"{shape} × {batch} {side} turn {turn + 1}: {speed:,.0f} tokens/s", file=sys.stderr)
                 table[f"{shape} × {batch}"] = _row(seconds, batch * tokens)
-    write(record, "generation", {"prompt": PROMPT, "new": tokens, "threads": threads, "rows": table})
+                write(record, "generation", {**about, "rows": table})
     print(f"\n{'':12} " + " ".join(f"{side:>20}" for side in sides) + f" {'ratio':>8} {'int8':>8}")
     for name, row in table.items():
-        speeds = " ".join(f"{row['tokens_per_second'][side]:20,}" for side in sides)
+        speeds = " ".join(
+            f"{row['tokens_per_second'][side]:20,}" if side in row["tokens_per_second"] else f"{'':20}"
+            for side in sides
+        )
         ratios = " ".join(f"{row[key]:7.2f}×" if key in row else " " * 8 for key in ("ratio", "ratio_int8"))
         print(f"{name:12} {speeds} {ratios}")
+
+
+def _earlier(record: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The rows that are there of the same prompts, new tokens and threads."""
+    found = json.loads(record.read_text()).get("generation", {}) if record.exists() else {}
+    return dict(found["rows"]) if about.items() <= found.items() else {}
 
 
 def _row(seconds: dict[str, list[float]], written: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
-from tuned import Job, Options, called, carried_out, encoder, finish, shown, summary, task
+from starts import called, encoder
+from tuned import Job, Options, Results, carried_out, finish, shown, summary, task
 
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
@@ -59,12 +60,16 @@ def main(
                     tuning = replace(task(name, options, folder), model=stock, strategy=strategy)
                     tuning = replace(tuning, train=replace(tuning.train, seed=seed, epochs=options.epochs))
                     jobs.append(Job((model, name, way, str(seed)), tuning))
-    results = carried_out(jobs, options, folder)
-    content: dict[str, Any] = {}
-    for model, name, way, _ in results:
-        same = [found for key, found in results.items() if key[:3] == (model, name, way)]
-        content.setdefault(model, {}).setdefault(way, {})[name] = summary(same) | {"parameters": same[0]["parameters"]}
-    finish("adapters", options, {"models": content}, table(content), draw)
+
+    def tell(results: Results) -> None:
+        content: dict[str, Any] = {}
+        for model, name, way, _ in results:
+            same = [found for key, found in results.items() if key[:3] == (model, name, way)]
+            row = summary(same) | {"parameters": same[0]["parameters"]}
+            content.setdefault(model, {}).setdefault(way, {})[name] = row
+        finish("adapters", options, {"models": content}, lambda whole: table(whole["models"]), draw)
+
+    carried_out(jobs, options, folder, tell)
 
 
 def ways(sizes: tuple[int, ...], last: list[int]) -> dict[str, Strategy]:
@@ -75,13 +80,13 @@ def ways(sizes: tuple[int, ...], last: list[int]) -> dict[str, Strategy]:
 
 def table(content: dict[str, Any]) -> str:
     """A line a model and way: what is trained, and each task's score."""
-    names = list(next(iter(next(iter(content.values())).values())))
+    names = list(dict.fromkeys(name for found in content.values() for scores in found.values() for name in scores))
     rows = []
     for model, found in content.items():
         for way, scores in found.items():
             one = next(iter(scores.values()))
             share = f"{one['trained']:,} ({one['trained'] / one['parameters']:.2%})"
-            rows.append([f"{model}, {way}", share, *(shown(scores[name]) for name in names)])
+            rows.append([f"{model}, {way}", share, *(shown(scores[name]) if name in scores else "–" for name in names)])
     return markdown(["model, trained", "parameters trained", *names], rows)
 
 
@@ -93,11 +98,13 @@ def draw(content: dict[str, Any], path: Path) -> None:
             for colour, kind in enumerate(("adapter", "last")):
                 line = [scores for way, scores in found.items() if way.startswith(kind)]
                 line += [found["full"]] if kind == "last" else []
-                names = list(found["full"])
+                names = [name for name in found["full"] if all(name in one for one in line)]
                 gaps = {
                     name: [100 * (one[name]["median"] - found["full"][name]["median"]) for one in line]
                     for name in names
                 }
+                if not names:
+                    continue
                 trained = [next(iter(one.values()))["trained"] for one in line]
                 for values in gaps.values():
                     axis.plot(trained, values, color=f"C{colour}", alpha=0.3, linewidth=0.8)

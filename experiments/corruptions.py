@@ -3,7 +3,8 @@
     BERTKIN_DATA=shared/data python experiments/corruptions.py
     python experiments/corruptions.py corpus/ --blimp blimp/ --only style --minutes 2
 
-Grows t5-mini once for each row, for the same minutes on the same words, one after the other. The paper judges by tasks
+Grows t5-mini once for each row (rows that are one recipe, such as "15% hidden" and "spans of 3 tokens", share a run), for the
+same minutes on the same words, one after the other. The paper judges by tasks
 that follow; here each model is asked minimal pairs (the decoder's likelihood of a sentence, given an emptied input), and
 its loss is given in its own terms. Tokens written a row is what a style costs: the decoder of one that writes the whole
 text again works seven times as long as one that writes what was hidden.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from growing import asked, draw, grown
+from growing import asked, draw, grown, vocabulary
 from sharing import data, run
 
 from bertkin.train.machine import settle_threads
@@ -73,19 +74,32 @@ def main(
     """
     corpus, pairs = corpus or (data("text/enwiki.jsonl.gz"),), blimp or Path(data("blimp"))
     settle_threads(None)
+    tokenizer = vocabulary(corpus, words, out, sentinels=preset.startswith("t5"))
     for part in only:
-        for number, (title, options) in enumerate(ROWS[part].items()):
-            common = {"data.tokenizer_kind": "wordpiece", "data.vocab_size": 8_192, "data.lowercase": True}
-            common |= {"data.max_words": words, "train.minutes": minutes, "train.eval_every": 0.1}
-            folder = out / f"{part}-{number}"
-            figures = grown(preset, common | options, corpus, folder)
+        for number, title in enumerate(ROWS[part]):
+            common: dict[str, Any] = {"data.tokenizer": tokenizer, "data.max_words": words}
+            common |= {"train.minutes": minutes, "train.eval_every": 0.1}
+            folder = out / _first(options_of(part, title))
+            figures = grown(preset, common | options_of(part, title), corpus, folder)
             scores = asked(folder, pairs, limit)
             content = json.loads(record.read_text()) if record.exists() else {"rows": {}}
             content |= {"command": "python experiments/corruptions.py", "preset": preset, "minutes": minutes}
-            content["rows"][folder.name] = {"part": part, "title": title, **figures, "blimp": scores}
+            content["rows"][f"{part}-{number}"] = {"part": part, "title": title, **figures, "blimp": scores}
             record.write_text(json.dumps(content, indent=1) + "\n")
             draw(content["rows"], record.with_suffix(".png"))
             print(table(content))
+
+
+def options_of(part: Part, title: str) -> dict[str, Any]:
+    """All of what a row hides: 15%, in spans of 3 where there are spans, unless it says otherwise; the same to the end."""
+    options = {"objective.rate": 0.15, "objective.span_mean": 3.0} | ROWS[part][title]
+    return options | {"objective.rate_end": options["objective.rate"]}
+
+
+def _first(options: dict[str, Any]) -> str:
+    """The folder of the first row that hides so; rows that are one recipe share its run."""
+    rows = [(f"{part}-{number}", options_of(part, title)) for part in ROWS for number, title in enumerate(ROWS[part])]
+    return next(name for name, found in rows if found == options)
 
 
 def table(content: dict[str, Any]) -> str:

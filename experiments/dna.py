@@ -26,7 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 from sharing import data, markdown, picture, run
-from tuned import LAST, Job, Options, called, carried_out, encoder, finish, random_start, shown, summary
+from starts import called, encoder, random_start
+from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary
 
 from bertkin.errors import UserError
 from bertkin.models.pretrained import find_folder
@@ -89,19 +90,23 @@ def main(
             path, tuning = TASKS[name]
             rows = sequences(Path(data(path)), bases)
             for seed in range(options.seeds):
-                train, dev = fold(rows, seed, options.limit, folder / "data" / name / str(seed))
+                train, dev = fold(rows, seed, options.limit, folder / "data" / "-".join(words) / name / str(seed))
                 tuning = replace(tuning, data=(str(train),), dev=str(dev), text="text", label="label", task="class")
                 for side, (drawn, strategy, more) in SIDES.items():
                     begun = random_start(stock, folder / "random" / model / str(seed), seed) if drawn else stock
                     how = replace(tuning.train, seed=seed, epochs=options.epochs or tuning.train.epochs, **more)
                     job = replace(tuning, model=begun, strategy=Strategy(strategy), train=how)
                     jobs.append(Job((model, name, side, str(seed)), job))
-    results = carried_out(jobs, options, folder)
-    content: dict[str, Any] = {}
-    for model, name, side, _ in results:
-        row = summary(found for key, found in results.items() if key[:3] == (model, name, side))
-        content.setdefault(model, {}).setdefault(name, {})[side] = row
-    finish("dna", options, {"words": bases, "tokens_a_word": told, "models": content}, table(content), draw)
+
+    def tell(results: Results) -> None:
+        content: dict[str, Any] = {}
+        for model, name, side, _ in results:
+            row = summary(found for key, found in results.items() if key[:3] == (model, name, side))
+            content.setdefault(model, {}).setdefault(name, {})[side] = row
+        said = {"tokens_a_word": told, "models": content}
+        finish("dna", options, said, lambda whole: table(whole["models"]), draw, {"words": bases})
+
+    carried_out(jobs, options, folder, tell)
 
 
 def sequences(path: Path, bases: dict[str, str]) -> list[tuple[str, str]]:

@@ -29,11 +29,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from sharing import data, markdown, once, run
-from tuned import Options, cut, encoder, finish, task
+from starts import called, encoder, weights
+from tuned import Options, cut, finish, task
 
 from bertkin.errors import UserError, nearest
 from bertkin.tasks.finetune import is_tuning
-from bertkin.train.folder import TASK
+from bertkin.train.folder import REVIEW, TASK
 from bertkin.train.state import read_log
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -203,12 +204,10 @@ def main(
     print(f"all of it, from the beginning: about {sum(ROWS[name].minutes for name in only):.0f} minutes", flush=True)
     if options.price:
         return
-    rows = {name: _row(name, stock, options, folder) for name in only}
-    earlier = folder / "rows.json"
-    known = json.loads(earlier.read_text()) if earlier.exists() else {}
-    rows = {name: (known | rows)[name] for name in ROWS if name in known | rows}
-    earlier.write_text(json.dumps(rows))
-    finish("eight_tasks", options, {"rows": rows}, table(rows))
+    for name in only:
+        rows = {name: _row(name, stock, options, folder)}
+        about = {"model": called(stock), "weights": weights(stock)}
+        finish("eight_tasks", options, {"rows": rows}, lambda whole: table(whole["rows"]), about=about)
 
 
 def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any]:
@@ -222,6 +221,7 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         files = written_lines(row.source, name, most, folder)
     where = folder / name / "run"
     command = ["finetune", stock, files["train"], "--dev", files["dev"], *row.options, "--out", str(where)]
+    command += ["--final", "last"]
     command += ["--train.epochs", str(options.epochs)] if options.epochs else []
 
     def make() -> dict[str, Any]:
@@ -231,11 +231,12 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         _bertkin(["resume", str(where)] if mine and is_tuning(where) else [*command, "--overwrite"])
         metric = json.loads((where / TASK).read_text())["task"]["metric"]
         last = [line for line in read_log(where) if line.get("kind") == "evaluation"][-1]
-        return {"metric": metric, "score": last[metric], "minutes": round(last["minutes"], 2)}
+        review = json.loads((where / REVIEW).read_text())["dev"]["scores"]  # of the weights that are kept
+        return {"metric": metric, "score": round(review[metric]["value"], 5), "minutes": round(last["minutes"], 2)}
 
     shown = {"title": row.title, "command": _spoken(["bertkin", *command], stock, folder)}
     try:
-        return shown | once(folder / name, {"command": command}, make)
+        return shown | once(folder / name, {"command": command, "weights": weights(stock)}, make)
     except UserError as error:
         print(f"{name}: {error}", flush=True)
         return shown | {"failed": str(error)}
@@ -264,7 +265,7 @@ def _spoken(command: list[str], stock: str, folder: Path) -> str:
 def table(rows: dict[str, Any]) -> str:
     """A line a row: score, minutes, command."""
     lines = []
-    for one in rows.values():
+    for one in (rows[name] for name in ROWS if name in rows):
         if "failed" in one:
             lines.append([one["title"], "not yet", one["failed"], f"`{one['command']}`"])
             continue

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
-from tuned import ALL, LAST, Job, Options, carried_out, finish, headless, random_start, shown, summary, task
+from starts import beyond_usual, called, headless, random_start, weights
+from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, shown, summary, task
 
-from bertkin.config import to_mapping
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.gathering import read_data
@@ -65,23 +65,28 @@ def main(model: str, /, options: Options = Options()) -> None:  # noqa: B008
     for name in names:
         for way, (drawn, strategy) in WAYS.items():
             for seed in range(options.seeds):
-                begun = random_start(model, folder / "random" / str(seed), seed) if drawn else model
+                begun = random_start(model, folder / "random" / called(model) / str(seed), seed) if drawn else model
                 train = replace(LAST, seed=seed, epochs=options.epochs)
                 tuning = replace(task(name, options, folder), model=begun, strategy=strategy, train=train)
                 jobs.append(Job((name, way, str(seed)), tuning))
-    results = carried_out(jobs, options, folder)
-    rows: dict[str, Any] = {way: {} for way in TITLES}
-    for name in names:
-        for way in WAYS:
-            rows[way][name] = summary(found for key, found in results.items() if key[:2] == (name, way))
-        tuning = replace(task(name, options, folder), model=model)
-        rows["vectors"][name] = summary([averaged(folder / name / "vectors", tuning)])
-    finish("glue_rows", options, {"rows": rows}, table(rows), draw)
+
+    about = {"model": called(model), "weights": weights(model)}
+
+    def tell(results: Results) -> None:
+        rows: dict[str, Any] = {way: {} for way in TITLES}
+        for name in dict.fromkeys(key[0] for key in results):
+            for way in WAYS:
+                rows[way][name] = summary(found for key, found in results.items() if key[:2] == (name, way))
+            tuning = replace(task(name, options, folder), model=model)
+            rows["vectors"][name] = summary([averaged(folder / name / "vectors", tuning)])
+        finish("glue_rows", options, {"rows": rows}, lambda whole: table(whole["rows"]), draw, about)
+
+    carried_out(jobs, options, folder, tell)
 
 
 def averaged(folder: Path, tuning: Tuning) -> dict[str, Any]:
     """The score of a linear model on averaged token embeddings; made once."""
-    return once(folder, {"vectors": to_mapping(tuning)}, lambda: _averaged(tuning))
+    return once(folder, {"vectors": beyond_usual(tuning)}, lambda: _averaged(tuning))
 
 
 def _averaged(tuning: Tuning) -> dict[str, Any]:

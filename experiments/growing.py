@@ -14,6 +14,23 @@ from bertkin.train.progress import RichListener
 from bertkin.train.setup import complete
 
 
+def vocabulary(corpus: tuple[str, ...], words: int, folder: Path, *, sentinels: bool) -> str:
+    """The folder of the one tokenizer that all models of an experiment read with (WordPiece, 8,192, lowercased); made once.
+
+    Without it a preset's own choice counts: T5's keep capitals.
+
+    Args:
+        sentinels: one more such tokenizer whose last 100 tokens are T5's sentinels.
+    """
+    out, mark = folder / ("tokenizer-sentinels" if sentinels else "tokenizer"), {"corpus": list(corpus), "words": words}
+    done = out / "made.json"
+    if not done.exists() or json.loads(done.read_text()) != mark:
+        settings: dict[str, Any] = {"kind": "wordpiece", "vocab_size": 8_192, "lowercase": True, "max_words": words}
+        bertkin.train_tokenizer(corpus, out=out, sentinels=100 if sentinels else 0, **settings)
+        done.write_text(json.dumps(mark))
+    return str(out.resolve())
+
+
 def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """Train a preset with these options, or go on, or read what it came to: its figures and the curve of its loss."""
     run, done, begun = folder / "run", folder / "done.json", folder / "begun.json"
@@ -31,7 +48,7 @@ def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder:
     kept = ("step", "tokens", "minutes", "loss", "accuracy")
     curve = [{key: line[key] for key in kept} for line in lines if line["kind"] == "evaluation"]
     figures = {
-        "parameters": sum(p.numel() for p in load_model(run).parameters()),
+        **_parameters(run),
         "steps": result.step,
         "tokens": result.tokens,
         "minutes": round(result.minutes, 3),
@@ -42,6 +59,16 @@ def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder:
     }
     done.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
     return figures
+
+
+def _parameters(run: Path) -> dict[str, int]:
+    """All parameters that were trained and, where a generator was trained beside the model (ELECTRA), which are its own."""
+    model, beside = sum(p.numel() for p in load_model(run).parameters()), run / "model" / "generator"
+    if not beside.is_dir():
+        return {"parameters": model}
+    named = load_model(beside).named_parameters()  # it reads with the model's embeddings
+    own = sum(p.numel() for name, p in named if not name.startswith("stack.embeddings."))
+    return {"parameters": model + own, "generator": own}
 
 
 def asked(folder: Path, pairs: Path, limit: int) -> dict[str, Any]:

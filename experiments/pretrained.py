@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
-from tuned import LAST, Job, Options, called, carried_out, encoder, finish, random_start, shown, summary, task
+from starts import called, encoder, random_start
+from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary, task
 
 TASKS = ("CoLA", "MRPC", "UD-English")
 STARTS = ("pretrained", "random")
@@ -52,13 +53,16 @@ def main(
                     train = replace(LAST, seed=seed, eval_every=1 / POINTS, epochs=options.epochs)
                     tuning = replace(task(name, options, folder), model=begun, train=train)
                     jobs.append(Job((model, name, start, str(seed)), tuning))
-    results = carried_out(jobs, options, folder)
-    content: dict[str, Any] = {}
-    for model, name, start, _ in results:
-        same = [found for key, found in results.items() if key[:3] == (model, name, start)]
-        row = summary(same) | {what: over_seeds([one[what] for one in same]) for what in ("curve", "losses")}
-        content.setdefault(model, {}).setdefault(name, {})[start] = row
-    finish("pretrained", options, {"models": content}, table(content), draw)
+
+    def tell(results: Results) -> None:
+        content: dict[str, Any] = {}
+        for model, name, start, _ in results:
+            same = [found for key, found in results.items() if key[:3] == (model, name, start)]
+            row = summary(same) | {what: over_seeds([one[what] for one in same]) for what in ("curve", "losses")}
+            content.setdefault(model, {}).setdefault(name, {})[start] = row
+        finish("pretrained", options, {"models": content}, lambda whole: table(whole["models"]), draw)
+
+    carried_out(jobs, options, folder, tell)
 
 
 def over_seeds(curves: list[list[list[float]]]) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 data(name)                    a file or folder of $BERTKIN_DATA
 once(folder, settings, make)  a part's result, made now or earlier
+joined(old, new)              a record with what is new in it
 put(page, table, name)        a table in its place on a page
 written(...)                  a record as JSON, its picture beside it, its table on a page
 run(app)                      a mistake of the person is one line; Ctrl-C says how to go on
@@ -22,21 +23,28 @@ from bertkin.errors import UserError
 
 
 def data(name: str) -> str:
-    """A file or folder of $BERTKIN_DATA."""
+    """A file or folder of $BERTKIN_DATA, from the root, so that the same data have one name."""
     folder = os.environ.get("BERTKIN_DATA")
     if not folder:
         raise UserError("no data given", mend="name them, or set BERTKIN_DATA to the folder that holds them")
-    return str(Path(folder) / name)
+    return str((Path(folder) / name).resolve())
+
+
+def made(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What is kept of these settings (or of these and more), if anything."""
+    file = folder / "done.json"
+    if not file.exists():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text())
+    settings = json.loads(json.dumps(settings))  # as it was written down
+    return dict(content["result"]) if content["settings"] | settings == content["settings"] else None
 
 
 def once(folder: Path, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` gave for these settings (or for these and more), now or earlier; it must give plain data."""
     file = folder / "done.json"
-    settings = json.loads(json.dumps(settings))  # as it will be read again
-    if file.exists():
-        content: dict[str, Any] = json.loads(file.read_text())
-        if content["settings"] | settings == content["settings"]:
-            return dict(content["result"])
+    if (found := made(folder, settings)) is not None:
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     result = make()
@@ -44,6 +52,22 @@ def once(folder: Path, settings: dict[str, Any], make: Callable[[], dict[str, An
     aside.write_text(json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
     aside.replace(file)
     return result
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old record with all that is new, table by table; a row that is there again takes the place of the old one.
+
+    A mapping is a table where it holds nothing but mappings and lists, and a row where it holds a word or a number.
+    """
+    found = dict(old)
+    for name, value in new.items():
+        before = old.get(name)
+        found[name] = joined(before, value) if _is_table(before) and _is_table(value) else value
+    return found
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict | list) for one in value.values())
 
 
 def put(page: Path, lines: str, name: str = "table") -> None:

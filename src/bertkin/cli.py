@@ -25,7 +25,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
 
 app = App(
     name="bertkin",
-    help="Grow a BERT from raw text, on the machine you have. Start with: bertkin demo",
+    help="Grow language models of the BERT and GPT family, on the machine you have. Start with: bertkin demo",
     version=__version__,
     help_format="plaintext",
     result_action="return_value",

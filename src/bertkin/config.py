@@ -16,6 +16,8 @@ from typing import Any, Literal
 from bertkin.errors import UserError, nearest
 
 AUTO: Any = None
+BUDGETS = ("steps", "tokens", "epochs", "minutes")
+"""Fields of `Train` of which one is given."""
 
 Documents = Literal["auto", "file", "blank", "line"]
 TokenizerKind = Literal["wordpiece", "bpe", "byte-bpe", "unigram", "character", "word"]
@@ -47,8 +49,8 @@ class Data:
     """Vocabulary size; by default 8,192 near 10M words, 16,384 near 100M, 32,768 above."""
     sentinels: int = AUTO
     """Tokens <extra_id_N> that stand for hidden spans, for T5; by default 100 with a t5 preset, else none."""
-    lowercase: bool = True
-    """Lowercase the text (WordPiece, Unigram, word and character tokenizers)."""
+    lowercase: bool = AUTO
+    """Lowercase the text (WordPiece, Unigram, word and character tokenizers); by default yes, but for t5."""
     grow_vocab: int = 0
     """How many of the corpus's own words the tokenizer of --train.init is given, each as one token."""
     keep_text: str = AUTO

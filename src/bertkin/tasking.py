@@ -13,7 +13,7 @@ from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy
 from bertkin.options import given, typed
 from bertkin.tasks.tuning import Tuning
-from bertkin.terminal import Flag, Quiet, lines_of, listener, texts_of
+from bertkin.terminal import Flag, Quiet, leads, lines_of, listener, texts_of
 
 TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
@@ -86,6 +86,8 @@ def finetune(
         from bertkin.tasks.search import search as look
 
         bound: dict[str, Any] = {"trials": MANY if search is None else search, "minutes": search_minutes}
+        rooms = {"strategy": strategy, "train": train}
+        bound["fixed"] = [*typed(tuning), *(f"{room}.{name}" for room, said in rooms.items() for name in typed(said))]
         show_search(look(recipe, where, listener=listener(quiet), overwrite=overwrite, **bound))
         return
     show(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
@@ -114,6 +116,8 @@ def show_together(result: Any) -> None:
     """How the fine-tuning of several tasks ended."""
     from bertkin.tasks.together import table
 
+    if not leads():
+        return
     print(table(result.run))
     print(f"{result.step:,} steps · {result.minutes:.1f} minutes")
     print(f"run      {result.run} (report.html shows how it went)")
@@ -131,6 +135,8 @@ def show(result: Any) -> None:
     """How a fine-tuning ended."""
     from bertkin.train.state import kept_evaluation, read_log
 
+    if not leads():
+        return
     last = kept_evaluation(read_log(result.run)) or {}
     headline = plain.loads((result.run / "task.json").read_text(encoding="utf-8"))["task"]["metric"]
     hidden = {"kind", "step", "tokens", "minutes", "loss", "accuracy"} - {headline}

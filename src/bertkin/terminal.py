@@ -20,11 +20,16 @@ Flag = Parameter(negative="", show_default=False)
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False, help="Show no progress.")]
 
 
+def leads() -> bool:
+    """Whether this is the first of several processes, or the only one: it alone speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def listener(quiet: bool) -> Listener:
     """Who is told how a training goes: a live bar, or nobody; of several processes the first alone."""
     from bertkin.train.progress import QuietListener, RichListener
 
-    return QuietListener() if quiet or os.environ.get("RANK", "0") != "0" else RichListener()
+    return QuietListener() if quiet or not leads() else RichListener()
 
 
 def texts_of(texts: Sequence[str], file: Path | None, what: str, example: str) -> list[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,7 @@ from cyclopts import App, Group, Parameter
 from bertkin.config import Data, Documents, Model, Objective, TokenizerKind, Train, dump_recipe
 from bertkin.errors import UserError
 from bertkin.options import STDIN, given, typed
-from bertkin.terminal import Flag, Quiet, listener, whole_text
+from bertkin.terminal import Flag, Quiet, leads, listener, whole_text
 
 if TYPE_CHECKING:
     from bertkin.text.tokenizer import Tokenizer
@@ -249,7 +248,7 @@ def adapt(
     result = go_on(
         model, _named(corpus), out=out, config=config, overwrite=overwrite, listener=listener(quiet), **options
     )
-    if os.environ.get("RANK", "0") == "0":
+    if leads():
         print(table(result.run))
     _show(result)
 
@@ -306,7 +305,7 @@ def _show(result: Result) -> None:
     """How a run ended, where it is, and what to do with it."""
     from bertkin.objectives.make import FILLERS, WRITERS
 
-    if os.environ.get("RANK", "0") != "0":
+    if not leads():
         return
     learnt = [f"held-out loss {result.loss:.3f}"] if math.isfinite(result.loss) else []
     learnt += [f"accuracy {result.accuracy:.1%}"] if math.isfinite(result.accuracy) else []

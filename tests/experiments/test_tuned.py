@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertkin.config import Train, to_mapping
+from bertkin.config import Train
 from bertkin.errors import UserError
 from bertkin.models.pretrained import save_model
 from bertkin.tasks.encoding import encode
@@ -23,9 +23,11 @@ from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
+import corruptions
 import dna
 import real_encoder
 import sharing
+import starts
 import trainer
 import tuned
 
@@ -94,7 +96,7 @@ def test_a_score_is_made_once_and_its_model_is_not_kept(stock: str, reviews: Tun
 def test_what_was_trained_but_not_written_down_is_gone_on_with(stock: str, reviews: Tuning, tmp_path: Path) -> None:
     tuning, folder = replace(reviews, model=stock, train=Train(epochs=2.0)), tmp_path / "job"
     folder.mkdir()
-    (folder / "begun.json").write_text(json.dumps({"tuning": to_mapping(tuning)}))
+    (folder / "begun.json").write_text(json.dumps({"tuning": starts.beyond_usual(tuning)}))
     finetune(tuning, folder / "run")
     tuned.tuned(folder, tuning)
     kinds = [json.loads(line)["kind"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
@@ -105,8 +107,8 @@ def test_what_was_trained_but_not_written_down_is_gone_on_with(stock: str, revie
 
 
 def test_a_random_start_is_of_the_same_shape_and_of_other_weights(stock: str, tmp_path: Path) -> None:
-    drawn = tuned.random_start(stock, tmp_path / "drawn", seed=1)
-    one, other = tuned.headless(stock).state_dict(), tuned.headless(drawn).state_dict()
+    drawn = starts.random_start(stock, tmp_path / "drawn", seed=1)
+    one, other = starts.headless(stock).state_dict(), starts.headless(drawn).state_dict()
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
     assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("embeddings.tokens"))
 
@@ -172,3 +174,53 @@ def test_a_table_goes_between_its_own_marks(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no marks"):
         sharing.put(page, "", "three")
+
+
+def test_a_record_keeps_earlier_rows_and_takes_new_ones() -> None:
+    def row(score: float, **more: str) -> dict[str, object]:
+        return {"metric": "f1", "median": score, "scores": [score]} | more
+
+    old = {"command": "a", "tasks": {"CoLA": {"same": row(0.1, failed="out of memory")}, "RTE": {"same": row(0.2)}}}
+    found = sharing.joined(old, {"command": "b", "tasks": {"CoLA": {"same": row(0.3)}}})
+    assert found == {"command": "b", "tasks": {"CoLA": {"same": row(0.3)}, "RTE": {"same": row(0.2)}}}
+    assert old["command"] == "a"
+
+
+def test_what_is_written_down_is_joined_where_it_is_of_the_same(tmp_path: Path) -> None:
+    options, shown = tuned.Options(limit=1, out=tmp_path), []
+
+    def table(whole: dict[str, dict[str, object]]) -> str:
+        shown.append(sorted(whole["rows"]))
+        return "\n"
+
+    for name, model in (("CoLA", "one"), ("RTE", "one"), ("MRPC", "other")):
+        tuned.finish("trial", options, {"rows": {name: {"score": 1}}}, table, about={"model": model})
+    assert shown == [["CoLA"], ["CoLA", "RTE"], ["MRPC"]]
+    assert json.loads((tmp_path / "trial.json").read_text())["model"] == "other"
+
+
+def test_a_key_holds_what_is_unusual_and_which_weights(stock: str, reviews: Tuning, tmp_path: Path) -> None:
+    tuning = replace(reviews, model=stock, batch=8, train=Train(seed=1))
+    key = starts.beyond_usual(tuning)
+    assert set(key) == {"model", "data", "dev", "batch", "train", "weights"} and key["train"] == {"seed": 1}
+    assert len(key["weights"]) == 16
+    folder = tmp_path / "drawn"
+    drawn = [starts.weights(starts.random_start(stock, folder, seed)) for seed in (1, 2, 1)]  # grown again in its place
+    assert drawn[0] == drawn[2] != drawn[1] and key["weights"] not in drawn
+
+
+def test_a_job_that_fails_does_not_end_the_others(stock: str, reviews: Tuning, tmp_path: Path) -> None:
+    good = tuned.Job(("reviews", "full", "0"), replace(reviews, model=stock, train=Train(epochs=1.0)))
+    bad = tuned.Job(("absent", "full", "0"), replace(good.tuning, dev=str(tmp_path / "none.tsv")))
+    told = []
+    with pytest.raises(UserError, match=r"none\.tsv"):
+        tuned.carried_out([bad, good], tuned.Options(), tmp_path / "runs", lambda found: told.append(list(found)))
+    assert told == [[good.key]]
+    assert (tmp_path / "runs" / "reviews" / "full" / "0" / "done.json").exists()
+
+
+def test_corruptions_that_are_one_recipe_share_a_run_and_keep_their_rate() -> None:
+    same = [("style", "hidden spans behind sentinels"), ("rate", "15% hidden"), ("span", "spans of 3 tokens")]
+    assert {corruptions._first(corruptions.options_of(part, title)) for part, title in same} == {"style-4"}
+    half = corruptions.options_of("rate", "50% hidden")
+    assert half["objective.rate"] == half["objective.rate_end"] == 0.5

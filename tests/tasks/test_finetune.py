@@ -24,8 +24,10 @@ from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import load_model, save_model
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.answering import answers
+from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Template, encode
 from bertkin.tasks.finetune import finetune, resume
+from bertkin.tasks.gathering import gather
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.task import Example, Task
@@ -200,12 +202,52 @@ def test_choices_are_compared_among_all_of_an_example(stock: Path, tmp_path: Pat
     data, dev = str(tmp_path / "train.jsonl"), str(tmp_path / "dev.jsonl")
     tuning = replace(plan(stock, Path(data), train={"steps": 1}), dev=dev)
     assert finetune(tuning, tmp_path / "run").loss == pytest.approx(np.log(3), abs=0.2)
+    reader = open_reader(tmp_path / "run")
+    asked = ("it was 1", "warm", "cold", "dull")
+    (found,) = reader.predict([asked])
+    assert reader.said(asked, found)["all"].keys() == {"warm", "cold", "dull"}
+    for few in (("it was 1",), ("it was 1", "warm")):
+        with pytest.raises(UserError, match="where the model reads 1 and two choices or more"):
+            reader.predict([few])
+
+
+def test_choices_may_follow_two_texts(stock: Path, tmp_path: Path) -> None:
+    row = {"passage": "a film", "question": "was it", "choices": ["warm", "cold"]}
+    rows = [json.dumps(row | {"passage": f"a film {n}", "answer": n % 2}) for n in range(40)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(rows) + "\n")
+    finetune(plan(stock, tmp_path / "asked.jsonl", train={"steps": 1}), tmp_path / "run")
+    reader = open_reader(tmp_path / "run")
+    asked = ("a film 1", "was it", "warm", "cold")
+    assert reader.task.inputs == 3
+    (found,) = reader.predict([asked])
+    assert reader.said(asked, found)["label"] in ("warm", "cold")
 
 
 def test_a_damaged_recipe_is_a_line(stock: Path, tmp_path: Path) -> None:
     finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
     (tmp_path / "run" / "recipe.yaml").write_text("model: [")
     with pytest.raises(UserError, match="not YAML"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_files_are_read_as_check_data_reads_them(stock: Path, tmp_path: Path) -> None:
+    rows = written(tmp_path, "class").read_bytes().splitlines()[1:]
+    (tmp_path / "bare.tsv").write_bytes(b"\n".join([b"a film\xff\tgood", *rows]) + b"\n")
+    tuning = plan(stock, tmp_path / "bare.tsv", train={"steps": 1})
+    with pytest.raises(UserError, match="not UTF-8"):
+        finetune(tuning, tmp_path / "run")
+    found = gather(replace(tuning, header=False, encoding_errors="replace"), "cpu")
+    assert len(found.train.examples) + len(found.dev.examples) == len(rows) + 1
+    (tmp_path / "tags.conll").write_text("Ada I-PER\nmet O\nBob I-PER\n\n" * 20)
+    tagged = plan(stock, tmp_path / "tags.conll", scheme="iob1", train={"steps": 1})
+    assert gather(tagged, "cpu").task.scheme == "iob1"
+
+
+def test_a_damaged_task_is_a_line(stock: Path, tmp_path: Path, content: str) -> None:
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
+    (tmp_path / "run" / "task.json").write_text(content)
+    with pytest.raises(UserError, match=r"task.json: damaged .*; start a new run"):
         resume(tmp_path / "run")
 
 
@@ -347,6 +389,19 @@ def test_no_answer_is_given_where_a_task_has_such_questions_and_it_beats_every_s
     (found,) = answers(task, rows, [scores])
     assert (found.answer == "") == (unanswerable and none > 5)
     assert found.answer or found.where is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Ada met Mr. B-52", ["Ada", "met", "Mr", ".", "B", "-", "52"]),
+        ("王小明在IBM上班。", ["王", "小", "明", "在", "IBM", "上", "班", "。"]),
+        ("去年 2019年", ["去", "年", "2019", "年"]),
+        ("", []),
+    ],
+)
+def test_words_to_tag_are_those_of_the_script(text: str, words: list[str]) -> None:
+    assert [text[begin:end] for begin, end in words_in(text)] == words
 
 
 def test_texts_are_joined_as_the_tokenizer_joins_them(stock: Path) -> None:

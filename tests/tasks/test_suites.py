@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_a_suite_of_ones_own(desk: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (recipe.length, recipe.batch, recipe.train.steps) == (24, 8, 4)
     again = bertkin.evaluate(desk / "stock", suite, out=desk / "own", listener=QuietListener())
     assert again.to_mapping()["tasks"]["films"] == told, "what is done is not done again"
+    shutil.copytree(desk / "stock", desk / "another")
+    for model, more, what in (
+        ("another", {}, "model"),
+        ("stock", {"train": {"lr": 0.5}}, "train"),
+        ("stock", {"length": 16}, "length"),
+    ):
+        with pytest.raises(UserError, match=f"seed-0: begun with another {what}; choose another --out"):
+            bertkin.evaluate(desk / model, suite, out=desk / "own", listener=QuietListener(), **more)
     other = bertkin.evaluate(
         desk / "stock", suite, out=desk / "python", batch=4, train={"steps": 2, "threads": 1}, listener=QuietListener()
     )

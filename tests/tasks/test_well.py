@@ -232,6 +232,13 @@ def test_a_heavier_class_is_said_more_often(stock: Path, tmp_path: Path) -> None
         ("class", {"train": {"layer_decay": 1.5}}, "--train.layer-decay: 1.5 is out of range"),
         ("class", {"train": {"patience": -1}}, "--train.patience: -1 is out of range"),
         ("class", {"train": {"unfreeze": 2.0}}, "--train.unfreeze: 2.0 is out of range"),
+        ("class", {"train": {"accumulate": 0}}, "--train.accumulate: 0 is out of range"),
+        ("class", {"train": {"eval_every": 0.0}}, "--train.eval-every: 0.0 is out of range"),
+        ("class", {"train": {"steps": None, "epochs": -1.0}}, "--train.epochs: a budget of -1.0; choose more than 0"),
+        ("class", {"batch": 0}, "--batch: 0 is out of range; choose at least 1"),
+        ("class", {"dropout": 1.0}, "--dropout: 1.0 is out of range"),
+        ("class", {"attention_dropout": -0.1}, "--attention-dropout: -0.1 is out of range"),
+        ("tokens", {"stride": -1}, "--stride: -1 is out of range"),
     ],
 )
 def test_what_does_not_go_together_is_a_line_and_leaves_nothing(
@@ -386,6 +393,10 @@ def test_what_a_person_chose_is_not_varied(stock: Path, tmp_path: Path) -> None:
     assert {"train.lr", "train.epochs", "batch", "strategy.rank"} <= open_.keys()
     chosen = replace(asked, batch=4, train=replace(asked.train, lr=1e-3, steps=9), strategy=Strategy("lora", rank=2))
     assert not {"train.lr", "train.epochs", "batch", "strategy.rank"} & space(chosen, full, 500, 2).keys()
+    assert open_.keys() - space(asked, full, 500, 2, ["dropout", "strategy.rank"]).keys() == {
+        "dropout",
+        "strategy.rank",
+    }
     assert settings_of(0, 1, open_) == {}
     assert settings_of(3, 1, open_) == settings_of(3, 1, open_) != settings_of(4, 1, open_)
     drawn = [settings_of(number, 0, open_)["train.lr"] for number in range(1, 60)]
@@ -399,6 +410,7 @@ def test_a_search_that_cannot_begin_is_a_line_and_leaves_nothing(stock: Path, tm
         (replace(tuning, length=999), "rows of 999 tokens"),
         (replace(tuning, length=3), "leave no room"),
         (replace(tuning, data=("nowhere.tsv",)), "nowhere.tsv"),
+        (replace(tuning, crf=True), "a CRF is for tags"),
     ):
         with pytest.raises(UserError, match=line):
             search(wrong, tmp_path / "run", trials=2)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertkin.config import AUTO, Recipe, TokenizerKind, from_mapping, load_recipe, merge
+from bertkin.config import AUTO, BUDGETS, Recipe, TokenizerKind, from_mapping, load_recipe, merge
 from bertkin.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 Paths = str | Path | Sequence[str | Path]
-
-BUDGETS = ("steps", "tokens", "epochs", "minutes")
 
 
 def make_recipe(

@@ -36,7 +36,8 @@ def levels(model: nn.Module) -> dict[str, int]:
             lowest.append(name)
         else:
             block = stack.layers[int(match["layer"])]
-            times = [at for at, one in enumerate(stack.blocks) if one is block]
+            every = ".aside.down." in name or ".aside.up." in name  # of all layers (`bertkin.models.pals`)
+            times = [at for at, one in enumerate(stack.blocks) if every or one is block]
             found[name] = stack.depth - max(times) + _above(match["path"], stacks)
     return found | dict.fromkeys(lowest, max(found.values(), default=0) + 1)
 

@@ -20,6 +20,7 @@ from torch import nn
 from bertkin.config import AUTO
 from bertkin.models.adapt import trainable
 from bertkin.models.configs import OURS
+from bertkin.models.many import STOCK
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
@@ -139,7 +140,7 @@ def _asked(task: Task) -> str:
     """A question in the form the task takes."""
     names = ["A question?", "A text that holds the answer."] if task.output == "span" else ["A text."]
     if task.output != "span" and task.inputs > 1:
-        names = [f"Text {at + 1}." for at in range(task.inputs)]
+        names = [f"Text {at + 1}." for at in range(task.inputs + (task.output == "choice"))]
     return '"' + names[0] + '"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"
 
 
@@ -153,6 +154,8 @@ def _transformers(found: Gathered, out: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
+        if (folder / STOCK).is_dir():
+            return f"\n`{STOCK}/` is the encoder as it was trained, what was put around it is beside; bertkin joins them.\n"
         return f"\nOnly what changed in `{source(found.stock)}` is here; bertkin puts it on again.\n"
     names = config.get("architectures") or [""]
     end = re.search(r"For[A-Z]\w+$|LMHeadModel$|EncoderDecoderModel$", names[0])

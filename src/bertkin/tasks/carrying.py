@@ -71,7 +71,7 @@ def carry_out(
             listener.message(line)
         if not resumed:
             world.lead(lambda: begin(found))
-        elif json.loads((out / about).read_text(encoding="utf-8"))["fingerprint"] != found.fingerprint:
+        elif _fingerprint(out / about) != found.fingerprint:
             raise UserError("its data or its model have changed since", where=out, mend="start a new run")
         training = Training(work(found, device), out, listener, world, device, resumed=resumed)
         result = training.run()
@@ -80,6 +80,14 @@ def carry_out(
         return result
     finally:
         listener.close()
+
+
+def _fingerprint(file: Path) -> str:
+    """What a run was begun with."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged ({type(error).__name__})", where=file, mend="start a new run") from None
 
 
 def as_measured(training: Training) -> Any:

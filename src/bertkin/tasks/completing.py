@@ -12,6 +12,7 @@ from bertkin.models.task_heads import usual_pooling
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.tasks.weighing import check_choices
+from bertkin.train.checking import check_train, with_budget
 
 FASTER = {
     "full": 1.0,
@@ -44,14 +45,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     if tuning.merge and tuning.strategy.kind in WRAPPED:
         what = f"{tuning.strategy.kind} does not fold into the weights"
         raise UserError(what, where="--merge", mend="leave it out, or choose lora")
-    train = tuning.train
-    budgets = [name for name in ("steps", "tokens", "epochs", "minutes") if getattr(train, name) is not AUTO]
-    if len(budgets) > 1:
-        raise UserError(
-            f"two budgets at once: {' and '.join(f'--train.{b}' for b in budgets)}", mend="give one of them"
-        )
-    if not budgets:
-        train = replace(train, epochs=3.0 if examples > 10_000 else 5.0 if examples > 2_000 else 10.0)
+    train = with_budget(tuning.train, epochs=3.0 if examples > 10_000 else 5.0 if examples > 2_000 else 10.0)
     train = fill_auto(
         train,
         optimizer="adamw",
@@ -66,6 +60,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
         batch_tokens=tuning.batch * 128,  # a guess, for the price alone
         length=128,
     )
+    check_train(train)
     usual = {"span": 384, "sequence": 512}.get(task.output, 256)
     length = tuning.length if tuning.length is not AUTO else min(usual, a.max_length)
     if length > a.max_length:

@@ -216,7 +216,7 @@ def _tagged(number: int, example: Example, texts: list[Text], template: Template
     real = np.array([f < len(starts) and starts[f] < end for f, (_, end) in zip(firsts, spans, strict=True)], np.bool_)
     tags = np.array([tag for *_, tag in label], np.int64) if label and len(label[0]) == 3 else None
     rows = []
-    for low, high, own_low, own_high in _windows(len(ids), room, stride):
+    for low, high, own_low, own_high in _windows(len(ids), room, min(stride, room // 2)):
         mine = np.flatnonzero(real & (firsts >= own_low) & (firsts < own_high)) if len(spans) else NONE
         row, segments, begins = put_together([ids[low:high]], template)
         target = None if tags is None else tags[mine]

@@ -34,7 +34,7 @@ from bertkin.tasks.concluding import conclude
 from bertkin.tasks.encoding import Row, Rows, packed
 from bertkin.tasks.gathering import Gathered, gather
 from bertkin.tasks.metrics import measure, metric
-from bertkin.tasks.tuning import Tuning, load_tuning
+from bertkin.tasks.tuning import Tuning, load_tuning, settled
 from bertkin.tasks.weighing import weights_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import mix, permute
@@ -277,14 +277,8 @@ def is_tuning(run: Path) -> bool:
 
 def _begin(out: Path, found: Gathered) -> bool:
     """Clear away the run that is there, if any, and write what says what this one is."""
-    settled = replace(
-        found.tuning,
-        model=str(found.stock.resolve()),
-        data=tuple(str(Path(path).absolute()) for path in found.tuning.data),
-        dev=found.tuning.dev and str(Path(found.tuning.dev).absolute()),
-        test=found.tuning.test and str(Path(found.tuning.test).absolute()),
-    )
+    recipe = replace(settled(found.tuning), model=str(found.stock.resolve()))
     about = {"task": found.task.to_mapping(), "stock": str(found.stock.resolve()), "fingerprint": found.fingerprint}
-    with begun(out, settled, {"store": found.fingerprint, "folder": ""}):
+    with begun(out, recipe, {"store": found.fingerprint, "folder": ""}):
         write_text(out / TASK, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return True

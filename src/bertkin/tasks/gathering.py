@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bertkin.tasks.frames import Frame
 from bertkin.tasks.metrics import metric
 from bertkin.tasks.reading import Splits, read_splits
 from bertkin.tasks.settling import settle
-from bertkin.tasks.task import Task
+from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -42,7 +42,7 @@ class Gathered:
     frame: Frame | None = None
     """Of a task whose answer is written: how it is laid out."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all examples and of the weights that are begun with."""
         digest = hashlib.blake2b(digest_size=16)
@@ -67,10 +67,15 @@ def read_data(tuning: Tuning) -> Splits:
         test=tuning.test,
         output=tuning.task or "",
         columns=Columns(tuning.text, tuning.text2, tuning.label),
+        header=tuning.header,
+        scheme=tuning.scheme or "",
         skip_bad=tuning.skip_bad,
+        encoding_errors=tuning.encoding_errors,
     )
     task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
-    metric(task.metric, task)
+    counted = metric(task.metric, task)
+    if task.output == "sequence":
+        counted.rows(task, [Example(("",), "a")], ["a"])  # a library that is missing is said before anything slow
     return replace(splits, train=replace(splits.train, task=task))
 
 

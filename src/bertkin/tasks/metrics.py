@@ -19,14 +19,14 @@ All scores are 0 to 1 (correlations −1 to 1, errors 0 and up), and examples wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bertkin.errors import UserError, nearest
+from bertkin.errors import NonFiniteLoss, UserError, nearest
 from bertkin.tasks import comparing
 from bertkin.tasks.data.schemes import spans_of
 from bertkin.tasks.task import Example, Task
@@ -54,6 +54,10 @@ class Metric:
     higher: bool = True
     whole: bool = False
     offered: bool = True
+
+    def best(self, scores: Iterable[float]) -> float:
+        """The best of some scores."""
+        return max(scores) if self.higher else min(scores)
 
     def score(self, rows: Floats) -> float:
         """The score of examples with these rows."""
@@ -332,7 +336,7 @@ def answered(task: Task, examples: Sequence[Example], predictions: Sequence[Any]
         raise UserError("no example has a label, so nothing can be scored", mend="give labelled data")
     if task.output == "score" and not np.isfinite([float(p) for _, p in pairs]).all():
         mend = "train again with a lower learning rate"
-        raise UserError("a predicted score is not a number", mend=mend)
+        raise NonFiniteLoss("a predicted score is not a number", mend=mend)
     return [e for e, _ in pairs], [p for _, p in pairs]
 
 

@@ -7,7 +7,6 @@ reader.predict([("A film to forget.",)])
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +25,13 @@ from bertkin.models.task_heads import TaskModel
 from bertkin.tasks.answering import Prediction, answers, scores
 from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.data.schemes import is_scheme, spans_of
+from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.frames import GREEDY, Frame
 from bertkin.tasks.task import Example, Task
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
-WORD = re.compile(r"\w+|[^\w\s]")
 OUTPUTS = {
     "single_label_classification": "class",
     "multi_label_classification": "classes",
@@ -65,16 +64,21 @@ class Reader:
             UserError: more or fewer texts than the task takes.
         """
         for group in texts:
-            if len(group) != self.task.inputs and self.task.output != "choice":
+            if self.task.output == "choice":
+                if len(group) <= self.task.inputs:
+                    what = f"{len(group)} texts, where the model reads {self.task.inputs - 1} and two choices or more"
+                    raise UserError(what, where=repr(group[0][:40]), mend="give the choices last, parted by tabs")
+            elif len(group) != self.task.inputs:
                 what = f"{len(group)} texts, where the model reads {self.task.inputs}"
                 raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
         return self.examples([self._example(tuple(group)) for group in texts])
 
     def _example(self, texts: tuple[str, ...]) -> Example:
         if self.task.output == "choice":
-            return Example(texts[:1], choices=texts[1:])
+            first = self.task.inputs - 1
+            return Example(texts[:first], choices=texts[first:])
         if self.task.output == "tokens":
-            return Example(texts, label=tuple(match.span() for match in WORD.finditer(texts[0])))
+            return Example(texts, label=tuple(words_in(texts[0])))
         return Example(texts)
 
     def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Reader:
         task, answer = self.task, prediction.answer
         plain: dict[str, Any] = {"texts": list(texts)}
         if task.output in ("class", "choice"):
-            names = task.labels if task.output == "class" else texts[1:]
+            names = task.labels if task.output == "class" else texts[task.inputs - 1 :]
             plain |= {"label": names[answer], "probability": round(prediction.sure, 4)}
             plain["all"] = {names[i]: round(chance, 4) for i, chance in prediction.best}
         elif task.output == "classes":
@@ -90,7 +94,7 @@ class Reader:
         elif task.output == "score":
             plain["score"] = round(answer, 4)
         elif task.output == "tokens":
-            places = [match.span() for match in WORD.finditer(texts[0])]
+            places = words_in(texts[0])
             tags = [task.labels[tag] for tag in answer]
             plain["words"] = [[texts[0][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
             if is_scheme(task.labels):
@@ -137,7 +141,7 @@ def by_beams(reader: Reader, beams: int) -> Reader:
         raise UserError("this model chooses its answers and writes none", where="--beams", mend="leave it out")
     if not 1 <= beams <= 1024:
         raise UserError(f"{beams} beams", where="--beams", mend="choose from 1 to 1024")
-    return replace(reader, how=replace(reader.how, beams=beams))
+    return replace(reader, how=replace(reader.how, beams=beams, max_new_tokens=reader.frame.writes))
 
 
 def open_reader(

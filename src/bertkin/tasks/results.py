@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkin.errors import UserError, disk_errors
+from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.significance import Difference, difference
 from bertkin.tasks.task import Example, Task
 from bertkin.train.state import write_text
@@ -47,6 +48,11 @@ class Scores:
     minutes: tuple[float, ...]
     human: float | None = None
     of: str = ""
+
+    @property
+    def top(self) -> float:
+        """The best evaluation of any seed."""
+        return METRICS[self.metric].best(self.best)
 
     @property
     def median(self) -> float:
@@ -108,7 +114,7 @@ class Results:
         for name, s in self.tasks.items():
             flag = f" ({len(s.degenerate)} of {len(s.last)} say one thing)" if s.degenerate else ""
             row = [name + flag, s.metric, _hundredths(s.median), f"{_hundredths(s.mean)} ± {_hundredths(s.deviation)}"]
-            row += [_hundredths(max(s.best)), f"{_hundredths(s.low)} – {_hundredths(s.high)}"]
+            row += [_hundredths(s.top), f"{_hundredths(s.low)} – {_hundredths(s.high)}"]
             if self.against:
                 both = self.differences.get(name)
                 row += [_hundredths(both.one), f"{both.p:.4f}"] if both else ["", ""]
@@ -137,7 +143,7 @@ class Results:
         names = ["task", "metric", "median", "mean", "deviation", "best", "low", "high"]
         out.writerow([*names, "seeds", "degenerate", "people", "minutes", "theirs", "p"])
         for name, s in self.tasks.items():
-            numbers = [round(value, 5) for value in (s.median, s.mean, s.deviation, max(s.best), s.low, s.high)]
+            numbers = [round(value, 5) for value in (s.median, s.mean, s.deviation, s.top, s.low, s.high)]
             minutes = round(statistics.median(s.minutes), 3) if s.minutes else ""
             both = self.differences.get(name)
             last = [round(both.one, 5), round(both.p, 5)] if both else ["", ""]

@@ -16,7 +16,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,7 @@ from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
-from bertkin.tasks.tuning import Tuning
+from bertkin.tasks.tuning import Tuning, settled
 from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing
 from bertkin.train.loop import Stopped
 from bertkin.train.progress import Listener, QuietListener
@@ -116,7 +116,9 @@ def _said(value: Any) -> str:
     return format(value, "g") if isinstance(value, float) else str(value)
 
 
-def space(asked: Tuning, full: Tuning, examples: int, depth: int) -> dict[str, Between | Among]:
+def space(
+    asked: Tuning, full: Tuning, examples: int, depth: int, fixed: Collection[str] = ()
+) -> dict[str, Between | Among]:
     """What is varied, by dotted names: fields that are as they are by default.
 
     Args:
@@ -124,6 +126,7 @@ def space(asked: Tuning, full: Tuning, examples: int, depth: int) -> dict[str, B
         full: the same with nothing left open.
         examples: to train with; few are looked at in smaller batches.
         depth: layers of the model.
+        fixed: dotted names of fields that a person chose although they are as by default.
     """
     usual = Tuning()
     table: dict[str, Between | Among] = {
@@ -146,7 +149,8 @@ def space(asked: Tuning, full: Tuning, examples: int, depth: int) -> dict[str, B
             table["strategy.last"] = Among(tuple(range(1, min(4, depth) + 1)))
         case "prefix":
             table["strategy.length"] = Among((8, 16, 32))
-    return {name: values for name, values in table.items() if _field(asked, name) == _field(usual, name)}
+    open_ = {name for name in table if name not in fixed and _field(asked, name) == _field(usual, name)}
+    return {name: values for name, values in table.items() if name in open_}
 
 
 def settings_of(number: int, seed: int, varied: Mapping[str, Between | Among]) -> dict[str, Any]:
@@ -176,6 +180,7 @@ def search(
     *,
     trials: int,
     minutes: float | None = None,
+    fixed: Collection[str] = (),
     listener: Listener | None = None,
     overwrite: bool = False,
 ) -> Searched:
@@ -184,6 +189,7 @@ def search(
     Args:
         trials: how many at most, the defaults among them.
         minutes: begin no further trial after so many, over all of them; None for no bound.
+        fixed: dotted names of fields that are not varied although they are as by default.
         overwrite: empty the run folder, or what an unfinished search left there, first.
 
     Raises:
@@ -200,16 +206,20 @@ def search(
         raise UserError(
             "a search began here", where=out, mend=f"go on with `bertkin resume {out}`, or give --overwrite"
         )
-    find_folder(tuning.model)
-    read_data(tuning)  # what is wrong with the data is said before anything is written
+    _alone()
+    a, _ = read_config(find_folder(tuning.model) / "config.json")
+    train = read_data(tuning).train
+    complete(tuning, train.task, len(train.examples), a)  # what is wrong is said before anything is written
+    model = str(Path(tuning.model).absolute()) if Path(tuning.model).exists() else tuning.model
+    begun = {"tuning": to_mapping(replace(settled(tuning), model=model)), "fixed": sorted(fixed)}
     with disk_errors(out):
         clear(out)
         out.mkdir(parents=True, exist_ok=True)
-        _write(out, {"tuning": to_mapping(_settled(tuning)), "trials": trials, "minutes": minutes, "done": []})
+        _write(out, begun | {"trials": trials, "minutes": minutes, "done": []})
     try:
         return resume_search(out, listener=listener)
     except UserError:
-        if not is_tuning(_folder(out, 0)):  # nothing has begun, and nothing is left
+        if not (out / TRIALS).exists():  # nothing has begun, and nothing is left
             clear(out)
             with contextlib.suppress(OSError):
                 out.rmdir()
@@ -222,8 +232,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     Raises:
         UserError: as `finetune`; search.json is damaged; or every trial diverged.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a search runs in one process", where="--search", mend="start it without torchrun")
+    _alone()
     listener = listener or QuietListener()
     told = _read(out)
     tuning = cast(Tuning, from_mapping(Tuning, told["tuning"], f"{out / SEARCH}: tuning"))
@@ -232,7 +241,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     task = splits.train.task
     a, _ = read_config(find_folder(tuning.model) / "config.json")
     full = complete(tuning, task, len(splits.train.examples), a)
-    varied = space(tuning, full, len(splits.train.examples), a.layers)
+    varied = space(tuning, full, len(splits.train.examples), a.layers, told["fixed"])
     while len(done) < told["trials"] and not _spent(done, told["minutes"]):
         number = len(done)
         settings = settings_of(number, tuning.train.seed, varied)
@@ -243,7 +252,8 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
         for trial in done:  # what is not the best so far is of no use any more
             if trial is not best:
                 shutil.rmtree(out / TRIALS / f"{trial.number:03d}", ignore_errors=True)
-        listener.message(f"best        {task.metric} {best.score or math.nan:.4f}, of trial {best.number + 1}")
+        score = math.nan if best.score is None else best.score
+        listener.message(f"best        {task.metric} {score:.4f}, of trial {best.number + 1}")
     best = _ranked(done, task.metric)[0]
     if best.score is None:
         what = f"all {len(done)} trials ran off to numbers that are none"
@@ -251,6 +261,11 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     found = Searched(out, task.metric, best, tuple(done))
     _finish(found)
     return found
+
+
+def _alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a search runs in one process", where="--search", mend="start it without torchrun")
 
 
 def is_search(out: Path) -> bool:
@@ -318,15 +333,6 @@ def _finish(found: Searched) -> None:
         write_report(out)
 
 
-def _settled(tuning: Tuning) -> Tuning:
-    """The recipe with paths that hold wherever the search is gone on with."""
-    model = str(Path(tuning.model).absolute()) if Path(tuning.model).exists() else tuning.model
-    paths: dict[str, Any] = {
-        part: getattr(tuning, part) and str(Path(getattr(tuning, part)).absolute()) for part in ("dev", "test")
-    }
-    return replace(tuning, model=model, data=tuple(str(Path(path).absolute()) for path in tuning.data), **paths)
-
-
 def _write(out: Path, told: Mapping[str, Any]) -> None:
     write_text(out / SEARCH, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
@@ -335,7 +341,7 @@ def _read(out: Path) -> dict[str, Any]:
     try:
         told = json.loads((out / SEARCH).read_text(encoding="utf-8"))
         [Trial(**trial) for trial in told["done"]]
-        return {name: told[name] for name in ("tuning", "trials", "minutes", "done")}
+        return {name: told[name] for name in ("tuning", "fixed", "trials", "minutes", "done")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"not a search ({type(error).__name__})"
         raise UserError(what, where=out / SEARCH, mend="begin it again with --overwrite") from None

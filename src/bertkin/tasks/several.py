@@ -117,5 +117,5 @@ def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Itera
 
 def _reads(reader: Reader, group: Sequence[str]) -> bool:
     if reader.task.output == "choice":
-        return len(group) > 2
+        return len(group) > reader.task.inputs
     return len(group) == reader.task.inputs

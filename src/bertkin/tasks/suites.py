@@ -10,24 +10,26 @@ a suite that is stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bertkin.config import fill_auto, from_mapping, load_yaml, merge
 from bertkin.errors import UserError, nearest
+from bertkin.models.folders import find_folder
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
-from bertkin.tasks.metrics import constant, measure
+from bertkin.tasks.metrics import METRICS, constant, measure
 from bertkin.tasks.predict import Reader, open_reader
 from bertkin.tasks.reading import Splits
 from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answers, other_model
 from bertkin.tasks.significance import interval
 from bertkin.tasks.submitting import FILES, submit
 from bertkin.tasks.task import Example
-from bertkin.tasks.tuning import Tuning
-from bertkin.train.folder import TASK
+from bertkin.tasks.tuning import Tuning, load_tuning, settled
+from bertkin.train.folder import RECIPE, TASK
 from bertkin.train.progress import Listener
 from bertkin.train.state import kept_evaluation, read_log, write_text
 
@@ -208,16 +210,20 @@ def run_suite(
     other, called = (None, "") if against is None else other_model(against)
     if submission is not None and (odd := [name for name in tasks if name not in FILES]):
         raise UserError(f"{odd[0]} is no task of GLUE", where="--submit", mend="choose GLUE's own with --only")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a suite runs in one process", where="evaluate", mend="start it without torchrun")
     results = Results(model, "full", {}, called)
     for name, task in tasks.items():
         tuning = merge(task, Tuning(model=model, **dict(change or {})))
         tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
         runs = [out / name / f"seed-{seed}" for seed in range(seeds)]
         for seed, run in enumerate(runs):
+            wanted = replace(tuning, train=replace(tuning.train, seed=tuning.train.seed + seed))
             if is_tuning(run):
+                _see_same(run, wanted)
                 resume(run, listener=listener)
             else:
-                finetune(replace(tuning, train=replace(tuning.train, seed=seed)), run, listener=listener)
+                finetune(wanted, run, listener=listener)
         entry, splits = entries.get(name, Entry(name, "")), read_data(tuning)
         found, reader = _measured(entry, splits, runs)
         differences = dict(results.differences)
@@ -231,6 +237,17 @@ def run_suite(
         write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
         write_text(out / "results.md", f"{results}\n")
     return results
+
+
+def _see_same(run: Path, wanted: Tuning) -> None:
+    """Refuse to take a run for one of another model, other data or other options."""
+    before = load_tuning(run / RECIPE)
+    asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
+    whole = merge(before, asked)  # options at their defaults are not asked for
+    odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]
+    if odd:
+        what = f"begun with another {odd[0]}"
+        raise UserError(what, where=run, mend="choose another --out, or remove the folder")
 
 
 def _parts(entry: Entry, splits: Splits) -> dict[str, Sequence[Example]]:
@@ -251,7 +268,7 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
         records = read_log(run)
         found = [record for record in records if record.get("kind") == "evaluation"]
         last.append(float((kept_evaluation(records) or found[-1])[metric]))
-        best.append(max(float(record[metric]) for record in found))
+        best.append(METRICS[metric].best(float(record[metric]) for record in found))
         minutes.append(round(float(found[-1]["minutes"]), 3))
     middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
     parts, humans = _parts(entry, splits), dict(pair for _, pair in _further(entry))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,8 +32,14 @@ class Tuning:
     """Column of the answer."""
     metric: str = ""
     """The score that counts; by default that of the task."""
+    header: bool = AUTO
+    """Whether a table's first row names its columns; by default it is told by the row."""
+    scheme: Literal["iob1", "iob2", "bioes", "bmes"] = AUTO
+    """How the tags of a file write entities (tokens); by default it is told by them."""
     skip_bad: bool = False
     """Leave unusable rows out instead of stopping at the first."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """Stop at bytes that are not UTF-8, or replace them."""
     batch: int = 32
     """Examples a step."""
     length: int = AUTO
@@ -66,6 +72,16 @@ class Tuning:
     """How much of the model is trained."""
     train: Train = field(default_factory=Train)
     """Budget, optimiser and schedule, as for pretraining."""
+
+
+def settled(tuning: Tuning) -> Tuning:
+    """The recipe with its files named from the root, so that it can be gone on with from anywhere."""
+
+    def whole(path: str) -> str:
+        return path and str(Path(path).absolute())
+
+    data = tuple(whole(path) for path in tuning.data)
+    return replace(tuning, data=data, dev=whole(tuning.dev), test=whole(tuning.test))
 
 
 def load_tuning(path: Path) -> Tuning:

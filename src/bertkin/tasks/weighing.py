@@ -69,11 +69,12 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
     Raises:
         UserError: the first that is not.
     """
-    train, layers = tuning.train, lowest_layer(a, reads=task.output == "tokens")
+    layers = lowest_layer(a, reads=task.output == "tokens")
     for name, value, right, mend in (
-        ("train.patience", train.patience, train.patience >= 0, "choose 0 for never, or more"),
-        ("train.layer-decay", train.layer_decay, 0 < train.layer_decay <= 1, "choose more than 0, and at most 1"),
-        ("train.unfreeze", train.unfreeze, 0 <= train.unfreeze <= 1, "choose a share from 0 to 1"),
+        ("batch", tuning.batch, tuning.batch >= 1, "choose at least 1"),
+        ("stride", tuning.stride, (tuning.stride or 0) >= 0, "choose 0 or more"),
+        ("dropout", tuning.dropout, 0 <= tuning.dropout < 1, "choose from 0 up to 1"),
+        ("attention-dropout", tuning.attention_dropout, 0 <= tuning.attention_dropout < 1, "choose from 0 up to 1"),
         ("reinit", tuning.reinit, 0 <= tuning.reinit <= layers, f"choose 0 for none, or up to {layers}"),
     ):
         if not right:

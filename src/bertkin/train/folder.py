@@ -58,12 +58,12 @@ def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
         return
     if not (out.exists() or out.is_symlink()):
         return
-    is_run = (out / CORPUS).is_file()
+    is_run = (out / CORPUS).is_file() or (out / SEARCH).is_file()
     if overwrite and not is_run:
         what = "holds something, but no run" if out.is_dir() else "is a file"
         raise UserError(f"{what}; only a run is ever overwritten", where=out, mend="choose another --out")
     if not overwrite:
-        more = f"go on with `bertkin resume {out}`, or " if (out / RECIPE).exists() else ""
+        more = f"go on with `bertkin resume {out}`, or " if (out / RECIPE).exists() or (out / SEARCH).exists() else ""
         last = "choose another --out or give --overwrite" if is_run else "choose another --out"
         raise UserError("already exists", where=out, mend=more + last)
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.kernels import status
 from bertkin.train.machine import keep_memory, pick_precision, settle_threads
@@ -79,7 +81,8 @@ class Training:
         self.out, self.listener, self.world, self.device = out, listener, world, device
         self.threads = settle_threads(self.train.threads, world.local_size)
         keep_memory()
-        self.dtype = pick_precision(self.train.precision, device)
+        half = pick_precision(self.train.precision, device) == torch.bfloat16
+        self.dtype = torch.bfloat16 if world.agree(float(half)) else torch.float32  # what the first one measured
         self.model = work.first_model().to(device=device, dtype=self.dtype).train()
         self.optimizer = Optimizer(self.model, self.train)
         # A second model whose weights are the float32 ones: what is evaluated and saved.

@@ -90,6 +90,10 @@ def resume(out: Path, *, listener: Listener | None = None) -> Result:
         listener.close()
 
 
+HALVES = (("masked", 0.0), ("causal", 1.0))
+"""What hybrid is measured in apart from its mixture, and the share of the sequences that are causal there."""
+
+
 class Pretraining:
     """The work of growing a language model; see `bertkin.train.work.Work`."""
 
@@ -158,6 +162,10 @@ class Pretraining:
     def evaluate(self, model: AnyModel, world: World) -> dict[str, float]:
         """On the same rows and masks every time; and on the text that is to be kept, where there is one."""
         record = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device)
+        for name, share in HALVES if self.kind == "hybrid" else ():
+            alone = replace(self.recipe, objective=replace(self.objective, causal_share=share))
+            half = evaluate(model, self.store.heldout, self.ids, alone, world, self.device)
+            record |= {f"{name}_{what}": value for what, value in half.items()}
         if self.kept is not None:
             kept = evaluate(model, self.kept.heldout, self.ids, self.recipe, world, self.device)
             record |= {f"kept_{name}": value for name, value in kept.items()}

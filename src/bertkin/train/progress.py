@@ -126,6 +126,7 @@ class RichListener:
 
     def close(self) -> None:
         self._end()
+        self._begun = None
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from bertkin.config import AUTO, Data, Objective, Recipe, Train, fill_auto, merge
+from bertkin.config import AUTO, Data, Objective, Recipe, fill_auto, merge
 from bertkin.errors import UserError
 from bertkin.models.presets import preset, resolve_model
 from bertkin.objectives.make import SERVES, check_objective, check_tokenizer
@@ -18,14 +18,12 @@ from bertkin.text.readers import list_sources, read_documents
 from bertkin.text.store import Store, prepare
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.text.words import mark
-from bertkin.train.board import check_board
+from bertkin.train.checking import ZERO, check_ranges, check_train, with_budget
 from bertkin.train.schedule import parse_lengths
 from bertkin.train.start import continued
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-BUDGETS = ("steps", "tokens", "epochs", "minutes")
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ def complete(recipe: Recipe) -> Recipe:
     if not full.train.init:
         # The vocabulary is the tokenizer's; any size will do for the check of the shape.
         model = replace(resolve_model(model, model.vocab_size or 1024), vocab_size=model.vocab_size)
-    train = _budget(full.train)
-    if train.tensorboard:
-        check_board()
+    train = with_budget(full.train, minutes=30.0)
     train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
     objective = _objective(full.objective, recipe.objective, str(model.family))
     for length, _ in parse_lengths(train):
@@ -64,45 +60,24 @@ def complete(recipe: Recipe) -> Recipe:
                 where="--train.length",
                 mend=f"choose at most {model.max_length}, or raise --model.max-length",
             )
-    zero = -1e-9  # a bound itself is out of range, and zero is not
-    for name, value, low, high in [
+    rows = [
         ("objective.rate", objective.rate, 0.0, 1.0),
         ("objective.rate-end", objective.rate_end, 0.0, 1.0),
-        ("objective.mask-share", objective.mask_share, zero, 1.0 + 1e-9),
-        ("objective.random-share", objective.random_share, zero, 1.0 - objective.mask_share + 1e-9),
+        ("objective.mask-share", objective.mask_share, ZERO, 1.0 + 1e-9),
+        ("objective.random-share", objective.random_share, ZERO, 1.0 - objective.mask_share + 1e-9),
         ("objective.span-mean", objective.span_mean, 1.0 - 1e-9, 1e3),
-        ("objective.sentence-weight", objective.sentence_weight, zero, 1e6),
-        ("objective.causal-share", objective.causal_share, zero, 1.0 + 1e-9),
-        ("objective.adaptive", objective.adaptive, zero, 1e3),
-        ("objective.replaced-weight", objective.replaced_weight, zero, 1e6),
+        ("objective.sentence-weight", objective.sentence_weight, ZERO, 1e6),
+        ("objective.causal-share", objective.causal_share, ZERO, 1.0 + 1e-9),
+        ("objective.adaptive", objective.adaptive, ZERO, 1e3),
+        ("objective.replaced-weight", objective.replaced_weight, ZERO, 1e6),
         ("data.heldout", full.data.heldout, 0.0, 1.0),
-        ("model.dropout", model.dropout, zero, 1.0),
-        ("model.attention-dropout", model.attention_dropout, zero, 1.0),
-        ("train.ema", train.ema, zero, 1.0),
-        ("train.warmup", train.warmup, zero, 1.0),
-        ("train.decay", train.decay, zero, 1.0 + 1e-9),
-        ("train.layer-decay", train.layer_decay, 0.0, 1.0 + 1e-9),
-        ("train.unfreeze", train.unfreeze, zero, 1.0 + 1e-9),
-        ("train.patience", train.patience, -1, 1 << 30),
-        ("train.batch-ramp", train.batch_ramp, zero, 1.0),
-        ("train.lr", train.lr, 0.0, 1e9),
-        ("train.matrix-lr", train.matrix_lr or 0.0, zero, 1e9),
-        ("train.weight-decay", train.weight_decay, zero, 1e3),
-        ("train.beta2", train.beta2, zero, 1.0),
-        ("train.clip", train.clip, zero, 1e9),
-        ("train.z-loss", train.z_loss, zero, 1e3),
-        ("train.accumulate", train.accumulate, 0, 1 << 20),
-        ("train.batch-tokens", train.batch_tokens, 0, 1 << 40),
-        ("train.eval-every", train.eval_every, 0.0, 1 << 60),
-        ("train.eval-rows", train.eval_rows, 0, 1 << 30),
-        ("train.checkpoint-every", train.checkpoint_every or 1, 0, 1 << 60),
-        ("train.keep", train.keep, 0, 1 << 30),
-        ("train.threads", train.threads or 1, 0, 1 << 16),
-        ("train.seed", train.seed, -(1 << 63), 1 << 63),
-    ]:
-        if not low < value < high:
-            raise UserError(f"{value} is out of range", where=f"--{name}", mend=_between(low, high))
-    return replace(full, model=model, train=train, objective=objective)
+        ("model.dropout", model.dropout, ZERO, 1.0),
+        ("model.attention-dropout", model.attention_dropout, ZERO, 1.0),
+    ]
+    check_ranges(rows)
+    check_train(train)
+    data = fill_auto(full.data, lowercase=True)
+    return replace(full, data=data, model=model, train=train, objective=objective)
 
 
 def _check_start(recipe: Recipe) -> None:
@@ -127,26 +102,6 @@ def _objective(objective: Objective, given: Objective, family: str) -> Objective
     check_objective(objective, family)
     check_list(objective.unit, objective.phrases)
     return cast(Objective, fill_auto(objective, rate_end=objective.rate))
-
-
-def _between(low: float, high: float) -> str:
-    below = "and below" if high <= 1 else "up to"
-    return f"choose something {'above' if low >= 0 else 'from'} {max(low, 0):g} {below} {high:g}"
-
-
-def _budget(train: Train) -> Train:
-    given = [name for name in BUDGETS if getattr(train, name) is not AUTO]
-    if not given:
-        return replace(train, minutes=30.0)
-    if len(given) > 1:
-        raise UserError(
-            f"two budgets at once: {' and '.join(f'--train.{name}' for name in given)}", mend="give one of them"
-        )
-    if not getattr(train, given[0]) > 0:
-        raise UserError(
-            f"a budget of {getattr(train, given[0])}", where=f"--train.{given[0]}", mend="choose more than 0"
-        )
-    return train
 
 
 def gather(
@@ -221,7 +176,7 @@ def read_corpus(
             data.corpus,
             kind=kind,
             vocab_size=data.vocab_size,
-            lowercase=data.lowercase,
+            lowercase=fill_auto(data, lowercase=True).lowercase,
             sentinels=data.sentinels or 0,
             **reading,
         )

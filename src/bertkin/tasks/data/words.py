@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -149,11 +149,24 @@ def words_of_row(row: Mapping[str, Any], words: str, tags: str, where: str, gate
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
+def words_in(text: str, edges: Collection[int] = ()) -> list[tuple[int, int]]:
+    """Where words are: runs of letters and digits, every other character, and every Chinese or Japanese one.
+
+    Args:
+        edges: places that part words, too.
+    """
+    places: list[tuple[int, int]] = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        cuts = [at for at in range(start + 1, end) if at in edges or spaceless(text[at]) or spaceless(text[at - 1])]
+        places += zip([start, *cuts], [*cuts, end], strict=True)
+    return places
+
+
 def words_of_marks(text: str, marks: Any, where: str, gate: Gate, name: str = "") -> Raw | None:
     """A text with entities by character offsets, as words tagged in IOB2; None where it is left out.
 
-    Words are runs of letters and digits, every other character, and every Chinese or Japanese one; an edge of an entity
-    parts them, too.
+    Words are those of `words_in`; an edge of an entity parts them, too.
 
     Args:
         marks: a list of [start, end, type], or of objects with start, end, label (and text, which must then agree).
@@ -172,12 +185,7 @@ def words_of_marks(text: str, marks: Any, where: str, gate: Gate, name: str = ""
         if start < end:
             gate.refuse(f"entities that overlap ({one} and {two} at character {start})", where, "keep one of them")
             return None
-    edges = {edge for start, end, _ in spans for edge in (start, end)}
-    places: list[tuple[int, int]] = []
-    for match in WORD.finditer(text):
-        start, end = match.span()
-        cuts = [at for at in range(start + 1, end) if at in edges or spaceless(text[at]) or spaceless(text[at - 1])]
-        places += zip([start, *cuts], [*cuts, end], strict=True)
+    places = words_in(text, {edge for start, end, _ in spans for edge in (start, end)})
     entities = []
     for start, end, kind in spans:
         inside = [at for at, place in enumerate(places) if start <= place[0] and place[1] <= end]
