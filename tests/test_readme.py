@@ -193,6 +193,8 @@ def measured() -> list[str]:
     loss = speed["time_to_loss"]
     figures += [f"{loss['peer']['loss']:.3f}", f"{loss['ours'][-1]['minutes']:.2f}", f"{loss['ratio']:.0f}×"]
     figures += [f"{loss['equal'][side]['loss']:.3f}" for side in ("ours", "peer")]
+    hour = json.loads((ROOT / "experiments" / "english_mini.json").read_text(encoding="utf-8"))["parts"]
+    figures += [f"{hour[side]['loss']:.3f}" for side in ("ours", "peer")]
     figures += [f"{reading['medians'][side]['seconds']:.0f}" for side in ("bertkin", "tokenizers")]
     return [*figures, f"{reading['ratio']:.1f}×", f"{reading['medians']['bertkin']['peak_bytes'] / 1e6:.0f} MB"]
 
