@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bertkin.errors import UserError
 
@@ -61,12 +61,12 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """
     found = dict(old)
     for name, value in new.items():
-        before = old.get(name)
+        before = old.get(name, {})
         found[name] = joined(before, value) if _is_table(before) and _is_table(value) else value
     return found
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and all(isinstance(one, dict | list) for one in value.values())
 
 

@@ -230,7 +230,6 @@ def test_a_damaged_recipe_is_a_line(stock: Path, tmp_path: Path) -> None:
         resume(tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_files_are_read_as_check_data_reads_them(stock: Path, tmp_path: Path) -> None:
     rows = written(tmp_path, "class").read_bytes().splitlines()[1:]
     (tmp_path / "bare.tsv").write_bytes(b"\n".join([b"a film\xff\tgood", *rows]) + b"\n")
@@ -239,11 +238,12 @@ def test_files_are_read_as_check_data_reads_them(stock: Path, tmp_path: Path) ->
         finetune(tuning, tmp_path / "run")
     found = gather(replace(tuning, header=False, encoding_errors="replace"), "cpu")
     assert len(found.train.examples) + len(found.dev.examples) == len(rows) + 1
-    (tmp_path / "tags.conll").write_text("Ada I-PER\nmet O\nBob I-PER\n\n" * 20)
+    (tmp_path / "tags.conll").write_text("".join(f"Ada I-PER\nmet{n} O\nBob I-PER\n\n" for n in range(40)))
     tagged = plan(stock, tmp_path / "tags.conll", scheme="iob1", train={"steps": 1})
     assert gather(tagged, "cpu").task.scheme == "iob1"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_damaged_task_is_a_line(stock: Path, tmp_path: Path, content: str) -> None:
     finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
     (tmp_path / "run" / "task.json").write_text(content)

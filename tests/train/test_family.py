@@ -145,12 +145,11 @@ def test_the_second_loss_of_electra_is_a_mean_over_all_tokens(make: Make, tmp_pa
     assert 0.8 < held[-1]["pair_accuracy"] <= 1
 
 
-@pytest.mark.parametrize(("share", "half"), [(0.0, "masked"), (1.0, "causal")])
-def test_the_halves_of_a_hybrid_are_measured_apart(make: Make, tmp_path: Path, share: float, half: str) -> None:
-    pretrain(make(preset="modern-tiny", objective={"kind": "hybrid", "causal_share": share}, steps=4), tmp_path / "run")
+def test_the_halves_of_a_hybrid_are_measured_apart(make: Make, tmp_path: Path) -> None:
+    pretrain(make(preset="modern-tiny", objective={"kind": "hybrid"}, steps=4), tmp_path / "run")
     last = [record for record in read_log(tmp_path / "run") if record["kind"] == "evaluation"][-1]
-    assert {last["masked_loss"], last["causal_loss"]} > {last["loss"]} and last[f"{half}_loss"] == last["loss"]
-    assert last[f"{half}_accuracy"] == last["accuracy"]
+    assert len({last["loss"], last["masked_loss"], last["causal_loss"]}) == 3
+    assert all(0 <= last[f"{half}_accuracy"] <= 1 for half in ("masked", "causal"))
 
 
 # What cannot be

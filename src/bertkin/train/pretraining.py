@@ -162,7 +162,8 @@ class Pretraining:
     def evaluate(self, model: AnyModel, world: World) -> dict[str, float]:
         """On the same rows and masks every time; and on the text that is to be kept, where there is one."""
         record = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device)
-        for name, share in HALVES if self.kind == "hybrid" else ():
+        mixed = self.kind == "hybrid" and 0 < self.objective.causal_share < 1
+        for name, share in HALVES if mixed else ():
             alone = replace(self.recipe, objective=replace(self.objective, causal_share=share))
             half = evaluate(model, self.store.heldout, self.ids, alone, world, self.device)
             record |= {f"{name}_{what}": value for what, value in half.items()}
