@@ -43,7 +43,7 @@ struct Seen {
     }
 };
 
-constexpr int BLOCK = 48;  // queries (or keys) handled at a time: a multiple of the tile's 6 rows and of 16
+constexpr int BLOCK = 64;  // queries (or keys) handled at a time: a multiple of 32, so that tiles are whole
 constexpr int SLACK = 64;  // numbers after a row that vectors may read or write beyond its end
 
 struct Task {
@@ -91,7 +91,7 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
             gather(t.q + q0 * s.q_stride + g * dim, s.q_stride, m, m, dim, s.cosine, s.sine, place, qr);
             // The keys that any query of the block may see, widened to whole vectors.
             int lo = seen.from[q0] / 32 * 32, hi = up(seen.to[q0 + m - 1], 32), n = std::max(hi - lo, 0);
-            product(m, n, dim / 2, reinterpret_cast<pair*>(qr), dim / 2, 1, kt + lo, kp, score, kp, false);
+            product(m, n, dim / 2, reinterpret_cast<pair*>(qr), dim / 2, kt + lo, kp, score, kp, false);
             float inverse[BLOCK];
             for (int r = 0; r < m; ++r) {
                 int from = seen.from[q0 + r] - lo, to = seen.to[q0 + r] - lo;
@@ -118,7 +118,7 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
                 // Who sees nothing gets nothing, and hands nothing back.
                 if (lse) lse[head * s.queries + t.q0 + q0 + r] = all > 0 ? top + std::log(all) : INFINITY;
             }
-            product(m, dim, n / 2, reinterpret_cast<pair*>(prob), kp / 2, 1, vp + int64_t(lo / 2) * dim, dim, mix, dim, false);
+            product(m, dim, n / 2, reinterpret_cast<pair*>(prob), kp / 2, vp + int64_t(lo / 2) * dim, dim, mix, dim, false);
             bf16* to = out + (int64_t(t.q0 + q0) * s.heads + head) * dim;
             for (int r = 0; r < m; ++r)
                 for (int i = 0; i < dim; i += W)
@@ -155,7 +155,8 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
     float* d_prob = b.take<float>(size_t(BLOCK) * qp);
     bf16* prob = b.take<bf16>(size_t(BLOCK) * qp);
     bf16* d_score = b.take<bf16>(size_t(BLOCK) * qp);
-    pair* d_score_pairs = b.take<pair>(size_t(BLOCK / 2) * qp);
+    pair* woven = b.take<pair>(size_t(16) * qp);
+    pair* d_score_across = b.take<pair>(size_t(BLOCK / 2) * qp);
     float* delta = b.take<float>(qp);
     float* norm = b.take<float>(qp);
     Seen seen{b.take<int32_t>(qp), b.take<int32_t>(qp)};
@@ -197,7 +198,7 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
             std::memset(d_offset, 0, (columns + SLACK) * sizeof(float));
         }
         for (int k0 = 0; k0 < keys; k0 += BLOCK) {
-            int m = std::min(BLOCK, keys - k0), even = up(m, 2);
+            int m = std::min(BLOCK, keys - k0), whole = up(m, 32);
             // The queries that may see any key of the block, widened to whole vectors.
             int lo = 0, hi = qp;
             if (limited) {
@@ -211,12 +212,12 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
             if (n > 0) {
                 gather(t.v + k0 * s.v_stride, s.v_stride, m, m, dim, nullptr, nullptr, nullptr, vr);
                 pair* left = reinterpret_cast<pair*>(kr + int64_t(k0) * dim);
-                product(m, n, dim / 2, left, dim / 2, 1, qt + lo, qp, score, qp, false);
-                product(m, n, dim / 2, reinterpret_cast<pair*>(vr), dim / 2, 1, gt + lo, qp, d_prob, qp, false);
+                product(m, n, dim / 2, left, dim / 2, qt + lo, qp, score, qp, false);
+                product(m, n, dim / 2, reinterpret_cast<pair*>(vr), dim / 2, gt + lo, qp, d_prob, qp, false);
             }
-            for (int r = 0; r < even && n > 0; ++r) {
+            for (int r = 0; r < whole && n > 0; ++r) {
                 bf16 *p_line = prob + int64_t(r) * qp, *d_line = d_score + int64_t(r) * qp;
-                if (r == m) {
+                if (r >= m) {
                     std::memset(d_line, 0, n * sizeof(bf16));
                     continue;
                 }
@@ -245,12 +246,16 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
                 }
             }
             if (n > 0) {
-                for (int r = 0; r < even; r += 2)
-                    weave(d_score + int64_t(r) * qp, d_score + int64_t(r + 1) * qp, d_score_pairs + int64_t(r / 2) * qp, n);
+                // Queries by pairs of keys: [n, whole / 2].
+                for (int r = 0; r < whole; r += 32) {
+                    pairs_down(d_score + int64_t(r) * qp, 32, n, woven, qp);
+                    for (int c = 0; c < n; c += W)
+                        transpose16(woven + c, n, d_score_across + int64_t(c) * (BLOCK / 2) + r / 2, BLOCK / 2);
+                }
                 pair *p = reinterpret_cast<pair*>(prob), *ds = reinterpret_cast<pair*>(d_score);
-                product(m, dim, n / 2, p, qp / 2, 1, gd + int64_t(lo / 2) * dim, dim, dv_row, dim, g > 0);
-                product(m, dim, n / 2, ds, qp / 2, 1, qd + int64_t(lo / 2) * dim, dim, dk_row, dim, g > 0);
-                product(n, dim, even / 2, d_score_pairs, 1, qp, kd + int64_t(k0 / 2) * dim, dim, dq_sum + int64_t(lo) * dim, dim, true);
+                product(m, dim, n / 2, p, qp / 2, gd + int64_t(lo / 2) * dim, dim, dv_row, dim, g > 0);
+                product(m, dim, n / 2, ds, qp / 2, qd + int64_t(lo / 2) * dim, dim, dk_row, dim, g > 0);
+                product(n, dim, whole / 2, d_score_across, BLOCK / 2, kd + int64_t(k0 / 2) * dim, dim, dq_sum + int64_t(lo) * dim, dim, true);
             } else if (g == 0) {
                 std::memset(dk_row, 0, size_t(m) * dim * sizeof(float));
                 std::memset(dv_row, 0, size_t(m) * dim * sizeof(float));
@@ -269,16 +274,24 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
 }
 
 inline void attention(const Looks& s, bf16* out, float* lse) {
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < s.sequences * s.kv_heads; ++i) {
-        Task task(s, i);
-        if (task.queries) attention_task(s, task, out, lse);
+#pragma omp parallel
+    {
+        tiles::Held held;
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < s.sequences * s.kv_heads; ++i) {
+            Task task(s, i);
+            if (task.queries) attention_task(s, task, out, lse);
+        }
     }
 }
 
 inline void attention_backward(const Looks& s, const bf16* out, const bf16* d_out, const float* lse, const Gradients& d) {
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < s.sequences * s.kv_heads; ++i) attention_backward_task(s, Task(s, i), out, d_out, lse, d);
+#pragma omp parallel
+    {
+        tiles::Held held;
+#pragma omp for schedule(dynamic, 1)
+        for (int i = 0; i < s.sequences * s.kv_heads; ++i) attention_backward_task(s, Task(s, i), out, d_out, lse, d);
+    }
 }
 
 }  // namespace

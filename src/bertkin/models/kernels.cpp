@@ -19,6 +19,7 @@
 #ifdef HAVE_BF16_DOT
 #include "attention.hpp"
 #include "gemm.hpp"
+#include "gemm_tiles.hpp"
 #include "step.hpp"
 #include "thin.hpp"
 #endif
@@ -314,6 +315,17 @@ double square_sum(const T* x, int64_t n) {
 
 // ------------------------------------------------------------------------------------------------------ what is called
 
+#ifdef HAVE_BF16_DOT
+// By matrix tiles where there are some, by dot products elsewhere.
+template <class After>
+void multiply(int64_t m, int64_t n, int64_t k, gemm::Matrix a, gemm::Matrix b, gemm::Out out, After after) {
+#ifdef HAVE_TILES
+    if (tiles::usable()) return tiles::product(m, n, k, a, b, out, after);
+#endif
+    gemm::product(m, n, k, a, b, out, after);
+}
+#endif
+
 #define DISPATCH(call_float, call_bf16) \
     if (type == 0) {                    \
         typedef float T;                \
@@ -382,13 +394,15 @@ double bk_square_sum(int type, const void* x, int64_t n) {
 }
 
 #ifdef HAVE_BF16_DOT
+int bk_use_tiles(int wanted) { return tiles::use(wanted != 0); }
+
 // c [m, n] = a b (+ bias) (+ c), see gemm.hpp. `then` says what is done with each strip of c, with `other` [m, n]:
 // nothing (0), other = bend(c) (1), c *= bend'(other) (2), each as the kernel of its own would.
 void bk_product(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row, int a_down, const void* b, int64_t b_row,
                 int b_down, void* c, const void* bias, int add, float* row_sums, int then, int kind, void* other) {
     gemm::Matrix left{(const gemm::half*)a, a_row, a_down != 0}, right{(const gemm::half*)b, b_row, b_down != 0};
     gemm::Out out{(gemm::half*)c, n, (const gemm::half*)bias, add != 0, row_sums};
-    gemm::product(m, n, k, left, right, out, [=](int64_t row, int64_t rows, int64_t col, int64_t cols) {
+    multiply(m, n, k, left, right, out, [=](int64_t row, int64_t rows, int64_t col, int64_t cols) {
         if (!then) return;
         with_bend(kind, [=](auto bend) {
             typedef decltype(bend) Bend;
@@ -417,7 +431,7 @@ void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden,
     int64_t slots = (vocab + SLOT - 1) / SLOT;
     gemm::Matrix left{(const gemm::half*)hidden, k, false}, right{(const gemm::half*)table, k, false};
     gemm::Out out{(gemm::half*)c, vocab, nullptr, false, nullptr};
-    gemm::product(rows, vocab, k, left, right, out, [=](int64_t row, int64_t n, int64_t col, int64_t cols) {
+    multiply(rows, vocab, k, left, right, out, [=](int64_t row, int64_t n, int64_t col, int64_t cols) {
         for (int64_t r = row; r < row + n; ++r) {
             bf16* x = (bf16*)c + r * vocab + col;
             int64_t at = target[r] - col;

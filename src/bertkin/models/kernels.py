@@ -46,6 +46,7 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_square_sum": ([I, P, L], ctypes.c_double),
 }
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
+    "bk_use_tiles": ([I], I),
     "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, I, P], None),
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
     "bk_thin": ([L, L, L, P, P, P, P], None),

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "tiles.hpp"
 #include "vectors.hpp"
 
 namespace {
@@ -44,9 +45,38 @@ inline void tile_rows(int m, const pair* a, int64_t a_row, int64_t a_col, const 
     }
 }
 
-// c [m, n] (+)= a [m, 2 k2] b [2 k2, n]; n a multiple of 16; the element strides of a count pairs.
-void product(int m, int n, int k2, const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c,
-             int64_t c_row, bool add) {
+#ifdef HAVE_TILES
+// The same by tiles, from an a whose pairs lie along k, k2 a multiple of 16; reads and writes rows up to a multiple of 16.
+inline void tiled(int m, int n, int k2, const pair* a, int64_t a_row, const pair* b, int64_t b_row, float* c, int64_t c_row,
+                  bool add) {
+    for (int i = 0; i < m; i += 32)
+        for (int j = 0; j < n; j += 32) {
+            auto sums = [&](auto tall, auto wide) {
+                const pair *left = a + i * a_row, *right = b + j;
+                tiles::block<tall(), wide()>(left, 4 * a_row, right, 4 * b_row, 2 * k2, c + i * c_row + j, 4 * c_row, add);
+            };
+            std::integral_constant<int, 1> one;
+            std::integral_constant<int, 2> two;
+            if (m - i > 16 && n - j > 16)
+                sums(two, two);
+            else if (m - i > 16)
+                sums(two, one);
+            else if (n - j > 16)
+                sums(one, two);
+            else
+                sums(one, one);
+        }
+}
+#endif
+
+// c [m, n] (+)= a [m, 2 k2] b [2 k2, n]; n a multiple of 16, and k2 where tiles are held, which go to the end of 16 rows of
+// a and c; the element strides of a count pairs.
+void product(int m, int n, int k2, const pair* a, int64_t a_row, const pair* b, int64_t b_row, float* c, int64_t c_row,
+             bool add) {
+#ifdef HAVE_TILES
+    if (tiles::usable()) return tiled(m, n, k2, a, a_row, b, b_row, c, c_row, add);
+#endif
+    constexpr int a_col = 1;
     while (n >= 64) {
         tile_rows<4>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add);
         n -= 64, b += 64, c += 64;
@@ -163,9 +193,10 @@ inline void weave(const bf16* even, const bf16* odd, pair* out, int n) {
     }
 }
 
-// [rows, dim] -> pairs along rows: [rows / 2, dim]; rows even.
-void pairs_down(const bf16* x, int rows, int dim, pair* out) {
-    for (int r = 0; r < rows; r += 2) weave(x + int64_t(r) * dim, x + int64_t(r + 1) * dim, out + int64_t(r / 2) * dim, dim);
+// The first `cols` of [rows, x_row] -> pairs along rows: [rows / 2, cols]; rows even.
+void pairs_down(const bf16* x, int rows, int cols, pair* out, int64_t x_row) {
+    for (int r = 0; r < rows; r += 2) weave(x + r * x_row, x + (r + 1) * x_row, out + int64_t(r / 2) * cols, cols);
 }
+void pairs_down(const bf16* x, int rows, int dim, pair* out) { pairs_down(x, rows, dim, out, dim); }
 
 }  // namespace
