@@ -81,6 +81,7 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After
             int64_t cols = std::min(nb, n - n0), rows = std::min(mb, m - m0);
             for (int64_t s = 0; s < steps; ++s) {
                 int64_t k0 = s * kc, kk = std::min(kc, k - k0), whole = round_up(kk, 32);
+                int64_t asks = ceil_div(32 * SIDE, whole);  // lines of c asked for with every tile of k
                 bool last = s == steps - 1;
                 if (steps > 1 || holds != n0) pack_b(b, k0, n0, kk, cols, b_packed, k2), holds = n0;
                 for (int64_t i = 0; i < rows; i += SIDE) {
@@ -100,12 +101,14 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After
                     }
                     for (int64_t j = 0; j < cols; j += SIDE) {
                         half* to = out.c + (m0 + i) * out.row + n0 + j;
-                        if (last)
-                            for (int64_t r = 0; r < tall; ++r) _mm_prefetch(to + r * out.row, _MM_HINT_ET0);
                         const pairs* right = b_packed + j / NR * NR * k2 + j % NR;
                         float* at = steps > 1 ? sums + i * nb + j : sums;
                         int64_t at_row = steps > 1 ? nb : SIDE;
-                        block<2, 2>(from, row, right, 4 * NR, whole, at, 4 * at_row, s > 0);
+                        int64_t asked = last ? 0 : tall;
+                        block<2, 2>(from, row, right, 4 * NR, whole, at, 4 * at_row, s > 0, [&] {
+                            for (int64_t end = std::min(asked + asks, tall); asked < end; ++asked)
+                                _mm_prefetch(to + asked * out.row + SIDE - 1, _MM_HINT_ET0);
+                        });
                         if (last) finish(at, at_row, to, out.row, tall, cols - j, out.bias ? out.bias + n0 + j : nullptr, out.add);
                     }
                     if (last) after(m0 + i, tall, n0, cols);

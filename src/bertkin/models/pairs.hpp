@@ -53,7 +53,8 @@ inline void tiled(int m, int n, int k2, const pair* a, int64_t a_row, const pair
         for (int j = 0; j < n; j += 32) {
             auto sums = [&](auto tall, auto wide) {
                 const pair *left = a + i * a_row, *right = b + j;
-                tiles::block<tall(), wide()>(left, 4 * a_row, right, 4 * b_row, 2 * k2, c + i * c_row + j, 4 * c_row, add);
+                tiles::block<tall(), wide()>(left, 4 * a_row, right, 4 * b_row, 2 * k2, c + i * c_row + j, 4 * c_row, add,
+                                              [] {});
             };
             std::integral_constant<int, 1> one;
             std::integral_constant<int, 2> two;

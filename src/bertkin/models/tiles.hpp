@@ -50,9 +50,10 @@ struct Held {
 };
 
 // sums [16 M, 16 N] (+)= a [16 M, k] b [k, 16 N], M and N of 1 or 2, k a multiple of 32. Rows of a, of b's pairs and of the sums
-// are so many bytes apart.
-template <int M, int N>
-inline void block(const void* a, int64_t a_row, const void* b, int64_t b_row, int64_t k, float* sums, int64_t sums_row, bool add) {
+// are so many bytes apart. `between()` is called after every 32 of k.
+template <int M, int N, class Between>
+inline void block(const void* a, int64_t a_row, const void* b, int64_t b_row, int64_t k, float* sums, int64_t sums_row, bool add,
+                  Between between) {
     char* c = reinterpret_cast<char*>(sums);
     const char *left = static_cast<const char*>(a), *right = static_cast<const char*>(b);
     if (add) {
@@ -75,6 +76,7 @@ inline void block(const void* a, int64_t a_row, const void* b, int64_t b_row, in
         if constexpr (N > 1) _tile_dpbf16ps(1, 4, 7);
         if constexpr (M > 1) _tile_dpbf16ps(2, 5, 6);
         if constexpr (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+        between();
     }
     _tile_stored(0, c, sums_row);
     if constexpr (N > 1) _tile_stored(1, c + 64, sums_row);
