@@ -16,6 +16,8 @@ from bertkin.models import fused, kernels, ops, products
 from bertkin.models.attention import Rule, attention, attention_weights, cached_attention, rotary_tables
 from bertkin.text.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("multiplied_by")
+
 needs_compiler = pytest.mark.skipif(kernels.get() is None, reason="no C++ compiler")
 needs_kernel = pytest.mark.skipif(not kernels.has_attention(), reason="no bf16 dot products here")
 HALF = torch.bfloat16

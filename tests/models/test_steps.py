@@ -16,7 +16,10 @@ from bertkin.models.steps import Steps
 
 from .support import VOCABULARY, lively, shape
 
-pytestmark = pytest.mark.skipif(not kernels.has_attention(), reason="no bfloat16 products here")
+pytestmark = [
+    pytest.mark.usefixtures("multiplied_by"),
+    pytest.mark.skipif(not kernels.has_attention(), reason="no bfloat16 products here"),
+]
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),

@@ -394,7 +394,8 @@ double bk_square_sum(int type, const void* x, int64_t n) {
 }
 
 #ifdef HAVE_BF16_DOT
-int bk_use_tiles(int wanted) { return tiles::use(wanted != 0); }
+int bk_tiles() { return tiles::usable(); }
+void bk_use_tiles(int wanted) { tiles::use(wanted != 0); }
 
 // c [m, n] = a b (+ bias) (+ c), see gemm.hpp. `then` says what is done with each strip of c, with `other` [m, n]:
 // nothing (0), other = bend(c) (1), c *= bend'(other) (2), each as the kernel of its own would.

@@ -1,7 +1,8 @@
 """The fused CPU kernels of `kernels.cpp`: compiled once for this processor, loaded with ctypes, absent without a compiler.
 
 `get()` answers the library or None; everything that uses it has an eager torch body beside it, so that a machine without
-a C++ compiler does the same thing slower. Set BERTKIN_KERNELS=0 to do without.
+a C++ compiler does the same thing slower. Set BERTKIN_KERNELS=0 to do without, BERTKIN_TILES=0 to multiply by dot products
+where the processor has matrix tiles (AMX) too.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_square_sum": ([I, P, L], ctypes.c_double),
 }
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
-    "bk_use_tiles": ([I], I),
+    "bk_tiles": ([], I),
+    "bk_use_tiles": ([I], None),
     "bk_product": ([L, L, L, P, L, I, P, L, I, P, P, I, P, I, I, P], None),
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
     "bk_thin": ([L, L, L, P, P, P, P], None),
@@ -73,6 +75,8 @@ def get() -> ctypes.CDLL | None:
         for name, (arguments, result) in signatures.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
+        if library.bk_has_attention():
+            library.bk_use_tiles(os.environ.get("BERTKIN_TILES") != "0")
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
     return library
@@ -81,7 +85,7 @@ def get() -> ctypes.CDLL | None:
 def status() -> str:
     """One line for people: whether the kernels are in use, and if not, what would bring them."""
     if get() is not None:
-        return "fused CPU kernels in use"
+        return "fused CPU kernels in use" + (", products by matrix tiles" if has_tiles() else "")
     if os.environ.get("BERTKIN_KERNELS") == "0":
         return "fused CPU kernels switched off (BERTKIN_KERNELS=0): slower"
     return "no working C++ compiler, so no fused CPU kernels: slower; install g++ to have them"
@@ -90,6 +94,19 @@ def status() -> str:
 def has_attention() -> bool:
     """Whether the kernels of attention and of matrix products were compiled: they need AVX-512 with bf16 dot products."""
     return get() is not None and _has_dots()
+
+
+def has_tiles() -> bool:
+    """Whether products go by matrix tiles: the processor has them, the system hands them out, and nobody said otherwise."""
+    library = get()
+    return bool(library and has_attention() and library.bk_tiles())
+
+
+def use_tiles(wanted: bool) -> None:
+    """Multiply by matrix tiles, where there are any, or by dot products, from now on."""
+    library = get()
+    if library is not None and has_attention():
+        library.bk_use_tiles(wanted)
 
 
 @functools.cache

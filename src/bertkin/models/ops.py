@@ -122,16 +122,17 @@ def vocabulary_loss(
         scale: factor on the sum; given here because a factor put on later costs another pass over the gradient.
 
     Returns:
-        The loss summed over the n targets, in nats, times the scale; and which targets have the largest logit, bool [n].
+        The loss summed over the n targets, in nats, times the scale; and which targets have the largest logit, be it with others, bool [n].
     """
     if len(targets) and kernels.usable(hidden, table, bias):
         return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)
     scores = F.linear(hidden, table, bias).float()
     partition = scores.logsumexp(dim=-1)
-    loss = (partition - scores.gather(1, targets[:, None]).squeeze(1)).sum()
+    own = scores.gather(1, targets[:, None]).squeeze(1)
+    loss = (partition - own).sum()
     if z_loss:
         loss = loss + z_loss * partition.square().sum()
-    return loss * scale, scores.argmax(dim=-1) == targets
+    return loss * scale, own >= scores.amax(dim=-1)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <vector>
 
+#include "tiles.hpp"
 #include "vectors.hpp"
 
 #ifdef HAVE_BF16_DOT
@@ -16,6 +17,9 @@ namespace {
 namespace step {
 
 constexpr int GROUP = 64, ROWS = 6;  // outputs of a group; rows that share a reading of it
+constexpr int TALL = 16;             // the same, where tiles multiply: they read so many, whether they are there or not
+
+inline int64_t padded(int64_t rows) { return (rows + TALL - 1) / TALL * TALL; }
 
 // A weight [out, in] in that order, padded with zeros to whole groups. int8: w = scale * data, a row's own scale, and
 // sums = 128 * the sum of the row's data.
@@ -73,7 +77,7 @@ struct Rows {
     void set(const Packed& w, const bf16* from, int64_t n) {
         x = from;
         if (!w.scale) return;
-        bytes.resize(n * w.in);
+        bytes.resize(padded(n) * w.in);
         scale.resize(n);
         for (int64_t r = 0; r < n; ++r) {
             const bf16* line = from + r * w.in;
@@ -159,7 +163,7 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
 
 // A group of a product: take(row, column, 16 sums without bias), for columns below w.out only as far as the caller looks.
 template <int LINES, class Take>
-inline void tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+inline void by_dots(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
     const char* next = LINES == 4 ? nullptr : (const char*)w.data + (group + 1) * (w.scale ? w.in / 4 : w.in / 2) * 256;
     for (int64_t row = 0, parts = (n + ROWS - 1) / ROWS; parts > 0; --parts) {
         int64_t count = (n - row + parts - 1) / parts;
@@ -177,12 +181,81 @@ inline void tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group, T
         row += count;
     }
 }
+
+#ifdef HAVE_TILES
+// The same by tiles, which take a group as it lies. One row or sixteen, the sums are made in the same order, so texts written side
+// by side are what each would be alone.
+template <class Take>
+inline void by_tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+    bool bytes = w.scale != nullptr;
+    int64_t words = bytes ? w.in / 4 : w.in / 2, x_row = 4 * words;
+    const char *data = (const char*)w.data + group * words * 256, *x = bytes ? (const char*)rows.bytes.data() : (const char*)rows.x;
+    alignas(64) float sums[TALL * GROUP];
+    for (int64_t row = 0; row < n; row += TALL) {
+        const char *p = data, *left = x + row * x_row;
+        auto multiply = [&](auto dot) {
+            for (int64_t k = 0; k < words; k += 16, p += 4096, left += 64) {
+                if (!row)
+                    for (int i = 0; i < 64; ++i) _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
+                dot(left, p);
+            }
+        };
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        if (bytes)
+            multiply([=](const char* a, const char* b) {
+                _tile_loadd(4, a, x_row);
+                _tile_loadd(5, b, 256);
+                _tile_loadd(6, b + 64, 256);
+                _tile_loadd(7, b + 128, 256);
+                _tile_dpbusd(0, 4, 5);
+                _tile_dpbusd(1, 4, 6);
+                _tile_loadd(5, b + 192, 256);
+                _tile_dpbusd(2, 4, 7);
+                _tile_dpbusd(3, 4, 5);
+            });
+        else
+            multiply([=](const char* a, const char* b) {
+                _tile_loadd(4, a, x_row);
+                _tile_loadd(5, b, 256);
+                _tile_loadd(6, b + 64, 256);
+                _tile_loadd(7, b + 128, 256);
+                _tile_dpbf16ps(0, 4, 5);
+                _tile_dpbf16ps(1, 4, 6);
+                _tile_loadd(5, b + 192, 256);
+                _tile_dpbf16ps(2, 4, 7);
+                _tile_dpbf16ps(3, 4, 5);
+            });
+        _tile_stored(0, sums, 4 * GROUP);
+        _tile_stored(1, sums + 16, 4 * GROUP);
+        _tile_stored(2, sums + 32, 4 * GROUP);
+        _tile_stored(3, sums + 48, 4 * GROUP);
+        for (int64_t r = 0; r < std::min<int64_t>(TALL, n - row); ++r)
+            for (int i = 0; i < 4; ++i) {
+                const float* from = sums + r * GROUP + i * W;
+                int64_t at = group * GROUP + i * W;
+                if (!bytes) {
+                    take(row + r, at, load(from));
+                    continue;
+                }
+                __m512i whole = _mm512_sub_epi32(_mm512_loadu_si512(from), _mm512_loadu_si512(w.sums + at));
+                take(row + r, at, (vf)_mm512_cvtepi32_ps(whole) * (load(w.scale + at) * rows.scale[row + r]));
+            }
+    }
+}
+#endif
+
 template <class Take>
 inline void product(const Packed& w, const Rows& rows, int64_t n, int64_t group, Take take) {
+#ifdef HAVE_TILES
+    if (tiles::usable() && w.in % (w.scale ? 64 : 32) == 0) return by_tiles(w, rows, n, group, take);
+#endif
     if (n <= ROWS)
-        tiles<4>(w, rows, n, group, take);
+        by_dots<4>(w, rows, n, group, take);
     else
-        tiles<2>(w, rows, n, group, take);
+        by_dots<2>(w, rows, n, group, take);
 }
 
 struct Share {
@@ -284,7 +357,8 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
     int64_t hidden = s.hidden, across = s.heads * s.dim, around = (s.heads + 2 * s.kv_heads) * s.dim;
     int64_t per = s.heads / s.kv_heads, stride = s.kv_heads * s.dim;
     std::vector<float> stream(n * hidden), score(std::max(s.capacity, s.cross_capacity) + W);
-    std::vector<bf16> x(n * hidden), q(s.dim);
+    std::vector<bf16> x(padded(n) * hidden), q(s.dim);
+    tiles::Held held(int(std::min<int64_t>(n, TALL)));
     Rows rows;
     bf16 *qkv = shared.qkv.data(), *mixed = shared.mixed.data(), *wide = shared.wide.data();
     float* y = shared.y.data();
@@ -376,14 +450,14 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
                     });
                     continue;
                 }
-                vf half[ROWS][2];  // a reading of the group is shared by at most so many rows, one after the other
+                vf half[TALL][2];  // a reading of the group is shared by at most so many rows, one after the other
                 product(layer.up, rows, n, g, [&](int64_t r, int64_t at, vf v) {
                     int64_t part = at % GROUP / W;
                     v = biased(v, at);
                     if (part < 2)
-                        half[r % ROWS][part] = Bend::value(v);
+                        half[r % TALL][part] = Bend::value(v);
                     else
-                        store(wide + r * s.wide + g * 32 + part % 2 * W, half[r % ROWS][part - 2] * v);
+                        store(wide + r * s.wide + g * 32 + part % 2 * W, half[r % TALL][part - 2] * v);
                 });
             }
         });
@@ -465,10 +539,11 @@ extern "C" {
 // sequences that read one token each grow by one.
 void bk_step(const step::Step* s, const step::Tokens* t, float* logits, int64_t* best) {
     step::Shared shared;
-    shared.qkv.resize(t->n * (s->heads + 2 * s->kv_heads) * s->dim);
-    shared.mixed.resize(t->n * s->heads * s->dim);
-    shared.wide.resize(t->n * s->wide);
-    shared.y.resize(t->n * s->hidden);
+    int64_t rows = step::padded(t->n);
+    shared.qkv.resize(rows * (s->heads + 2 * s->kv_heads) * s->dim);
+    shared.mixed.resize(rows * s->heads * s->dim);
+    shared.wide.resize(rows * s->wide);
+    shared.y.resize(rows * s->hidden);
     int threads = omp_get_max_threads();
     std::vector<float> tops(threads * t->n, -INFINITY);
     std::vector<int64_t> places(threads * t->n);

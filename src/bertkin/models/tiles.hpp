@@ -32,7 +32,7 @@ inline bool& wanted() {
 
 inline bool usable() { return wanted() && allowed(); }
 
-// A thread's tiles, all eight of them whole, for as long as this lives.
+// A thread's tiles, for as long as this lives: all eight whole, or four of sums and one of a (0 to 4) with fewer rows.
 struct Held {
     struct alignas(64) Shape {
         uint8_t palette = 1, start = 0, none[14] = {};
@@ -40,8 +40,10 @@ struct Held {
         uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
     const bool some = usable();
-    Held() {
-        static const Shape shape;
+    explicit Held(int rows = 16) {
+        Shape shape;
+        for (int i = 0; i < 5; ++i) shape.rows[i] = uint8_t(rows);
+        asm volatile("" ::"r"(&shape) : "memory");  // gcc's intrinsic says that it reads eight bytes, and the rest would be left out
         if (some) _tile_loadconfig(&shape);
     }
     ~Held() {
@@ -86,18 +88,20 @@ inline void block(const void* a, int64_t a_row, const void* b, int64_t b_row, in
 
 #else
 
-struct Held {};
-inline bool allowed() { return false; }
+struct Held {
+    explicit Held(int = 16) {}
+};
 inline bool usable() { return false; }
 
 #endif
 
-// Lets tiles be used or not, where there are any; says whether they are from now on.
-inline bool use(bool yes) {
+// Lets tiles be used or not, where there are any.
+inline void use(bool yes) {
 #ifdef HAVE_TILES
     wanted() = yes;
+#else
+    (void)yes;
 #endif
-    return yes && allowed();
 }
 
 }  // namespace tiles
