@@ -22,6 +22,10 @@ struct Looks {
     int64_t queries;                             // in all
     int32_t sequences, heads, kv_heads, dim, window, causal, across, longest;
     float scale;
+    // Dropout: weights whose random bits are below `least` are zero, the others are multiplied by `more`; none where it is 0.
+    uint32_t least;
+    uint64_t seed;
+    float more;
 };
 
 namespace {
@@ -41,6 +45,18 @@ struct Seen {
                 to[i] = std::min(to[i], at + 1);
         }
     }
+};
+
+// Which weights are dropped: the bits of a query of a head and a key are a hash of both, the same along keys as along queries.
+struct Dropped {
+    static constexpr uint32_t QUERY = 0x9e3779b1u, KEY = 0x85ebca77u;
+    uint32_t from, of_all, least;
+    float more;
+    Dropped(const Looks& s, int head, int q0)
+        : from(uint32_t(head * s.queries + q0) * QUERY + uint32_t(s.seed)), of_all(uint32_t(s.seed >> 32)), least(s.least), more(s.more) {}
+    vf along_keys(int query, int key) const { return factor(ladder(from + query * QUERY + key * KEY, KEY)); }
+    vf along_queries(int query, int key) const { return factor(ladder(from + query * QUERY + key * KEY, QUERY)); }
+    vf factor(vu h) const { return scrambled(h, of_all) < least ? vf{} : splat(more); }
 };
 
 constexpr int BLOCK = 64;  // queries (or keys) handled at a time: a multiple of 32, so that tiles are whole
@@ -81,6 +97,7 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
 
     for (int g = 0; g < t.group; ++g) {
         int head = t.kv * t.group + g;
+        Dropped dropped(s, head, t.q0);
         if (offset) {
             std::memcpy(offset, s.distances + int64_t(head) * columns, columns * sizeof(float));
             std::memset(offset + columns, 0, SLACK * sizeof(float));
@@ -111,6 +128,7 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
                     vf x = load(line + c);
                     vf p = x < -1e30f ? vf{} : exponential(x * scale - top);
                     total += p;
+                    if (s.least) p *= dropped.along_keys(q0 + r, lo + c);
                     store(prob + int64_t(r) * kp + c, p);
                 }
                 float all = sum(total);
@@ -175,6 +193,7 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
     for (int g = 0; g < t.group; ++g) {
         int head = t.kv * t.group + g;
         bool last = g == t.group - 1;
+        Dropped dropped(s, head, t.q0);
         const bf16 *o = out + t.q0 * row + head * dim, *from_above = d_out + t.q0 * row + head * dim;
         gather(t.q + g * dim, s.q_stride, queries, qp, dim, s.cosine, s.sine, place, qr);
         gather(from_above, row, queries, qp, dim, nullptr, nullptr, nullptr, gr);
@@ -234,8 +253,9 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
                         vi to = *reinterpret_cast<const vi*>(seen.to + lo + c);
                         p = (from <= key) & (to > key) ? p : vf{};
                     }
-                    vf ds = p * (load(d_prob + int64_t(r) * qp + c) - load(delta + lo + c));
-                    store(p_line + c, p);
+                    vf kept = s.least ? dropped.along_queries(lo + c, key) : splat(1);
+                    vf ds = p * (load(d_prob + int64_t(r) * qp + c) * kept - load(delta + lo + c));
+                    store(p_line + c, p * kept);
                     store(d_line + c, ds * s.scale);
                     if (offset && in_a_row) {
                         float* to = d_offset + middle + place[0] + lo + c;

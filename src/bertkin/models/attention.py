@@ -72,7 +72,7 @@ def attention(
         raise ValueError(f"{asking.n_sequences} sequences ask, {layout.n_sequences} are asked")
     if distances is not None and distances.shape[1] // 2 < layout.max_length - 1:
         raise ValueError(f"{distances.shape[1]} offsets are too few for sequences of {layout.max_length} tokens")
-    if not dropout and looks.usable(q, k, v):
+    if dropout < 1 and looks.usable(q, k, v):
         owners = layout if asking is None else asking
         starts = layout.starts, (owners if queries is None else layout_of(queries, owners)).starts
         places, reach = owners.positions, layout.reach if asking is None else None
@@ -80,7 +80,7 @@ def attention(
             places, reach = places[queries], None if reach is None else reach[queries]
         seen = (layout.positions, places), reach, rule if asking is None else None
         factor = q.shape[2] ** -0.5 if scale is None else scale
-        return looks.Attention.apply(q, k, v, distances, starts, *seen, rotary, factor)
+        return looks.Attention.apply(q, k, v, distances, starts, *seen, rotary, factor, dropout)
     tiles = layout if asking is not None else tiles_of(layout)
     weights = attention_weights(
         q, k, layout, rule, queries=queries, asking=asking, rotary=rotary, distances=distances, scale=scale, tiles=tiles

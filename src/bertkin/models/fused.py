@@ -133,12 +133,18 @@ class Bend(Function):
         return dx, None
 
 
+def choice(share: float) -> tuple[int, int, float]:
+    """What decides which numbers are dropped, so that they can be told again: a seed (of torch's own generator), the bits
+    below which one is, and the factor of the others."""
+    return int(torch.randint(1 << 62, ())), min(round(share * (1 << 32)), (1 << 32) - 1), 1 / (1 - share)
+
+
 class Drop(Function):
     """Zeros where chance says so; which, is drawn again from the same seed on the way back, and so never kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
-        ctx.choice = int(torch.randint(1 << 62, ())), round(share * (1 << 32)), 1 / (1 - share)
+        ctx.choice = choice(share)
         out = torch.empty_like(x)
         _call("drop", x, x, out, x.numel(), *ctx.choice)
         return out

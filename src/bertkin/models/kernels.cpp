@@ -160,14 +160,7 @@ void drop(const T* x, T* out, int64_t n, uint64_t seed, uint32_t least, float sc
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i += W) {
         uint64_t begin = uint64_t(i) + seed;
-        vu h;
-        for (int lane = 0; lane < W; ++lane) h[lane] = lane;
-        h += uint32_t(begin);
-        h = (h ^ (h >> 16)) * 0x7feb352du;
-        h ^= uint32_t(seed >> 32) ^ uint32_t(begin >> 32) * 0x9e3779b1u;
-        h = (h ^ (h >> 15)) * 0x846ca68bu;
-        h = (h ^ (h >> 16)) * 0x7feb352du;
-        h ^= h >> 15;
+        vu h = scrambled(ladder(uint32_t(begin), 1), uint32_t(seed >> 32) ^ uint32_t(begin >> 32) * 0x9e3779b1u);
         int left = int(std::min<int64_t>(n - i, W));
         store(out + i, h < least ? splat(0) : load(x + i, left, 0) * scale, left);
     }
@@ -245,24 +238,70 @@ void scatter_add(const int64_t* ids, const T* rows, T* table, int64_t n, int col
 
 // ---------------------------------------------------------------------------------------------------------- optimiser
 
-// AdamW (Loshchilov and Hutter 2019) on float32 masters; `copy`, if given, receives the new weights in T.
+// Some numbers of one row of AdamW, see below.
+struct Adam {
+    float lr, beta1, beta2, eps, decay, correct1, correct2, clip;
+
+    template <class T>
+    void step(float* weight, float* m, float* v, const T* gradient, T* copy, int64_t n) const {
+        for (int64_t i = 0; i < n; i += W) {
+            int left = int(std::min<int64_t>(n - i, W));
+            vf g = load(gradient + i, left, 0) * clip;
+            vf a = load(m + i, left, 0), b = load(v + i, left, 0), w = load(weight + i, left, 0);
+            a = beta1 * a + (1 - beta1) * g;
+            b = beta2 * b + (1 - beta2) * g * g;
+            vf root = b * correct2;
+            for (int k = 0; k < W; ++k) root[k] = std::sqrt(root[k]);
+            w -= lr * decay * w + lr * correct1 * a / (root + eps);
+            store(m + i, a, left);
+            store(v + i, b, left);
+            store(weight + i, w, left);
+            if (copy) store(copy + i, w, left);
+        }
+    }
+
+    // A row without gradient, now and before: the same bits as above, but for what stays as it is.
+    template <class T>
+    void rest(float* weight, T* copy, int64_t n) const {
+        for (int64_t i = 0; decay != 0 && i < n; i += W) {
+            int left = int(std::min<int64_t>(n - i, W));
+            vf w = load(weight + i, left, 0);
+            w -= lr * decay * w;
+            store(weight + i, w, left);
+            if (copy) store(copy + i, w, left);
+        }
+    }
+};
+
+// AdamW (Loshchilov and Hutter 2019) on float32 masters; `copy`, if given, receives the new weights in T. Most rows of a table
+// of embeddings have no gradient, and many never had one: `moved` [rows], if given, tells those that have moments by now, and
+// the others are passed over.
 template <class T>
-void adamw(float* weight, float* m, float* v, const T* gradient, T* copy, int64_t n, float lr, float beta1, float beta2,
-           float eps, float decay, float correct1, float correct2, float clip) {
+void adamw(float* weight, float* m, float* v, const T* gradient, T* copy, uint8_t* moved, int64_t rows, int64_t cols, Adam adam) {
+    if (!moved) {  // one long row
+        constexpr int64_t PART = 4096;
+        int64_t n = rows * cols;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += W) {
-        int left = std::min<int64_t>(n - i, W);
-        vf g = load(gradient + i, left, 0) * clip;
-        vf a = load(m + i, left, 0), b = load(v + i, left, 0), w = load(weight + i, left, 0);
-        a = beta1 * a + (1 - beta1) * g;
-        b = beta2 * b + (1 - beta2) * g * g;
-        vf root = b * correct2;
-        for (int k = 0; k < W; ++k) root[k] = std::sqrt(root[k]);
-        w -= lr * decay * w + lr * correct1 * a / (root + eps);
-        store(m + i, a, left);
-        store(v + i, b, left);
-        store(weight + i, w, left);
-        if (copy) store(copy + i, w, left);
+        for (int64_t i = 0; i < n; i += PART)
+            adam.step(weight + i, m + i, v + i, gradient + i, copy ? copy + i : nullptr, std::min(PART, n - i));
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 128)
+    for (int64_t r = 0; r < rows; ++r) {
+        const T* g = gradient + r * cols;
+        T* to = copy ? copy + r * cols : nullptr;
+        if (!moved[r]) {
+            static const std::vector<T> nothing(1 << 16);
+            bool zero = true;
+            for (int64_t i = 0; zero && i < cols; i += 1 << 16)  // minus zero counts as a number, which is as well
+                zero = std::memcmp(g + i, nothing.data(), std::min<int64_t>(cols - i, 1 << 16) * sizeof(T)) == 0;
+            if (zero) {
+                adam.rest(weight + r * cols, to, cols);
+                continue;
+            }
+            moved[r] = 1;
+        }
+        adam.step(weight + r * cols, m + r * cols, v + r * cols, g, to, cols);
     }
 }
 
@@ -378,9 +417,11 @@ void bk_cross_entropy(int type, void* logits, const void* bias, const int64_t* t
 void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table, int64_t n, int cols) {
     BOTH(scatter_add(ids, (const T*)rows, (T*)table, n, cols))
 }
-void bk_adamw(int type, float* weight, float* m, float* v, const void* gradient, void* copy, int64_t n, float lr, float beta1,
-              float beta2, float eps, float decay, float correct1, float correct2, float clip) {
-    BOTH(adamw(weight, m, v, (const T*)gradient, (T*)copy, n, lr, beta1, beta2, eps, decay, correct1, correct2, clip))
+void bk_adamw(int type, float* weight, float* m, float* v, const void* gradient, void* copy, uint8_t* moved, int64_t rows,
+              int64_t cols, float lr, float beta1, float beta2, float eps, float decay, float correct1, float correct2,
+              float clip) {
+    Adam adam{lr, beta1, beta2, eps, decay, correct1, correct2, clip};
+    BOTH(adamw(weight, m, v, (const T*)gradient, (T*)copy, moved, rows, cols, adam))
 }
 void bk_muon_momentum(int type, float* first, const void* gradient, void* ahead, int64_t n, float momentum, float clip) {
     BOTH(muon_momentum(first, (const T*)gradient, (T*)ahead, n, momentum, clip))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bertkin.models import kernels
+from bertkin.models import fused, kernels
 
 if TYPE_CHECKING:
     from bertkin.models.attention import Rotary, Rule
@@ -32,6 +32,9 @@ class Looks(ctypes.Structure):
         ("queries", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in _SIZES),
         ("scale", ctypes.c_float),
+        ("least", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("more", ctypes.c_float),
     )
 
 
@@ -52,6 +55,7 @@ class Attention(Function):
         rule: Rule | None,
         rotary: Rotary | None,
         scale: float,
+        dropout: float = 0.0,
     ) -> Tensor:
         """`rule` is None where others look, at all there is."""
         n, heads, dim = q.shape
@@ -59,6 +63,7 @@ class Attention(Function):
         lse = torch.empty(heads, n, dtype=torch.float32)
         wide = None if distances is None else distances.float().contiguous()
         ctx.starts, ctx.places, ctx.reach, ctx.rule, ctx.rotary, ctx.scale = starts, places, reach, rule, rotary, scale
+        ctx.choice = fused.choice(dropout) if dropout else (0, 0, 1.0)
         _call("attention", _looks(q, k, v, wide, ctx), out, lse)
         ctx.save_for_backward(q, k, v, wide, out, lse)
         ctx.type = None if distances is None else distances.dtype
@@ -79,7 +84,7 @@ class Attention(Function):
             shares = distances.new_empty(len(ctx.starts[0]) - 1, *distances.shape)
         looks, g = _looks(q, k, v, distances, ctx), gradients[0].contiguous()
         _call("attention_backward", looks, out, g, lse, dq, dk, dv, dq.stride(0), dk.stride(0), shares)
-        return dq, dk, dv, None if shares is None else shares.sum(0).to(ctx.type), *(None,) * 6
+        return dq, dk, dv, None if shares is None else shares.sum(0).to(ctx.type), *(None,) * 7
 
 
 class Kept(ctypes.Structure):
@@ -129,6 +134,7 @@ def reads(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> bool:
 
 
 def _looks(q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, ctx: Any) -> Looks:
+    seed, least, more = ctx.choice
     rule, (cosine, sine) = ctx.rule, ctx.rotary or (None, None)
     window = -1 if rule is None or rule.window is None else rule.window
     longest = 0 if distances is None else distances.shape[1] // 2 + 1
@@ -140,7 +146,7 @@ def _looks(q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, ctx: Any) 
         len(ctx.starts[0]) - 1,
         *(q.shape[1], k.shape[1], q.shape[2]),
         *(window, rule is not None and rule.causal, rule is None, longest),
-        ctx.scale,
+        *(ctx.scale, least, seed, more),
     )
 
 

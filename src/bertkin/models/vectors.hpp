@@ -73,6 +73,21 @@ inline float largest(vf x) {
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
 inline vf smaller(vf a, vf b) { return a < b ? a : b; }
 
+// Bits that look random, of numbers that do not: the lanes' own and one of all.
+inline vu scrambled(vu h, uint32_t of_all) {
+    h = (h ^ (h >> 16)) * 0x7feb352du;
+    h ^= of_all;
+    h = (h ^ (h >> 15)) * 0x846ca68bu;
+    h = (h ^ (h >> 16)) * 0x7feb352du;
+    return h ^ (h >> 15);
+}
+// from, from + step, from + 2 step ...
+inline vu ladder(uint32_t from, uint32_t step) {
+    vu h;
+    for (int lane = 0; lane < W; ++lane) h[lane] = from + lane * step;
+    return h;
+}
+
 // e^x to about 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, then n into the exponent.
 inline vf exponential(vf x) {
     x = smaller(larger(x, splat(-87.3f)), splat(88.7f));

@@ -53,6 +53,8 @@ class Slot:
     """Its learning rate as a share of the one of all."""
     opens: float = 0.0
     """Share of the budget after which it begins to learn."""
+    moved: Tensor | None = None
+    """uint8 [rows] of a table: which rows have had a gradient. AdamW passes over the others, with the same result."""
 
 
 class Optimizer:
@@ -78,6 +80,8 @@ class Optimizer:
             slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
             slot.rate = own[name] / train.lr if name in own and train.lr else train.layer_decay ** level[name]
             slot.opens = train.unfreeze * level[name] / deepest
+            if parameter.ndim == 2 and "embeddings" in name:
+                slot.moved = torch.zeros(len(parameter), dtype=torch.uint8)
             self.slots.append(slot)
         self.average = {s.name: s.master.clone() for s in self.slots} if train.ema else {}
 
@@ -144,8 +148,9 @@ class Optimizer:
         library = kernels.get() if kernels.usable(g) and w.is_contiguous() else None
         if library is not None:
             copy = None if slot.parameter.data_ptr() == w.data_ptr() else slot.parameter.data_ptr()
-            rest = (w.numel(), lr, BETA1, t.beta2, eps, decay, one, two, clip)
-            state = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy)
+            rows = None if slot.moved is None else slot.moved.data_ptr()
+            rest = (len(w), w.numel() // len(w), lr, BETA1, t.beta2, eps, decay, one, two, clip)
+            state = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy, rows)
             library.bk_adamw(kernels.TYPES[g.dtype], *state, *rest)
             return
         self._moments(slot, g, clip)
@@ -240,6 +245,8 @@ class Optimizer:
             tensor.copy_(table[name])
         for slot in self.slots:
             self._publish(slot)
+            if slot.moved is not None and slot.second is not None:
+                slot.moved.copy_(((slot.first != 0) | (slot.second != 0)).any(1))
 
     @torch.no_grad()
     def revert(self, table: Mapping[str, Tensor]) -> None:
