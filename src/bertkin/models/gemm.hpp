@@ -107,25 +107,27 @@ inline void transpose(__m512i* r, pairs* out, int64_t row) {
     }
 }
 
-// b [k, n] to panels [n / 64][k2][64].
+// b [k, n] to panels [n / P][k2][P], P of 64 or 32 columns.
+template <int P = NR>
 inline void pack_b_down(const half* b, int64_t row, int64_t k, int64_t n, pairs* out, int64_t k2) {
     for (int64_t i = 0; i < k; i += 2)
-        for (int64_t c = 0; c < n; c += NR)
-            for (int64_t h = c; h < c + NR; h += 32) {
+        for (int64_t c = 0; c < n; c += P)
+            for (int64_t h = c; h < c + P; h += 32) {
                 const half* from = b + i * row + h;
                 _mm_prefetch(from + 16 * row, _MM_HINT_T0);
                 _mm_prefetch(from + 17 * row, _MM_HINT_T0);
                 __m512i low, high;
                 weave(from, row, k - i, first(n - h), low, high);
-                pairs* to = out + (c / NR * k2 + i / 2) * NR + (h - c);
+                pairs* to = out + (c / P * k2 + i / 2) * P + (h - c);
                 _mm512_store_si512(to, low);
                 _mm512_store_si512(to + 16, high);
             }
 }
 
 // b [n, k] to the same.
+template <int P = NR>
 inline void pack_b_along(const half* b, int64_t row, int64_t k, int64_t n, pairs* out, int64_t k2) {
-    for (int64_t c = 0; c < round_up(n, NR); c += 16)
+    for (int64_t c = 0; c < round_up(n, P); c += 16)
         for (int64_t i = 0; i < k; i += 32) {
             const half* from = b + c * row + i;
             __m512i r[16];
@@ -134,7 +136,7 @@ inline void pack_b_along(const half* b, int64_t row, int64_t k, int64_t n, pairs
             else
                 for (int j = 0; j < 16; ++j)
                     r[j] = c + j < n ? _mm512_maskz_loadu_epi16(first(k - i), from + j * row) : _mm512_setzero_si512();
-            transpose(r, out + (c / NR * k2 + i / 2) * NR + c % NR, NR);
+            transpose(r, out + (c / P * k2 + i / 2) * P + c % P, P);
         }
 }
 

@@ -42,24 +42,22 @@ inline void copy_a(const half* a, int64_t row, int64_t k, int64_t m, pairs* out,
             _mm512_store_si512(out + i / 2, r < m ? _mm512_maskz_loadu_epi16(gemm::first(k - i), a + i) : _mm512_setzero_si512());
 }
 
-// Panels of b [k, n] or [n, k] as gemm.hpp packs them, with zeros up to whole tiles.
+// Panels of 32 columns of b [k, n] or [n, k], with zeros up to whole tiles.
 inline void pack_b(Matrix b, int64_t k0, int64_t n0, int64_t k, int64_t n, pairs* out, int64_t k2) {
-    constexpr int64_t NR = gemm::NR;
-    if (!b.down) return gemm::pack_b_along(b.at + n0 * b.row + k0, b.row, k, n, out, k2);
-    gemm::pack_b_down(b.at + k0 * b.row + n0, b.row, k, n, out, k2);
+    if (!b.down) return gemm::pack_b_along<SIDE>(b.at + n0 * b.row + k0, b.row, k, n, out, k2);
+    gemm::pack_b_down<SIDE>(b.at + k0 * b.row + n0, b.row, k, n, out, k2);
     int64_t packed = ceil_div(k, 2), whole = round_up(k, 32) / 2;
-    for (int64_t panel = 0; panel < ceil_div(n, NR) && packed < whole; ++panel)
-        std::memset(out + (panel * k2 + packed) * NR, 0, 4 * NR * (whole - packed));
+    for (int64_t panel = 0; panel < ceil_div(n, SIDE) && packed < whole; ++panel)
+        std::memset(out + (panel * k2 + packed) * SIDE, 0, 4 * SIDE * (whole - packed));
 }
 
 // As gemm::product.
 template <class After>
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After after) {
-    constexpr int64_t NR = gemm::NR;
     int64_t steps = k <= WHOLE ? 1 : ceil_div(k, STEP), kc = round_up(ceil_div(k, steps), 32);
     steps = ceil_div(k, kc);
     int64_t k2 = kc / 2, a_row = k2 + 16;
-    int64_t blocks = ceil_div(n, std::max<int64_t>(WIDE / kc / NR * NR, 256)), nb = round_up(ceil_div(n, blocks), NR);
+    int64_t blocks = ceil_div(n, std::max<int64_t>(WIDE / kc / SIDE * SIDE, 256)), nb = round_up(ceil_div(n, blocks), SIDE);
     blocks = ceil_div(n, nb);
     int64_t threads = omp_get_max_threads(), per = ceil_div(m, 512);
     while (blocks * per < 8 * threads && blocks * per % threads && per * 64 < m) ++per;
@@ -101,11 +99,11 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After
                     }
                     for (int64_t j = 0; j < cols; j += SIDE) {
                         half* to = out.c + (m0 + i) * out.row + n0 + j;
-                        const pairs* right = b_packed + j / NR * NR * k2 + j % NR;
+                        const pairs* right = b_packed + j * k2;
                         float* at = steps > 1 ? sums + i * nb + j : sums;
                         int64_t at_row = steps > 1 ? nb : SIDE;
                         int64_t asked = last ? 0 : tall;
-                        block<2, 2>(from, row, right, 4 * NR, whole, at, 4 * at_row, s > 0, [&] {
+                        block<2, 2>(from, row, right, 4 * SIDE, whole, at, 4 * at_row, s > 0, [&] {
                             for (int64_t end = std::min(asked + asks, tall); asked < end; ++asked)
                                 _mm_prefetch(to + asked * out.row + SIDE - 1, _MM_HINT_ET0);
                         });
