@@ -395,16 +395,16 @@ void bk_add_norm_backward(int type, const void* d_out, const void* d_total, cons
     BOTH(add_norm_backward((const T*)d_out, (const T*)d_total, (const T*)total, (const T*)weight, mean, scale, (T*)d_in, d_weight, d_bias, rows, cols, rms))
 }
 void bk_bend(int type, int kind, const void* x, void* y, int64_t n) {
-    with_bend(kind, [=](auto bend) { BOTH(bend_all(bend, (const T*)x, (T*)y, n)) });
+    BOTH(with_bend<T>(kind, [=](auto bend) { bend_all(bend, (const T*)x, (T*)y, n); }))
 }
 void bk_bend_backward(int type, int kind, const void* dy, const void* x, void* dx, int64_t n) {
-    with_bend(kind, [=](auto bend) { BOTH(bend_all_backward(bend, (const T*)dy, (const T*)x, (T*)dx, n)) });
+    BOTH(with_bend<T>(kind, [=](auto bend) { bend_all_backward(bend, (const T*)dy, (const T*)x, (T*)dx, n); }))
 }
 void bk_gate(int type, int kind, const void* x, void* y, int64_t rows, int cols) {
-    with_bend(kind, [=](auto bend) { BOTH(gate_all(bend, (const T*)x, (T*)y, rows, cols)) });
+    BOTH(with_bend<T>(kind, [=](auto bend) { gate_all(bend, (const T*)x, (T*)y, rows, cols); }))
 }
 void bk_gate_backward(int type, int kind, const void* dy, const void* x, void* dx, int64_t rows, int cols) {
-    with_bend(kind, [=](auto bend) { BOTH(gate_all_backward(bend, (const T*)dy, (const T*)x, (T*)dx, rows, cols)) });
+    BOTH(with_bend<T>(kind, [=](auto bend) { gate_all_backward(bend, (const T*)dy, (const T*)x, (T*)dx, rows, cols); }))
 }
 void bk_drop(int type, const void* x, void* out, int64_t n, uint64_t seed, uint32_t least, float scale) {
     BOTH(drop((const T*)x, (T*)out, n, seed, least, scale))
@@ -446,7 +446,7 @@ void bk_product(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row, i
     gemm::Out out{(gemm::half*)c, n, (const gemm::half*)bias, add != 0, row_sums};
     multiply(m, n, k, left, right, out, [=](int64_t row, int64_t rows, int64_t col, int64_t cols) {
         if (!then) return;
-        with_bend(kind, [=](auto bend) {
+        with_bend<bf16>(kind, [=](auto bend) {
             typedef decltype(bend) Bend;
             for (int64_t r = row; r < row + rows; ++r) {
                 bf16 *x = (bf16*)c + r * n + col, *y = (bf16*)other + r * n + col;

@@ -60,7 +60,8 @@ class Attention(Function):
         """`rule` is None where others look, at all there is."""
         n, heads, dim = q.shape
         out = q.new_empty(n, heads * dim)
-        lse = torch.empty(heads, n, dtype=torch.float32)
+        wanted = any(ctx.needs_input_grad[:4])
+        lse = torch.empty(heads, n, dtype=torch.float32) if wanted else None
         wide = None if distances is None else distances.float().contiguous()
         ctx.starts, ctx.places, ctx.reach, ctx.rule, ctx.rotary, ctx.scale = starts, places, reach, rule, rotary, scale
         ctx.choice = fused.choice(dropout) if dropout else (0, 0, 1.0)

@@ -438,7 +438,7 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
         }
         then(y, s.pre ? layer.feed_forward_norm : layer.cross_q.data ? layer.cross_norm : layer.attention_norm, !s.pre);
         rows.set(layer.up, x.data(), n);
-        with_bend(int(s.bend), [&](auto bend) {
+        with_bend<bf16>(int(s.bend), [&](auto bend) {
             typedef decltype(bend) Bend;
             auto biased = [&](vf v, int64_t at) { return layer.up.bias ? v + load(layer.up.bias + at) : v; };
             // Of a gated block, groups of 64 hold 32 of the first half and the 32 of the second that they multiply.
@@ -482,7 +482,7 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
 #pragma omp barrier  // y is read until here
         all_rows(s.dense, rows, n, y);
 #pragma omp barrier
-        with_bend(int(s.head_bend), [&](auto bend) {
+        with_bend<bf16>(int(s.head_bend), [&](auto bend) {
             typedef decltype(bend) Bend;
             for (int64_t r = 0; r < n; ++r) {
                 float* line = stream.data() + r * hidden;

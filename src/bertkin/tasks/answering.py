@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bertkin.models.crf import Chain, Crf
 from bertkin.models.task_heads import Answer, Head, Pooling, TaskModel
-from bertkin.tasks.encoding import Row, Rows, alike, packed
+from bertkin.tasks.encoding import Row, Rows, alike, at_once, packed
 from bertkin.tasks.task import Task
 from bertkin.text.layout import Layout
 
@@ -104,10 +104,10 @@ def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 @torch.inference_mode()
-def scores(model: TaskModel, rows: Rows, *, batch_tokens: int = 2048, device: str = "cpu") -> list[np.ndarray]:
+def scores(model: TaskModel, rows: Rows, *, batch_tokens: int | None = None, device: str = "cpu") -> list[np.ndarray]:
     """Of each row: float32 [outputs], or [tokens, outputs] for tags and spans. Rows of like length go together."""
     found: list[Any] = [None] * len(rows.rows)
-    for mine in alike(rows.lengths, batch_tokens):
+    for mine in alike(rows.lengths, batch_tokens or at_once()):
         ids, layout = packed([rows.rows[i] for i in mine], device)
         out = model(ids, layout).float().cpu().numpy()
         by_row = np.split(out, layout.starts[1:-1].cpu().numpy()) if model.answer.head in ("tokens", "span") else out

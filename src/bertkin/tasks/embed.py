@@ -16,7 +16,7 @@ from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.task_heads import Pooler, end_of
-from bertkin.tasks.encoding import Rows, alike, encode, packed
+from bertkin.tasks.encoding import Rows, alike, at_once, encode, packed
 from bertkin.tasks.task import Example, Task
 from bertkin.text.batches import Ints
 from bertkin.text.layout import Layout
@@ -66,7 +66,7 @@ class Embedder:
         """Numbers of a vector."""
         return self.model.architecture.hidden
 
-    def encode(self, texts: Sequence[str], *, batch_tokens: int = 2048) -> Floats:
+    def encode(self, texts: Sequence[str], *, batch_tokens: int | None = None) -> Floats:
         """A vector for each text: float32 [texts, width]."""
         rows = self._rows(texts)
         out = np.empty((len(texts), self.width), np.float32)
@@ -77,7 +77,7 @@ class Embedder:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return out
 
-    def tokens(self, texts: Sequence[str], *, batch_tokens: int = 2048) -> list[Floats]:
+    def tokens(self, texts: Sequence[str], *, batch_tokens: int | None = None) -> list[Floats]:
         """For each text a vector for each of its tokens, special ones included: float32 [tokens, width]."""
         rows = self._rows(texts)
         out: list[Floats] = [np.empty((0, self.width), np.float32)] * len(texts)
@@ -92,9 +92,9 @@ class Embedder:
         return encode(examples, Task("class"), self.tokenizer, max_length=self.length)
 
     @torch.inference_mode()
-    def _states(self, rows: Rows, batch_tokens: int) -> Iterator[tuple[Ints, Tensor, Layout]]:
+    def _states(self, rows: Rows, batch_tokens: int | None) -> Iterator[tuple[Ints, Tensor, Layout]]:
         """Rows of like length together: their numbers, last hidden states [tokens, width], and layout."""
         stack = self.model.stack if self.model.source is None else self.model.source
-        for mine in alike(rows.lengths, batch_tokens):
+        for mine in alike(rows.lengths, batch_tokens or at_once()):
             ids, layout = packed([rows.rows[i] for i in mine])
             yield mine, stack(ids, layout), layout

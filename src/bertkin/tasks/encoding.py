@@ -123,7 +123,8 @@ def encode(
     rows: list[Row] = []
     contexts: list[Offsets] = []
     cut = 0
-    for number, (example, texts) in enumerate(zip(examples, tokenize(examples, tokenizer), strict=True)):
+    found = tokenize(examples, tokenizer, placed=task.output in ("tokens", "span"))
+    for number, (example, texts) in enumerate(zip(examples, found, strict=True)):
         room = max_length - template.extra(len(texts))
         if room < 2 * len(texts):
             raise UserError(
@@ -137,14 +138,19 @@ def encode(
 
 
 Text = tuple[list[int], Offsets]
-"""Ids of a text and the characters of each."""
+"""Ids of a text and the characters of each, where they are wanted."""
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[Text]]:
-    """Each example's texts, its choices after them, all tokenized on all cores."""
+def tokenize(examples: Sequence[Example], tokenizer: Tokenizer, *, placed: bool = True) -> list[list[Text]]:
+    """Each example's texts, its choices after them, all tokenized on all cores; `placed` asks for the characters of each
+    token, which take longer than the tokens."""
     flat = [text for example in examples for text in (*example.texts, *example.choices)]
-    encodings = tokenizer.backend.encode_batch(flat, add_special_tokens=False)
-    pieces = iter([(encoding.ids, encoding.offsets) for encoding in encodings])
+    if placed:
+        encodings = tokenizer.backend.encode_batch(flat, add_special_tokens=False)
+        pieces = iter([(encoding.ids, encoding.offsets) for encoding in encodings])
+    else:
+        encodings = tokenizer.backend.encode_batch_fast(flat, add_special_tokens=False)
+        pieces = iter([(encoding.ids, []) for encoding in encodings])
     return [[next(pieces) for _ in (*example.texts, *example.choices)] for example in examples]
 
 
@@ -270,6 +276,14 @@ def _windows(length: int, room: int, stride: int) -> list[tuple[int, int, int, i
     middles = [(lows[i] + lows[i + 1] + room) // 2 for i in range(len(lows) - 1)]  # half-way through what they share
     edges = [0, *middles, length]
     return [(low, low + room, edges[i], edges[i + 1]) for i, low in enumerate(lows)]
+
+
+def at_once() -> int:
+    """Tokens that are best read together: as many as stay in cache, or, where tiles multiply so fast that the way to each
+    product counts, more."""
+    from bertkin.models import kernels
+
+    return 8192 if kernels.has_tiles() else 2048
 
 
 def alike(lengths: Ints, batch_tokens: int) -> Iterator[Ints]:
