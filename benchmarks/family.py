@@ -2,8 +2,9 @@
 
     BERTKIN_DATA=shared/data python benchmarks/family.py                    # about 20 minutes
     python benchmarks/family.py corpus/ --members gpt2 bart --repeats 1
+    python benchmarks/family.py corpus/ --device cuda --rows 256            # on a GPU; into family-cuda.json
 
-Whole training steps of 32 rows of 128 tokens at size 4x256 with AdamW: reading, hiding, forward, backward, update. The
+Whole training steps of 32 rows (or --rows) of 128 tokens at size 4x256 with AdamW: reading, hiding, forward, backward, update. The
 peer is the member's own class in transformers in a plain PyTorch loop that is handed ready batches, in float32 as a
 user gets it, and tuned (bfloat16 by autocast, torch.compile, and no dropout, as ours); as a user gets it, most drop out 0.1,
 which the record says of each side. It does not pay for reading or hiding. ELECTRA is its
@@ -19,12 +20,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
-from side_by_side import in_process, our_steps, wikipedia, write
+from side_by_side import done, in_process, our_steps, wikipedia, write
 
 from bertkin.config import Data, Model, Recipe, Train
 from bertkin.errors import UserError
@@ -32,7 +32,7 @@ from bertkin.train.machine import settle_threads
 from bertkin.train.setup import complete, gather
 
 HERE = Path(__file__).parent
-ROWS, LENGTH = 32, 128
+LENGTH = 128
 LAYERS, HIDDEN, HEADS, WIDE = 4, 256, 4, 1024
 MEMBERS = {
     "bert": 30_522,
@@ -57,7 +57,9 @@ def main(
     members: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = tuple(MEMBERS),
     repeats: int = 3,
     steps: int = 8,
-    record: Path = HERE / "family.json",
+    rows: int = 32,
+    device: Literal["cpu", "cuda"] = "cpu",
+    record: Path | None = None,
 ) -> None:
     """Seconds a training step of each member, ours and transformers'.
 
@@ -71,22 +73,30 @@ def main(
         Processes of each side, in turn.
     steps
         Timed steps of each process, after three that do not count.
+    rows
+        Of 128 tokens, in a step.
+    device
+        cpu or cuda.
     record
-        Where the figures go.
+        Where the figures go; by default family.json or family-cuda.json beside this file.
     """
     settle_threads(None)
+    record = record or HERE / ("family.json" if device == "cpu" else f"family-{device}.json")
     for member in members:
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         dropout: dict[str, float] = {}
         for turn in range(repeats):
             for side in SIDES:
-                found = in_process(__file__, "steps", member, side, str(steps), *_data(corpus).corpus)
+                found = in_process(
+                    __file__, "steps", member, side, str(steps), str(rows), device, *_data(corpus).corpus
+                )
                 seconds[side].append(median(found["seconds"]))
                 dropout[side] = found["dropout"]
                 print(f"{member} {side} turn {turn + 1}: {seconds[side][-1]:.3f} s a step", file=sys.stderr)
-        rate = {side: ROWS * LENGTH / median(took) for side, took in seconds.items()}
+        rate = {side: rows * LENGTH / median(took) for side, took in seconds.items()}
         figures = {
             "vocab_size": MEMBERS[member],
+            "rows": rows,
             "dropout": dropout,
             "tokens_per_second": {side: round(value) for side, value in rate.items()},
             "seconds_a_step": {side: [round(s, 4) for s in took] for side, took in seconds.items()},
@@ -106,51 +116,55 @@ def _data(corpus: tuple[str, ...]) -> Data:
 
 
 @app.command(show=False, name="steps")
-def steps_of(member: str, side: str, count: int, *corpus: str) -> None:
+def steps_of(member: str, side: str, count: int, rows: int, device: str, *corpus: str) -> None:
     """One side's seconds a step and its largest dropout, as JSON; what the benchmark starts."""
     settle_threads(None)
-    took = _ours(member, count, _data(corpus)) if side == "bertkin" else _theirs(member, count, side == "tuned")
+    if side == "bertkin":
+        took = _ours(member, count, rows, device, _data(corpus))
+    else:
+        took = _theirs(member, count, rows, device, side == "tuned")
     print(json.dumps(took))
 
 
-def _ours(member: str, count: int, data: Data) -> Told:
+def _ours(member: str, count: int, rows: int, device: str, data: Data) -> Told:
     sizes: dict[str, Any] = {"layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "vocab_size": MEMBERS[member]}
     if member in ("bert", "albert", "electra", "gpt2", "bart"):
         sizes["intermediate"] = WIDE
     if member == "t5":
         data = replace(data, sentinels=100)
-    train = Train(steps=1000, batch_tokens=ROWS * LENGTH, length=LENGTH, optimizer="adamw")
+    train = Train(steps=1000, batch_tokens=rows * LENGTH, length=LENGTH, optimizer="adamw")
     recipe = complete(Recipe(preset=f"{member}-mini", data=data, model=Model(**sizes), train=train))
     dropout = float(max(recipe.model.dropout, recipe.model.attention_dropout))
-    return {"seconds": our_steps(gather(recipe, lambda *_: None), count), "dropout": dropout}
+    return {"seconds": our_steps(gather(recipe, lambda *_: None), count, device), "dropout": dropout}
 
 
 # The peer.
 
 
-def _theirs(member: str, count: int, tuned: bool) -> Told:
+def _theirs(member: str, count: int, rows: int, device: str, tuned: bool) -> Told:
     import transformers as hf
 
     torch.manual_seed(0)
-    modules, batch, loss = BUILDERS[member](hf, MEMBERS[member])
+    modules, batch, loss = BUILDERS[member](hf, MEMBERS[member], rows)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for module in modules:
+        module.to(device).train()
     parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
     if tuned:
         set_dropout(modules, 0.0)
     dropout = largest_dropout(modules)
     optimizer = torch.optim.AdamW(parameters, lr=5e-4)
-    for module in modules:
-        module.train()
     run: Callable[..., Any] = torch.compile(loss) if tuned else loss
     took = []
     for _ in range(3 + count):
-        begun = perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+        begun = done(device)
+        with torch.autocast(device, torch.bfloat16, enabled=tuned):
             value = run(**batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        took.append(perf_counter() - begun)
+        took.append(done(device) - begun)
     return {"seconds": took[3:], "dropout": dropout}
 
 
@@ -179,9 +193,9 @@ def largest_dropout(modules: list[torch.nn.Module]) -> float:
 Built = tuple[list[torch.nn.Module], dict[str, torch.Tensor], Callable[..., torch.Tensor]]
 
 
-def _rows(vocab_size: int, rate: float = 0.15) -> dict[str, torch.Tensor]:
+def _rows(vocab_size: int, rows: int, rate: float = 0.15) -> dict[str, torch.Tensor]:
     """Random ids [rows, length], and labels at a share of the places."""
-    ids = torch.randint(5, vocab_size, (ROWS, LENGTH))
+    ids = torch.randint(5, vocab_size, (rows, LENGTH))
     asked = torch.rand(ids.shape) < rate
     return {"input_ids": torch.where(asked, 4, ids), "labels": torch.where(asked, ids, -100)}
 
@@ -190,34 +204,34 @@ def _plain(model: Any, batch: dict[str, torch.Tensor]) -> Built:
     return [model], batch, lambda **given: model(**given).loss
 
 
-def _bert(hf: Any, vocab: int) -> Built:
-    return _plain(hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, **_bert_sizes())), _rows(vocab))
+def _bert(hf: Any, vocab: int, rows: int) -> Built:
+    return _plain(hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, **_bert_sizes())), _rows(vocab, rows))
 
 
 def _bert_sizes() -> dict[str, int]:
     return {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": WIDE}
 
 
-def _gpt2(hf: Any, vocab: int) -> Built:
+def _gpt2(hf: Any, vocab: int, rows: int) -> Built:
     config = hf.GPT2Config(vocab_size=vocab, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, n_inner=WIDE)
-    ids = torch.randint(5, vocab, (ROWS, LENGTH))
+    ids = torch.randint(5, vocab, (rows, LENGTH))
     return _plain(hf.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids})
 
 
-def _llama(hf: Any, vocab: int) -> Built:
+def _llama(hf: Any, vocab: int, rows: int) -> Built:
     sizes = _bert_sizes() | {"intermediate_size": 704, "num_key_value_heads": 2}
-    ids = torch.randint(5, vocab, (ROWS, LENGTH))
+    ids = torch.randint(5, vocab, (rows, LENGTH))
     config = hf.LlamaConfig(vocab_size=vocab, tie_word_embeddings=True, **sizes)
     return _plain(hf.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids})
 
 
-def _albert(hf: Any, vocab: int) -> Built:
+def _albert(hf: Any, vocab: int, rows: int) -> Built:
     config = hf.AlbertConfig(vocab_size=vocab, embedding_size=128, **_bert_sizes())
-    batch = _rows(vocab) | {"sentence_order_label": torch.randint(0, 2, (ROWS,))}
+    batch = _rows(vocab, rows) | {"sentence_order_label": torch.randint(0, 2, (rows,))}
     return _plain(hf.AlbertForPreTraining(config), batch)
 
 
-def _electra(hf: Any, vocab: int) -> Built:
+def _electra(hf: Any, vocab: int, rows: int) -> Built:
     sizes = _bert_sizes()
     small = sizes | {"hidden_size": HIDDEN // 4, "num_attention_heads": HEADS // 4, "intermediate_size": WIDE // 4}
     generator = hf.ElectraForMaskedLM(hf.ElectraConfig(vocab_size=vocab, embedding_size=128, **small))
@@ -235,30 +249,30 @@ def _electra(hf: Any, vocab: int) -> Built:
         found: torch.Tensor = model(input_ids=seen, labels=wrong).loss
         return guess.loss + 50 * found  # type: ignore[no-any-return]
 
-    return [generator, model], _rows(vocab), loss
+    return [generator, model], _rows(vocab, rows), loss
 
 
-def _bart(hf: Any, vocab: int) -> Built:
+def _bart(hf: Any, vocab: int, rows: int) -> Built:
     sizes: dict[str, int] = {"d_model": HIDDEN, "max_position_embeddings": 512}
     for half in ("encoder", "decoder"):
         sizes |= {f"{half}_layers": LAYERS, f"{half}_attention_heads": HEADS, f"{half}_ffn_dim": WIDE}
     model = hf.BartForConditionalGeneration(hf.BartConfig(vocab_size=vocab, **sizes))
     # Of 126 tokens ours hides 30%, 38, in spans of 3 on average, each behind one [MASK]: the encoder reads 126 - 38 + 12
     # and [CLS] and [SEP]; the decoder writes the whole row.
-    return _plain(model, _seq2seq(vocab, 102, LENGTH))
+    return _plain(model, _seq2seq(vocab, rows, 102, LENGTH))
 
 
-def _t5(hf: Any, vocab: int) -> Built:
+def _t5(hf: Any, vocab: int, rows: int) -> Built:
     sizes = {"d_model": HIDDEN, "d_kv": HIDDEN // HEADS, "d_ff": 704, "num_layers": LAYERS, "num_heads": HEADS}
     config = hf.T5Config(vocab_size=vocab, feed_forward_proj="gated-gelu", **sizes)
     # Of 127 tokens ours hides 15%, 19, in 6 spans of 3: the encoder reads 127 - 19 + 6 sentinels and an end; the decoder
     # writes 19 + 6 sentinels and an end.
-    return _plain(hf.T5ForConditionalGeneration(config), _seq2seq(vocab, 115, 26))
+    return _plain(hf.T5ForConditionalGeneration(config), _seq2seq(vocab, rows, 115, 26))
 
 
-def _seq2seq(vocab: int, read: int, written: int) -> dict[str, torch.Tensor]:
+def _seq2seq(vocab: int, rows: int, read: int, written: int) -> dict[str, torch.Tensor]:
     """A source [rows, read] and what is to be written [rows, written]: as much as ours has in a whole row."""
-    source, target = torch.randint(5, vocab, (ROWS, read)), torch.randint(5, vocab, (ROWS, written))
+    source, target = torch.randint(5, vocab, (rows, read)), torch.randint(5, vocab, (rows, written))
     return {"input_ids": source, "labels": target}
 
 

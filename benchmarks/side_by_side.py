@@ -44,7 +44,10 @@ def source() -> str:
 def write(path: Path, part: str, figures: dict[str, Any]) -> None:
     """Join one part into the record, with what it was measured on."""
     record = json.loads(path.read_text()) if path.exists() else {}
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    machine: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
+    machine |= {"threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
     record[part] = {
         **figures,
@@ -77,14 +80,21 @@ WARM = 3
 """Steps of a measurement that do not count."""
 
 
-def our_steps(materials: Materials, count: int) -> list[float]:
+def our_steps(materials: Materials, count: int, device: str = "cpu") -> list[float]:
     """Seconds of each of `count` pretraining steps of ours, after those that do not count."""
     from bertkin.train.pretraining import Pretraining
 
-    return timed_steps(lambda out: Pretraining(materials, out, "cpu"), count)
+    return timed_steps(lambda out: Pretraining(materials, out, device), count, device)
 
 
-def timed_steps(work: Callable[[Path], Any], count: int) -> list[float]:
+def done(device: str) -> float:
+    """The clock, when all that a device was told to do is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+def timed_steps(work: Callable[[Path], Any], count: int, device: str = "cpu") -> list[float]:
     """Seconds of each of `count` steps of our loop at some work, after those that do not count."""
     from bertkin.train.loop import Training
     from bertkin.train.parallel import World
@@ -92,9 +102,9 @@ def timed_steps(work: Callable[[Path], Any], count: int) -> list[float]:
     took = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        training = Training(work(out), out, QuietListener(), World(), "cpu")
+        training = Training(work(out), out, QuietListener(), World(), device)
         for _ in range(WARM + count):
-            begun = perf_counter()
+            begun = done(device)
             training.step(training.progress())
-            took.append(perf_counter() - begun)
+            took.append(done(device) - begun)
     return took[WARM:]

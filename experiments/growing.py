@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sharing import machine
+
 import bertkin
 from bertkin.api import make_recipe
 from bertkin.models.pretrained import load_model
@@ -56,6 +58,7 @@ def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder:
         "loss": curve[-1]["loss"],
         "accuracy": curve[-1]["accuracy"],
         "curve": curve,
+        "machine": machine(),
     }
     done.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
     return figures

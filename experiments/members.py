@@ -6,7 +6,8 @@
 Size 4x256, 10 million words, one lowercased WordPiece vocabulary of 8,192 (T5's with sentinels at its end), rows of 128, every
 member by its own preset and objective. The held-out loss is in a member's own terms (what it asks of whom), so losses
 compare along a curve, not between members; the minimal pairs ask all the same. Members are trained one after the other,
-each alone on the machine; a stopped one goes on, a finished one is used again. Evaluations take their time out of the minutes;
+each alone on the machine; a stopped one goes on, a finished one is used again, and --only grows some of them: the record keeps
+what is in it, each with its machine. Evaluations take their time out of the minutes;
 hybrid is measured three times (the mixture and each half), so on fewer rows.
 
 Results go into members.json and members.png beside this file, and as a table into docs/members.md.
@@ -111,14 +112,18 @@ def main(
 
 
 def table(content: dict[str, Any]) -> str:
-    """A line a member, in Markdown."""
+    """A line a member, in Markdown; with the machine, where not all were grown on one."""
+    several = len({one["machine"] for one in content["members"].values()}) > 1
     lines = ["| member | parameters | tokens | tokens/s | held-out loss | accuracy | BLiMP | scored by |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
+    if several:
+        lines = [lines[0] + " machine |", lines[1] + "---|"]
     for one in content["members"].values():
         own = f" ({one['generator'] / 1e6:.1f} M the generator's)" if "generator" in one else ""
         size = f"{one['parameters'] / 1e6:.1f} M{own} | {one['tokens'] / 1e6:.1f} M | {one['tokens_per_second']:,}"
         learnt = f"{one['loss']:.3f} | {one['accuracy']:.1%} | {one['blimp']['mean']:.1%} | {one['blimp']['method']}"
-        lines.append(f"| {one['title']} | {size} | {learnt} |")
+        where = f" {one['machine']} |" if several else ""
+        lines.append(f"| {one['title']} | {size} | {learnt} |{where}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ data(name)                    a file or folder of $BERTKIN_DATA
 once(folder, settings, make)  a part's result, made now or earlier
 joined(old, new)              a record with what is new in it
 put(page, table, name)        a table in its place on a page
+machine()                     what computes, in words
 written(...)                  a record as JSON, its picture beside it, its table on a page
 run(app)                      a mistake of the person is one line; Ctrl-C says how to go on
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -115,6 +117,19 @@ def picture(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def machine() -> str:
+    """What computes, in words: what was made for so many minutes on one machine is not what another would have made."""
+    from bertkin.models import kernels
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    dots = "bf16 dot products" if kernels.has_attention() else "no bf16"
+    return f"{name}, {'matrix tiles' if kernels.has_tiles() else dots}"
 
 
 def run(app: Callable[[], Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
-from sharing import data, joined, made, once, written
+from sharing import data, joined, machine, made, once, written
 from starts import beyond_usual
 
 from bertkin.config import AUTO, Train, to_mapping
@@ -330,7 +330,7 @@ def finish(
     earlier = json.loads(record.read_text()) if record.exists() else {}
     if about.items() <= earlier.items():
         content = joined(earlier, content)
-    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": machine()}
     if draw is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         draw(content, record.with_suffix(".png"))

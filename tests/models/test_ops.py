@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import bertkin.models.attention as attention_module
 from bertkin.models import fused, kernels, ops, products
 from bertkin.models.attention import Rule, attention, attention_weights, cached_attention, rotary_tables
 from bertkin.text.layout import Layout
@@ -138,6 +139,78 @@ def test_attention(
     agree(
         call, [draw(asked, heads, dim), draw(n, kv_heads, dim, seed=1), draw(n, kv_heads, dim, seed=2), distances], 0.02
     )
+
+
+@needs_kernel
+@settings(max_examples=25, deadline=None)
+@given(lengths=LENGTHS, share=st.floats(0.05, 0.8), kv_heads=st.sampled_from([1, 4]), causal=st.booleans())
+def test_attention_drops_the_same_weights_there_and_back(
+    lengths: list[int], share: float, kv_heads: int, causal: bool
+) -> None:
+    layout, heads, dim = Layout.from_lengths(lengths).to("cpu"), 4, 32
+    n, longest, rule = layout.n_tokens, layout.max_length, Rule(causal=causal)
+    q, k, v = draw(n, heads, dim), draw(n, kv_heads, dim, seed=1), draw(n, kv_heads, dim, seed=2)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return attention(q, k, v, layout, rule, dropout=share).view(n, heads, dim)
+
+    # What comes out of values that are one at a key's own place is that key's weight: 32 keys at a time.
+    kept = torch.zeros(n, heads, longest + dim)
+    for first in range(0, longest, dim):
+        places = layout.positions.long() - first
+        mine = ((places >= 0) & (places < dim))[:, None] * torch.nn.functional.one_hot(places.clamp(0, dim - 1), dim)
+        kept[:, :, first : first + dim] = call(
+            q, k, mine[:, None].expand(n, kv_heads, dim).contiguous().to(HALF)
+        ).float()
+    there = layout.padded(kept[:, :, :longest] != 0).transpose(1, 2)
+
+    def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = attention_weights(q, k, layout, rule).double() * there / (1 - share)
+        values = layout.padded(v.repeat_interleave(heads // kv_heads, dim=1)).transpose(1, 2)
+        return layout.flat((weights @ values).transpose(1, 2))
+
+    outcomes = []
+    for wide in (False, True):
+        given = [(x.double() if wide else x.clone()).requires_grad_() for x in (q, k, v)]
+        found = (exact if wide else call)(*given)
+        found.backward(draw(n, heads, dim, seed=7).to(found.dtype))
+        outcomes.append([found, *(x.grad for x in given)])
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert off(ours, theirs) < 0.03
+    seen = attention_weights(q.float(), k.float(), layout, rule) > 1e-4
+    if int(seen.sum()) > 5000:
+        assert there[seen].float().mean() == pytest.approx(1 - share, abs=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=LENGTHS,
+    window=st.none() | st.integers(0, 60),
+    causal=st.booleans(),
+    offsets=st.booleans(),
+    across=st.booleans(),
+    data=st.data(),
+)
+def test_torchs_own_attention_sees_what_ours_does(
+    lengths: list[int], window: int | None, causal: bool, offsets: bool, across: bool, data: st.DataObject
+) -> None:
+    # What a GPU uses, here on the processor.
+    layout = Layout.from_lengths(lengths).to("cpu")
+    asking = Layout.from_lengths([data.draw(st.integers(1, 40)) for _ in lengths]).to("cpu") if across else None
+    n = layout.n_tokens if asking is None else asking.n_tokens
+    distances = 3 * draw(4, 2 * layout.max_length - 1, seed=3).float() if offsets and not across else None
+    inputs = [draw(n, 4, 8), draw(layout.n_tokens, 2, 8, seed=1), draw(layout.n_tokens, 2, 8, seed=2)]
+    outcomes = []
+    for torchs in (False, True):
+        given = [x.float().requires_grad_() for x in inputs]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention_module, "_torchs_own", lambda q, torchs=torchs: torchs)
+            found = attention(*given, layout, Rule(window, causal), asking=asking, distances=distances)
+        found.backward(draw(*found.shape, seed=7).float())
+        outcomes.append([found, *(x.grad for x in given)])
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

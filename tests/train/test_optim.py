@@ -102,6 +102,55 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_rows_of_a_table_that_never_had_a_gradient_are_passed_over_with_the_same_bits() -> None:
+    """Most words of a vocabulary are in none of a task's texts; weight decay reaches them all the same."""
+    outcomes = []
+    for passing in (True, False):
+        model = tiny(dtype=torch.bfloat16)
+        optimizer = Optimizer(model, train())
+        table = next(slot for slot in optimizer.slots if slot.moved is not None)
+        for step in range(4):
+            give_gradients(model, step)
+            assert table.parameter.grad is not None
+            table.parameter.grad[[row for row in range(61) if row % 7 != step]] = 0  # others with every step
+            if not passing:
+                table.moved.fill_(1)
+            optimizer.step(1.0, optimizer.gradient_norm())
+        outcomes.append(optimizer.state())
+    assert all(torch.equal(a, outcomes[1][name]) for name, a in outcomes[0].items())
+
+
+def test_rows_that_had_a_gradient_are_known_again_when_a_run_is_taken_up() -> None:
+    model = tiny(dtype=torch.bfloat16)
+    optimizer = Optimizer(model, train())
+    table = next(slot for slot in optimizer.slots if slot.moved is not None)
+    give_gradients(model, 0)
+    assert table.parameter.grad is not None
+    table.parameter.grad[10:] = 0
+    optimizer.step(1.0, 1.0)
+    other = Optimizer(tiny(dtype=torch.bfloat16), train())
+    other.load({name: tensor.clone() for name, tensor in optimizer.state().items()}, 1)
+    again = next(slot for slot in other.slots if slot.moved is not None)
+    assert again.moved is not None and again.moved.tolist() == [1] * 10 + [0] * 51
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tensors_together_are_updated_as_each_alone(dtype: torch.dtype) -> None:
+    """What a GPU does, here on the processor."""
+    one, other = tiny(dtype=dtype), tiny(dtype=dtype)
+    alone, together = Optimizer(one, train()), Optimizer(other, train())
+    for step in range(5):
+        for model in (one, other):
+            give_gradients(model, step)
+        alone.step(0.5, 1.0)
+        for slot in together.slots:
+            slot.updates += 1
+        with torch.no_grad():
+            together._adamw_together(together.slots, 0.5 * train().lr, 1.0)
+    assert_close(alone.weights(), together.weights(), 2e-6)
+    assert_close(weights(one), weights(other), 2e-6 if dtype == torch.float32 else 0.01)
+
+
 # LAMB
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout as drop
+from torch.nn import functional as F
 
 from bertkin.models import looks
 from bertkin.text.layout import Layout
@@ -82,10 +83,15 @@ def attention(
         factor = q.shape[2] ** -0.5 if scale is None else scale
         return looks.Attention.apply(q, k, v, distances, starts, *seen, rotary, factor, dropout)
     tiles = layout if asking is not None else tiles_of(layout)
-    weights = attention_weights(
-        q, k, layout, rule, queries=queries, asking=asking, rotary=rotary, distances=distances, scale=scale, tiles=tiles
-    )
-    mixed = drop(weights, dropout).to(v.dtype) @ tiles.padded(_each(v, q), 0).transpose(1, 2)
+    given: dict[str, Any] = {"queries": queries, "asking": asking, "rotary": rotary, "distances": distances}
+    values = tiles.padded(_each(v, q), 0).transpose(1, 2)
+    if _torchs_own(q):
+        left, right, offsets, hidden = _rectangles(q, k, layout, rule, tiles=tiles, **given)
+        mask = _mask(left.dtype, offsets, hidden)
+        mixed = F.scaled_dot_product_attention(left, right, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    else:
+        weights = attention_weights(q, k, layout, rule, scale=scale, tiles=tiles, **given)
+        mixed = F.dropout(weights, dropout).to(v.dtype) @ values
     asked = tiles if asking is None else asking
     asked = asked if queries is None else layout_of(queries, asked)
     return asked.flat(mixed.transpose(1, 2)).flatten(1)
@@ -110,24 +116,61 @@ def attention_weights(
     Rows of padding hold nothing of meaning.
     """
     tiles = layout if tiles is None else tiles
+    given: dict[str, Any] = {"queries": queries, "asking": asking, "rotary": rotary, "distances": distances}
+    left, right, offsets, hidden = _rectangles(q, k, layout, rule, tiles=tiles, **given)
+    scores = (left @ right.transpose(2, 3)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if offsets is not None:
+        scores = scores + offsets
+    if hidden is not None:
+        # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def _rectangles(
+    q: Tensor,
+    k: Tensor,
+    layout: Layout,
+    rule: Rule,
+    *,
+    tiles: Layout,
+    queries: Tensor | None,
+    asking: Layout | None,
+    rotary: Rotary | None,
+    distances: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Queries and keys [tiles, heads, longest, head_dim], turned where positions are rotary; what is added to their scaled
+    scores, float32 [tiles, heads, queries, keys]; and what may not be seen, bool [tiles, 1, queries, keys] (or that holds
+    for all queries)."""
     asked = tiles if asking is None else asking
     asked = asked if queries is None else layout_of(queries, asked)
     positions = (layout if asking is None else asking).positions
     positions = positions if queries is None else positions[queries]
     if rotary is not None:
         q, k = rotate(q, positions, rotary), rotate(k, layout.positions, rotary)
-    left = asked.padded(q, 0).transpose(1, 2)
-    right = tiles.padded(_each(k, q), 0).permute(0, 2, 3, 1)
-    scores = (left @ right).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    left, right = (x.transpose(1, 2) for x in (asked.padded(q, 0), tiles.padded(_each(k, q), 0)))
+    offsets = None
     if distances is not None:
         middle = distances.shape[1] // 2
         ahead = tiles.padded(layout.positions, 0)[:, None] - asked.padded(positions, 0)[:, :, None]
-        scores = scores + distances.float()[:, ahead + middle].transpose(0, 1)
+        offsets = distances.float()[:, ahead + middle].transpose(0, 1)
     hidden = _beyond(layout, asking) if asking is not None else _hidden(layout, rule, queries, tiles, asked)
-    if hidden is not None:
-        # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
-        scores = scores.masked_fill(hidden[:, None], torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+    return left, right, offsets, None if hidden is None else hidden[:, None]
+
+
+def _mask(dtype: torch.dtype, offsets: Tensor | None, hidden: Tensor | None) -> Tensor | None:
+    """What torch's own attention takes: what is seen, or what is added. A row of padding sees all rather than nothing."""
+    if hidden is None:
+        return None if offsets is None else offsets.to(dtype)
+    hidden = hidden & ~hidden.all(-1, keepdim=True)
+    if offsets is None:
+        return ~hidden
+    return offsets.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+def _torchs_own(q: Tensor) -> bool:
+    """Whether torch's fused attention takes these: on a GPU, where it never writes the scores down."""
+    return q.is_cuda
 
 
 def _each(x: Tensor, q: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The fused kernels as differentiable functions: the fast bodies of `ops` on the CPU (`looks` has attention's).
+"""The fused kernels as differentiable functions: the fast bodies of `ops` on the CPU (`looks` has attention's). The loss over a
+vocabulary, which is there for memory's sake as well, works on GPUs, too.
 
 Each class is one operation with its own backward pass, in float32 or bfloat16. They are called only where
 `kernels.usable` says so; `ops` holds the eager twin that the tests compare with.
@@ -14,7 +15,7 @@ from torch.autograd import Function
 
 from bertkin.models import kernels, products
 
-CHUNK = 64 << 20
+CHUNK, GPU_CHUNK = 64 << 20, 1 << 30
 """Bytes of logits that are in memory at a time."""
 FARTHEST = 1e20
 """Sums of powers of e above this are left to the cross entropy that looks for the largest logit first."""
@@ -211,9 +212,11 @@ class VocabularyLoss(Function):
         ctx.table, wanted = table, ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if any(wanted) else None
         d_table: Tensor | None = None
-        sums = torch.zeros(len(table)) if bias is not None and wanted[2] else None
-        total, right = torch.zeros((), dtype=torch.float64), torch.empty(len(hidden), dtype=torch.bool)
-        rows = min(max(CHUNK // (len(table) * table.element_size()), products.THIN), len(hidden))
+        sums = hidden.new_zeros(len(table), dtype=torch.float32) if bias is not None and wanted[2] else None
+        total = hidden.new_zeros((), dtype=torch.float64)
+        right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        chunk = CHUNK if hidden.is_cpu else GPU_CHUNK
+        rows = min(max(chunk // (len(table) * table.element_size()), products.THIN), len(hidden))
         room = hidden.new_empty(rows, len(table))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -276,9 +279,25 @@ def _cross_entropy(
                 g[torch.arange(n), targets] = ((own - shift).exp() - sums / tilt).to(g.dtype)
             return loss, own >= tops, (x * factor).to(x.dtype), factor
     products.forward(x, table, out=g)  # the kernel adds the bias: one pass over the logits less
+    if not x.is_cpu:
+        return *_cross_entropy_by_torch(g, bias, targets, z_loss, scale, wanted), x, None
     loss, correct = torch.empty(n, dtype=torch.float32), torch.empty(n, dtype=torch.uint8)
     _call("cross_entropy", g, g, bias, targets, loss, correct, n, vocab, z_loss, scale, int(wanted))
     return loss, correct, x, None
+
+
+def _cross_entropy_by_torch(
+    g: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """What the kernel does with logits [rows, vocab], where there is none."""
+    logits = g.float() if bias is None else g.float() + bias
+    partition, own = logits.logsumexp(1), logits.gather(1, targets[:, None]).squeeze(1)
+    loss, right = partition - own + z_loss * partition.square(), own >= logits.amax(1)
+    if wanted:
+        p = logits.sub_(partition[:, None]).exp_().mul_((scale * (1 + 2 * z_loss * partition))[:, None])
+        p[torch.arange(len(p), device=p.device), targets] -= scale
+        g.copy_(p)
+    return loss, right
 
 
 class SplitHeads(Function):

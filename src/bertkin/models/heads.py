@@ -267,10 +267,9 @@ class Replaced(nn.Module):
             drawn = draw(linear(hidden, g.table, head.bias))
             seen = ids.clone()
             seen[asked] = drawn
-            wrong = torch.zeros(len(ids))
+            wrong = torch.zeros(len(ids), device=ids.device)
             wrong[asked] = (drawn != targets).float()
         found = self.model.replaced(seen, layout).float()
-        wrong = wrong.to(found.device)
         losses.pair_loss_sum = binary_cross_entropy_with_logits(found, wrong, reduction="sum")
         losses.n_pairs, losses.pair_correct = len(ids), ((found > 0) == (wrong > 0)).sum()
         return losses
@@ -282,10 +281,10 @@ def draw(logits: Tensor) -> Tensor:
     """One token a row of logits [n, vocab], by their chances: int64 [n].
 
     One random number a row, looked up in the running sum of its chances: a number for each word would cost more than all
-    else that a step of ELECTRA does. A few rows at a time, so that the sums stay in the processor's cache.
+    else that a step of ELECTRA does. On a processor a few rows at a time, so that the sums stay in its cache.
     """
     drawn = []
-    for rows in logits.split(64):
+    for rows in logits.split(64 if logits.is_cpu else max(len(logits), 1)):
         sums = torch.softmax(rows, -1, dtype=torch.float32).cumsum_(-1)
         at = torch.rand(len(rows), 1, device=rows.device) * sums[:, -1:]
         drawn.append(torch.searchsorted(sums, at, right=True))

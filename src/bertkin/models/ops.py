@@ -125,7 +125,7 @@ def vocabulary_loss(
         The loss summed over the n targets, in nats, times the scale; and which targets have the
             largest logit, be it with others, bool [n].
     """
-    if len(targets) and kernels.usable(hidden, table, bias):
+    if len(targets) and (kernels.usable(hidden, table, bias) or hidden.is_cuda):
         return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)
     scores = F.linear(hidden, table, bias).float()
     partition = scores.logsumexp(dim=-1)

@@ -60,7 +60,7 @@ def weight_gradient(g: Tensor, x: Tensor, *, into: Tensor | None = None, sums: T
     """`g.T @ x`: [rows, out], [rows, in] to [out, in], added to `into` if given; `sums`, float32 [out], receives those of
     g's columns, the gradient of a bias."""
     if not _ours(g, x):
-        library = kernels.get()
+        library = kernels.get() if kernels.usable(g) else None
         if sums is not None and library is not None:
             library.bk_column_sum(kernels.TYPES[g.dtype], g.data_ptr(), sums.data_ptr(), *g.shape)
         elif sums is not None:

@@ -100,6 +100,11 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
+        on_gpu = [
+            slot.parameter.grad for slot in self.slots if slot.parameter.is_cuda and slot.parameter.grad is not None
+        ]
+        if on_gpu:  # asked once, not for each: a GPU must be done before it can answer
+            return float(torch.stack(torch._foreach_norm([g.float() for g in on_gpu])).norm())
         total = 0.0
         for slot in self.slots:
             g = slot.parameter.grad
@@ -118,7 +123,7 @@ class Optimizer:
         self.steps += 1
         t = self.train
         clip = t.clip / norm if t.clip and norm > t.clip else 1.0
-        matrices = []
+        matrices, together = [], []
         for slot in self.slots:
             if slot.parameter.grad is None:
                 continue
@@ -127,8 +132,12 @@ class Optimizer:
                 matrices.append(slot)
             elif t.optimizer == "lamb":
                 self._lamb(slot, factor * t.lr * slot.rate, clip)
+            elif slot.parameter.is_cuda:
+                together.append(slot)
             else:
                 self._adamw(slot, factor * t.lr * slot.rate, clip)
+        if together:
+            self._adamw_together(together, factor * t.lr, clip)
         self._muon(matrices, factor * (t.matrix_lr or 0.0), clip)
         for slot in self.slots:
             slot.parameter.grad = None
@@ -157,6 +166,26 @@ class Optimizer:
         w.mul_(1 - lr * decay)
         w.addcdiv_(slot.first, (slot.second * two).sqrt_().add_(eps), value=-lr * one)
         self._publish(slot)
+
+    def _adamw_together(self, slots: list[Slot], lr: float, clip: float) -> None:
+        """The same of many tensors in a few calls: on a GPU, calls are what a small update costs."""
+        t = self.train
+        gradients = torch._foreach_mul([s.parameter.grad.float() for s in slots if s.parameter.grad is not None], clip)
+        masters, first = [s.master for s in slots], [s.first for s in slots]
+        second = [s.second for s in slots if s.second is not None]
+        corrections = [self._corrections(s) for s in slots]
+        torch._foreach_lerp_(first, gradients, 1 - BETA1)
+        torch._foreach_mul_(second, t.beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - t.beta2)
+        torch._foreach_mul_(masters, [1 - lr * s.rate * t.weight_decay * s.decayed for s in slots])
+        size = torch._foreach_mul(second, [two for _, two in corrections])
+        torch._foreach_sqrt_(size)
+        torch._foreach_add_(size, EPS[t.optimizer])
+        rates = [-lr * s.rate * one for s, (one, _) in zip(slots, corrections, strict=True)]
+        torch._foreach_addcdiv_(masters, first, size, rates)
+        rounded = [s for s in slots if s.parameter.data_ptr() != s.master.data_ptr()]
+        if rounded:
+            torch._foreach_copy_([s.parameter for s in rounded], [s.master for s in rounded])
 
     def _lamb(self, slot: Slot, lr: float, clip: float) -> None:
         assert slot.parameter.grad is not None and slot.second is not None
