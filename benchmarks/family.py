@@ -4,12 +4,12 @@
     python benchmarks/family.py corpus/ --members gpt2 bart --repeats 1
     python benchmarks/family.py corpus/ --device cuda --rows 256            # on a GPU; into family-cuda.json
 
-Whole training steps of 32 rows (or --rows) of 128 tokens at size 4x256 with AdamW: reading, hiding, forward, backward, update. The
-peer is the member's own class in transformers in a plain PyTorch loop that is handed ready batches, in float32 as a
-user gets it, and tuned (bfloat16 by autocast, torch.compile, and no dropout, as ours); as a user gets it, most drop out 0.1,
-which the record says of each side. It does not pay for reading or hiding. ELECTRA is its
-two classes, the generator's draw between them. Each side runs in a process of its own, in turn; the table gives medians
-and ratios of medians. Results go into family.json beside this file.
+Whole training steps of 32 rows (or --rows) of 128 tokens at size 4x256 with AdamW: reading, hiding, forward, backward,
+update. The peer is the member's own class in transformers in a plain PyTorch loop that is handed ready batches, in float32
+as a user gets it, and tuned (bfloat16 by autocast, torch.compile, and no dropout, as ours); as a user gets it, most drop
+out 0.1, which the record says of each side. It does not pay for reading or hiding. ELECTRA is its two classes, the
+generator's draw between them. Each side runs in a process of its own, in turn; the table gives medians and ratios of
+medians. Results go into family.json beside this file.
 """
 
 from __future__ import annotations
