@@ -97,6 +97,7 @@ def main(
         figures = {
             "vocab_size": MEMBERS[member],
             "rows": rows,
+            "device": device,
             "dropout": dropout,
             "tokens_per_second": {side: round(value) for side, value in rate.items()},
             "seconds_a_step": {side: [round(s, 4) for s in took] for side, took in seconds.items()},

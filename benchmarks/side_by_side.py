@@ -18,6 +18,7 @@ import torch
 
 from bertkin.config import AUTO, Data
 from bertkin.errors import UserError
+from bertkin.models import kernels
 from bertkin.train.progress import QuietListener
 from bertkin.train.setup import Materials
 
@@ -46,7 +47,7 @@ def write(path: Path, part: str, figures: dict[str, Any]) -> None:
     record = json.loads(path.read_text()) if path.exists() else {}
     machine: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
     machine |= {"threads": torch.get_num_threads()}
-    if torch.cuda.is_available():
+    if figures.get("device") == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     versions = {name: __import__(name).__version__ for name in ("torch", "transformers")}
     record[part] = {
@@ -63,7 +64,8 @@ def _flags() -> dict[str, Any]:
     except OSError:
         return {}
     name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return {"model": name, **{flag: flag in text for flag in ("avx512f", "avx512_bf16", "amx_bf16")}}
+    flags = {flag: flag in text for flag in ("avx512f", "avx512_bf16", "amx_bf16")}
+    return {"model": name, **flags, "tiles": kernels.has_tiles()}
 
 
 def wikipedia(corpus: tuple[str, ...], vocab_size: int, words: int = AUTO) -> Data:

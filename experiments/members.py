@@ -113,7 +113,7 @@ def main(
 
 def table(content: dict[str, Any]) -> str:
     """A line a member, in Markdown; with the machine, where not all were grown on one."""
-    several = len({one["machine"] for one in content["members"].values()}) > 1
+    several = len({one.get("machine") for one in content["members"].values()}) > 1
     lines = ["| member | parameters | tokens | tokens/s | held-out loss | accuracy | BLiMP | scored by |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
     if several:
@@ -122,7 +122,7 @@ def table(content: dict[str, Any]) -> str:
         own = f" ({one['generator'] / 1e6:.1f} M the generator's)" if "generator" in one else ""
         size = f"{one['parameters'] / 1e6:.1f} M{own} | {one['tokens'] / 1e6:.1f} M | {one['tokens_per_second']:,}"
         learnt = f"{one['loss']:.3f} | {one['accuracy']:.1%} | {one['blimp']['mean']:.1%} | {one['blimp']['method']}"
-        where = f" {one['machine']} |" if several else ""
+        where = f" {one.get('machine', 'not told')} |" if several else ""
         lines.append(f"| {one['title']} | {size} | {learnt} |{where}")
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ def multiplied_by(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each test once by matrix tiles, where the machine has them, and once by dot products."""
     if request.param == "tiles" and not kernels.has_tiles():
         pytest.skip("needs matrix tiles (AMX)")
+    had = kernels.has_tiles()
     kernels.use_tiles(request.param == "tiles")
     yield request.param
-    kernels.use_tiles(True)
+    kernels.use_tiles(had)

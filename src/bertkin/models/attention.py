@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,18 +82,14 @@ def attention(
         factor = q.shape[2] ** -0.5 if scale is None else scale
         return looks.Attention.apply(q, k, v, distances, starts, *seen, rotary, factor, dropout)
     tiles = layout if asking is not None else tiles_of(layout)
-    given: dict[str, Any] = {"queries": queries, "asking": asking, "rotary": rotary, "distances": distances}
+    rectangles = _rectangles(q, k, layout, rule, queries, asking, rotary, distances, tiles)
     values = tiles.padded(_each(v, q), 0).transpose(1, 2)
     if _torchs_own(q):
-        left, right, offsets, hidden = _rectangles(q, k, layout, rule, tiles=tiles, **given)
-        mask = _mask(left.dtype, offsets, hidden)
+        left, right, mask = rectangles.left, rectangles.right, _mask(rectangles)
         mixed = F.scaled_dot_product_attention(left, right, values, attn_mask=mask, dropout_p=dropout, scale=scale)
     else:
-        weights = attention_weights(q, k, layout, rule, scale=scale, tiles=tiles, **given)
-        mixed = F.dropout(weights, dropout).to(v.dtype) @ values
-    asked = tiles if asking is None else asking
-    asked = asked if queries is None else layout_of(queries, asked)
-    return asked.flat(mixed.transpose(1, 2)).flatten(1)
+        mixed = F.dropout(_weights(rectangles, scale), dropout).to(v.dtype) @ values
+    return rectangles.asked.flat(mixed.transpose(1, 2)).flatten(1)
 
 
 def attention_weights(
@@ -116,15 +111,23 @@ def attention_weights(
     Rows of padding hold nothing of meaning.
     """
     tiles = layout if tiles is None else tiles
-    given: dict[str, Any] = {"queries": queries, "asking": asking, "rotary": rotary, "distances": distances}
-    left, right, offsets, hidden = _rectangles(q, k, layout, rule, tiles=tiles, **given)
-    scores = (left @ right.transpose(2, 3)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if offsets is not None:
-        scores = scores + offsets
-    if hidden is not None:
-        # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+    return _weights(_rectangles(q, k, layout, rule, queries, asking, rotary, distances, tiles), scale)
+
+
+@dataclass(frozen=True)
+class _Rectangles:
+    """What attention is made of where sequences are padded: a rectangle of queries and keys for each of them."""
+
+    left: Tensor
+    """Queries [tiles, heads, queries, head_dim], turned where positions are rotary."""
+    right: Tensor
+    """Keys [tiles, heads, keys, head_dim], likewise."""
+    offsets: Tensor | None
+    """What is added to the scaled scores, float32 [tiles, heads, queries, keys]."""
+    hidden: Tensor | None
+    """What may not be seen, bool [tiles, 1, queries (or 1 for all), keys]."""
+    asked: Layout
+    """Of the queries."""
 
 
 def _rectangles(
@@ -132,16 +135,12 @@ def _rectangles(
     k: Tensor,
     layout: Layout,
     rule: Rule,
-    *,
-    tiles: Layout,
     queries: Tensor | None,
     asking: Layout | None,
     rotary: Rotary | None,
     distances: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Queries and keys [tiles, heads, longest, head_dim], turned where positions are rotary; what is added to their scaled
-    scores, float32 [tiles, heads, queries, keys]; and what may not be seen, bool [tiles, 1, queries, keys] (or that holds
-    for all queries)."""
+    tiles: Layout,
+) -> _Rectangles:
     asked = tiles if asking is None else asking
     asked = asked if queries is None else layout_of(queries, asked)
     positions = (layout if asking is None else asking).positions
@@ -155,21 +154,30 @@ def _rectangles(
         ahead = tiles.padded(layout.positions, 0)[:, None] - asked.padded(positions, 0)[:, :, None]
         offsets = distances.float()[:, ahead + middle].transpose(0, 1)
     hidden = _beyond(layout, asking) if asking is not None else _hidden(layout, rule, queries, tiles, asked)
-    return left, right, offsets, None if hidden is None else hidden[:, None]
+    return _Rectangles(left, right, offsets, None if hidden is None else hidden[:, None], asked)
 
 
-def _mask(dtype: torch.dtype, offsets: Tensor | None, hidden: Tensor | None) -> Tensor | None:
+def _weights(r: _Rectangles, scale: float | None) -> Tensor:
+    scores = (r.left @ r.right.transpose(2, 3)).float() * (r.left.shape[-1] ** -0.5 if scale is None else scale)
+    if r.offsets is not None:
+        scores = scores + r.offsets
+    if r.hidden is not None:
+        # Not minus infinity: a row of padding may see nothing, and must not turn into NaN.
+        scores = scores.masked_fill(r.hidden, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+def _mask(r: _Rectangles) -> Tensor | None:
     """What torch's own attention takes: what is seen, or what is added. A row of padding sees all rather than nothing."""
-    if hidden is None:
-        return None if offsets is None else offsets.to(dtype)
-    hidden = hidden & ~hidden.all(-1, keepdim=True)
-    if offsets is None:
-        return ~hidden
-    return offsets.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
+    hidden = None if r.hidden is None else r.hidden & ~r.hidden.all(-1, keepdim=True)
+    if r.offsets is None:
+        return None if hidden is None else ~hidden
+    offsets = r.offsets.to(r.left.dtype)
+    return offsets if hidden is None else offsets.masked_fill(hidden, torch.finfo(offsets.dtype).min)
 
 
 def _torchs_own(q: Tensor) -> bool:
-    """Whether torch's fused attention takes these: on a GPU, where it never writes the scores down."""
+    """Whether torch's fused attention takes these: on a GPU, where it does not write the scores down."""
     return q.is_cuda
 
 

@@ -283,7 +283,7 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After
     // Half the second-level cache is for b; where sums wait or a is packed as well, a quarter.
     bool crowded = steps > 1 || a.down;
     int64_t blocks = ceil_div(n, crowded ? 256 : std::max<int64_t>((1 << 18) / kc / NR * NR, 256));
-    int64_t nb = round_up(ceil_div(n, blocks), NR);
+    int64_t nb = std::max<int64_t>(round_up(ceil_div(n, blocks), NR), 256);  // what is summed by block counts on that
     blocks = ceil_div(n, nb);
     int64_t threads = omp_get_max_threads(), per = ceil_div(m, crowded ? 512 : 384);
     while (blocks * per < 8 * threads && blocks * per % threads && per * 32 < m) ++per;  // as many for every thread

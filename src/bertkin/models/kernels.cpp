@@ -260,7 +260,7 @@ struct Adam {
         }
     }
 
-    // A row without gradient, now and before: the same bits as above, but for what stays as it is.
+    // A row without gradient, now and before: what the above comes to, to the bit (a test asks the compiler).
     template <class T>
     void rest(float* weight, T* copy, int64_t n) const {
         for (int64_t i = 0; decay != 0 && i < n; i += W) {

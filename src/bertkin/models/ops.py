@@ -122,8 +122,7 @@ def vocabulary_loss(
         scale: factor on the sum; given here because a factor put on later costs another pass over the gradient.
 
     Returns:
-        The loss summed over the n targets, in nats, times the scale; and which targets have the
-            largest logit, be it with others, bool [n].
+        The loss summed over the n targets, in nats, times the scale; and which targets no other logit exceeds, bool [n].
     """
     if len(targets) and (kernels.usable(hidden, table, bias) or hidden.is_cuda):
         return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)

@@ -15,7 +15,7 @@ namespace {
 typedef uint32_t pair;
 
 template <int M, int N>
-inline void tile(const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c, int64_t c_row, int k2,
+inline void tile(const pair* a, int64_t a_row, const pair* b, int64_t b_row, float* c, int64_t c_row, int k2,
                  bool add) {
     __m512 acc[M][N];
     for (int m = 0; m < M; ++m)
@@ -24,7 +24,7 @@ inline void tile(const pair* a, int64_t a_row, int64_t a_col, const pair* b, int
         __m512i right[N];
         for (int n = 0; n < N; ++n) right[n] = _mm512_loadu_si512(b + k * b_row + n * W);
         for (int m = 0; m < M; ++m) {
-            __m512i left = _mm512_set1_epi32(int(a[m * a_row + k * a_col]));
+            __m512i left = _mm512_set1_epi32(int(a[m * a_row + k]));
             for (int n = 0; n < N; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], (__m512bh)left, (__m512bh)right[n]);
         }
     }
@@ -33,15 +33,15 @@ inline void tile(const pair* a, int64_t a_row, int64_t a_col, const pair* b, int
 }
 
 template <int N>
-inline void tile_rows(int m, const pair* a, int64_t a_row, int64_t a_col, const pair* b, int64_t b_row, float* c,
+inline void tile_rows(int m, const pair* a, int64_t a_row, const pair* b, int64_t b_row, float* c,
                       int64_t c_row, int k2, bool add) {
-    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) tile<6, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add);
+    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) tile<6, N>(a, a_row, b, b_row, c, c_row, k2, add);
     switch (m) {
-        case 5: tile<5, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 4: tile<4, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 3: tile<3, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 2: tile<2, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 1: tile<1, N>(a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 5: tile<5, N>(a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 4: tile<4, N>(a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 3: tile<3, N>(a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 2: tile<2, N>(a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 1: tile<1, N>(a, a_row, b, b_row, c, c_row, k2, add); break;
     }
 }
 
@@ -77,15 +77,14 @@ void product(int m, int n, int k2, const pair* a, int64_t a_row, const pair* b, 
 #ifdef HAVE_TILES
     if (tiles::usable()) return tiled(m, n, k2, a, a_row, b, b_row, c, c_row, add);
 #endif
-    constexpr int a_col = 1;
     while (n >= 64) {
-        tile_rows<4>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add);
+        tile_rows<4>(m, a, a_row, b, b_row, c, c_row, k2, add);
         n -= 64, b += 64, c += 64;
     }
     switch (n / W) {
-        case 3: tile_rows<3>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 2: tile_rows<2>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
-        case 1: tile_rows<1>(m, a, a_row, a_col, b, b_row, c, c_row, k2, add); break;
+        case 3: tile_rows<3>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 2: tile_rows<2>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
+        case 1: tile_rows<1>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
     }
 }
 

@@ -17,7 +17,7 @@ namespace {
 namespace step {
 
 constexpr int GROUP = 64, ROWS = 6;  // outputs of a group; rows that share a reading of it
-constexpr int TALL = 16;             // the same, where tiles multiply: they read so many, whether they are there or not
+constexpr int TALL = 16;             // the same, where tiles multiply; of more rows they read whole sixteens
 
 inline int64_t padded(int64_t rows) { return (rows + TALL - 1) / TALL * TALL; }
 
@@ -200,6 +200,7 @@ inline void by_tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group
                 dot(left, p);
             }
         };
+        tiles::stored();
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
@@ -358,7 +359,7 @@ inline void run(const Step& s, const Tokens& t, float* logits, int64_t* best, Sh
     int64_t per = s.heads / s.kv_heads, stride = s.kv_heads * s.dim;
     std::vector<float> stream(n * hidden), score(std::max(s.capacity, s.cross_capacity) + W);
     std::vector<bf16> x(padded(n) * hidden), q(s.dim);
-    tiles::Held held(int(std::min<int64_t>(n, TALL)));
+    tiles::Held held(int(std::clamp<int64_t>(n, 1, TALL)));
     Rows rows;
     bf16 *qkv = shared.qkv.data(), *mixed = shared.mixed.data(), *wide = shared.wide.data();
     float* y = shared.y.data();

@@ -1,4 +1,4 @@
-// Matrix tiles (AMX), on processors that have them: products of bfloat16 at up to ten times the rate of dot products.
+// Matrix tiles (AMX), on processors that have them: here products of bfloat16 run ten times as fast as by dot products.
 //
 // A tile is 16 rows of 64 bytes. One instruction adds the product of two of them, 16 x 32 numbers of a and 32 x 16 of b, to
 // 16 x 16 sums in float32. b is in pairs: words that hold what stands at rows 2k and 2k + 1 of a column. The system hands tiles
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <immintrin.h>
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #define HAVE_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -51,6 +51,9 @@ struct Held {
     }
 };
 
+// What was stored is in memory when tiles are loaded: gcc's intrinsics do not say that they read it.
+inline void stored() { asm volatile("" ::: "memory"); }
+
 // sums [16 M, 16 N] (+)= a [16 M, k] b [k, 16 N], M and N of 1 or 2, k a multiple of 32. Rows of a, of b's pairs and of the sums
 // are so many bytes apart. `between()` is called after every 32 of k.
 template <int M, int N, class Between>
@@ -58,6 +61,7 @@ inline void block(const void* a, int64_t a_row, const void* b, int64_t b_row, in
                   Between between) {
     char* c = reinterpret_cast<char*>(sums);
     const char *left = static_cast<const char*>(a), *right = static_cast<const char*>(b);
+    stored();
     if (add) {
         _tile_loadd(0, c, sums_row);
         if constexpr (N > 1) _tile_loadd(1, c + 64, sums_row);

@@ -42,7 +42,7 @@ from bertkin.train.folder import RECIPE, TASK, begun
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import product_rate
 from bertkin.train.parallel import World
-from bertkin.train.price import EFFICIENCY, Price
+from bertkin.train.price import Price, efficiency
 from bertkin.train.progress import Listener
 from bertkin.train.state import Position, write_text
 
@@ -199,7 +199,7 @@ class FineTuning:
         if self.train.steps:
             total = int(tokens / max(len(self.examples.examples), 1) * self.tuning.batch * self.train.steps)
         flops = 6.0 * (parameters - embedded) * total
-        rate = product_rate(machine["dtype"], machine["device"]) * EFFICIENCY
+        rate = product_rate(machine["dtype"], machine["device"]) * efficiency(machine["device"])
         return Price(
             parameters=parameters,
             tokens=total,

@@ -88,7 +88,8 @@ class Frame:
             raise UserError(what, where="--length", mend="choose longer rows, or shorter answers with --writes")
         answers = self.tokenizer.encode_batch([example.references[0] for example in examples])
         rows, cut = [], 0
-        for number, (parts, answer) in enumerate(zip(tokenize(examples, self.tokenizer), answers, strict=True)):
+        texts_of = tokenize(examples, self.tokenizer, placed=False)
+        for number, (parts, answer) in enumerate(zip(texts_of, answers, strict=True)):
             fitted, lost = fit([ids for ids, _ in parts], room)
             ids, segments, _ = put_together(fitted, template)
             ids = np.concatenate([ids, np.array(close, np.int64)])

@@ -104,7 +104,7 @@ class Optimizer:
             slot.parameter.grad for slot in self.slots if slot.parameter.is_cuda and slot.parameter.grad is not None
         ]
         if on_gpu:  # asked once, not for each: a GPU must be done before it can answer
-            return float(torch.stack(torch._foreach_norm([g.float() for g in on_gpu])).norm())
+            return float(torch.stack(torch._foreach_norm(on_gpu, 2, torch.float32)).norm())
         total = 0.0
         for slot in self.slots:
             g = slot.parameter.grad
@@ -170,7 +170,9 @@ class Optimizer:
     def _adamw_together(self, slots: list[Slot], lr: float, clip: float) -> None:
         """The same of many tensors in a few calls: on a GPU, calls are what a small update costs."""
         t = self.train
-        gradients = torch._foreach_mul([s.parameter.grad.float() for s in slots if s.parameter.grad is not None], clip)
+        gradients = [s.parameter.grad.float() for s in slots if s.parameter.grad is not None]
+        if clip != 1.0:
+            torch._foreach_mul_(gradients, clip)
         masters, first = [s.master for s in slots], [s.first for s in slots]
         second = [s.second for s in slots if s.second is not None]
         corrections = [self._corrections(s) for s in slots]

@@ -7,16 +7,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from bertkin.config import Recipe
+from bertkin.models import kernels
 from bertkin.models.architecture import Architecture
 from bertkin.models.presets import generator
 from bertkin.objectives.make import make_batch
 from bertkin.text.batches import Specials, SplitLike
 from bertkin.train.machine import product_rate
 
-EFFICIENCY = 0.6
-"""Share of the machine's matrix-product rate that a training step reaches, as measured in benchmarks/pretraining.py."""
 SAMPLE = 16
 """Rows that tell how much is read, written and asked."""
+
+
+def efficiency(device: str) -> float:
+    """Share of the machine's matrix-product rate that a training step reaches, as measured in benchmarks/pretraining.py; beside
+    matrix tiles all else in a step counts for more."""
+    return 0.35 if device == "cpu" and kernels.has_tiles() else 0.6
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def estimate(
     asked, written = len(sample.asked) / len(sample.ids), len(sample.ids) / sample.n_tokens
     wide = sample.n_tokens / (sample.n_rows * t.length)  # an encoder–decoder reads a row and writes (part of) it again
     per_token = flops_per_token(a, t.length, asked, written)
-    rate = product_rate(dtype, device) * EFFICIENCY / per_token
+    rate = product_rate(dtype, device) * efficiency(device) / per_token
     step_tokens = max(1, int(t.batch_tokens * wide))
     if t.steps:
         tokens = t.steps * step_tokens
