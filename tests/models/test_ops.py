@@ -143,12 +143,18 @@ def test_attention(
 
 @needs_kernel
 @settings(max_examples=25, deadline=None)
-@given(lengths=LENGTHS, share=st.floats(0.05, 0.8), kv_heads=st.sampled_from([1, 4]), causal=st.booleans())
+@given(
+    lengths=LENGTHS,
+    share=st.floats(0.05, 0.8),
+    kv_heads=st.sampled_from([1, 4]),
+    window=st.none() | st.integers(0, 60),
+    causal=st.booleans(),
+)
 def test_attention_drops_the_same_weights_there_and_back(
-    lengths: list[int], share: float, kv_heads: int, causal: bool
+    lengths: list[int], share: float, kv_heads: int, window: int | None, causal: bool
 ) -> None:
     layout, heads, dim = Layout.from_lengths(lengths).to("cpu"), 4, 32
-    n, longest, rule = layout.n_tokens, layout.max_length, Rule(causal=causal)
+    n, longest, rule = layout.n_tokens, layout.max_length, Rule(window, causal)
     q, k, v = draw(n, heads, dim), draw(n, kv_heads, dim, seed=1), draw(n, kv_heads, dim, seed=2)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -189,27 +195,32 @@ def test_attention_drops_the_same_weights_there_and_back(
     lengths=LENGTHS,
     window=st.none() | st.integers(0, 60),
     causal=st.booleans(),
-    offsets=st.booleans(),
-    across=st.booleans(),
+    kind=st.sampled_from(["plain", "rotary", "distances", "across"]),
+    some=st.booleans(),
     data=st.data(),
 )
 def test_torchs_own_attention_sees_what_ours_does(
-    lengths: list[int], window: int | None, causal: bool, offsets: bool, across: bool, data: st.DataObject
+    lengths: list[int], window: int | None, causal: bool, kind: str, some: bool, data: st.DataObject
 ) -> None:
     # What a GPU uses, here on the processor.
     layout = Layout.from_lengths(lengths).to("cpu")
-    asking = Layout.from_lengths([data.draw(st.integers(1, 40)) for _ in lengths]).to("cpu") if across else None
-    n = layout.n_tokens if asking is None else asking.n_tokens
-    distances = 3 * draw(4, 2 * layout.max_length - 1, seed=3).float() if offsets and not across else None
+    others = Layout.from_lengths([data.draw(st.integers(1, 40)) for _ in lengths]).to("cpu")
+    given: dict[str, Any] = {"asking": others if kind == "across" else None}
+    given["rotary"] = rotary_tables(128, 8, 100.0, torch.device("cpu")) if kind == "rotary" else None
+    given["distances"] = 3 * draw(4, 2 * layout.max_length - 1, seed=3).float() if kind == "distances" else None
+    n = others.n_tokens if kind == "across" else layout.n_tokens
+    if some:
+        given["queries"] = torch.tensor(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=20))))
+        n = len(given["queries"])
     inputs = [draw(n, 4, 8), draw(layout.n_tokens, 2, 8, seed=1), draw(layout.n_tokens, 2, 8, seed=2)]
     outcomes = []
     for torchs in (False, True):
-        given = [x.float().requires_grad_() for x in inputs]
+        wanted = [x.float().requires_grad_() for x in inputs]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention_module, "_torchs_own", lambda q, torchs=torchs: torchs)
-            found = attention(*given, layout, Rule(window, causal), asking=asking, distances=distances)
+            found = attention(*wanted, layout, Rule(window, causal), **given)
         found.backward(draw(*found.shape, seed=7).float())
-        outcomes.append([found, *(x.grad for x in given)])
+        outcomes.append([found, *(x.grad for x in wanted)])
     for ours, theirs in zip(*outcomes, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 

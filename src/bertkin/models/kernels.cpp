@@ -15,6 +15,7 @@
 
 #include <omp.h>
 
+#include "updates.hpp"
 #include "vectors.hpp"
 #ifdef HAVE_BF16_DOT
 #include "attention.hpp"
@@ -236,120 +237,6 @@ void scatter_add(const int64_t* ids, const T* rows, T* table, int64_t n, int col
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------- optimiser
-
-// Some numbers of one row of AdamW, see below.
-struct Adam {
-    float lr, beta1, beta2, eps, decay, correct1, correct2, clip;
-
-    template <class T>
-    void step(float* weight, float* m, float* v, const T* gradient, T* copy, int64_t n) const {
-        for (int64_t i = 0; i < n; i += W) {
-            int left = int(std::min<int64_t>(n - i, W));
-            vf g = load(gradient + i, left, 0) * clip;
-            vf a = load(m + i, left, 0), b = load(v + i, left, 0), w = load(weight + i, left, 0);
-            a = beta1 * a + (1 - beta1) * g;
-            b = beta2 * b + (1 - beta2) * g * g;
-            vf root = b * correct2;
-            for (int k = 0; k < W; ++k) root[k] = std::sqrt(root[k]);
-            w -= lr * decay * w + lr * correct1 * a / (root + eps);
-            store(m + i, a, left);
-            store(v + i, b, left);
-            store(weight + i, w, left);
-            if (copy) store(copy + i, w, left);
-        }
-    }
-
-    // A row without gradient, now and before: what the above comes to, to the bit (a test asks the compiler).
-    template <class T>
-    void rest(float* weight, T* copy, int64_t n) const {
-        for (int64_t i = 0; decay != 0 && i < n; i += W) {
-            int left = int(std::min<int64_t>(n - i, W));
-            vf w = load(weight + i, left, 0);
-            w -= lr * decay * w;
-            store(weight + i, w, left);
-            if (copy) store(copy + i, w, left);
-        }
-    }
-};
-
-// AdamW (Loshchilov and Hutter 2019) on float32 masters; `copy`, if given, receives the new weights in T. Most rows of a table
-// of embeddings have no gradient, and many never had one: `moved` [rows], if given, tells those that have moments by now, and
-// the others are passed over.
-template <class T>
-void adamw(float* weight, float* m, float* v, const T* gradient, T* copy, uint8_t* moved, int64_t rows, int64_t cols, Adam adam) {
-    if (!moved) {  // one long row
-        constexpr int64_t PART = 4096;
-        int64_t n = rows * cols;
-#pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < n; i += PART)
-            adam.step(weight + i, m + i, v + i, gradient + i, copy ? copy + i : nullptr, std::min(PART, n - i));
-        return;
-    }
-#pragma omp parallel for schedule(dynamic, 128)
-    for (int64_t r = 0; r < rows; ++r) {
-        const T* g = gradient + r * cols;
-        T* to = copy ? copy + r * cols : nullptr;
-        if (!moved[r]) {
-            static const std::vector<T> nothing(1 << 16);
-            bool zero = true;
-            for (int64_t i = 0; zero && i < cols; i += 1 << 16)  // minus zero counts as a number, which is as well
-                zero = std::memcmp(g + i, nothing.data(), std::min<int64_t>(cols - i, 1 << 16) * sizeof(T)) == 0;
-            if (zero) {
-                adam.rest(weight + r * cols, to, cols);
-                continue;
-            }
-            moved[r] = 1;
-        }
-        adam.step(weight + r * cols, m + r * cols, v + r * cols, g, to, cols);
-    }
-}
-
-// Muon's first half: the momentum, and in T what is to be made orthogonal, momentum looked ahead by one gradient.
-template <class T>
-void muon_momentum(float* first, const T* gradient, T* ahead, int64_t n, float momentum, float clip) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += W) {
-        int left = std::min<int64_t>(n - i, W);
-        vf g = load(gradient + i, left, 0) * clip, m = load(first + i, left, 0);
-        m = momentum * m + (1 - momentum) * g;
-        store(first + i, m, left);
-        store(ahead + i, momentum * m + (1 - momentum) * g, left);
-    }
-}
-
-// Muon's second half: the master takes its step, and the model a copy.
-template <class T>
-void muon_apply(float* weight, const T* update, T* copy, int64_t n, float lr, float keep) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += W) {
-        int left = std::min<int64_t>(n - i, W);
-        vf w = load(weight + i, left, 0) * keep - lr * load(update + i, left, 0);
-        store(weight + i, w, left);
-        store(copy + i, w, left);
-    }
-}
-
-// Squares are summed in blocks of fixed size and the blocks in order, whatever the number of threads.
-template <class T>
-double square_sum(const T* x, int64_t n) {
-    constexpr int64_t BLOCK = 1 << 14;
-    int64_t blocks = (n + BLOCK - 1) / BLOCK;
-    std::vector<double> part(blocks);
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < blocks; ++k) {
-        vf s{};
-        for (int64_t i = k * BLOCK, end = std::min(n, (k + 1) * BLOCK); i < end; i += W) {
-            vf a = load(x + i, std::min<int64_t>(end - i, W), 0);
-            s += a * a;
-        }
-        part[k] = sum(s);
-    }
-    double total = 0;
-    for (double p : part) total += p;
-    return total;
-}
-
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------------ what is called
@@ -417,11 +304,18 @@ void bk_cross_entropy(int type, void* logits, const void* bias, const int64_t* t
 void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table, int64_t n, int cols) {
     BOTH(scatter_add(ids, (const T*)rows, (T*)table, n, cols))
 }
-void bk_adamw(int type, float* weight, float* m, float* v, const void* gradient, void* copy, uint8_t* moved, int64_t rows,
-              int64_t cols, float lr, float beta1, float beta2, float eps, float decay, float correct1, float correct2,
-              float clip) {
-    Adam adam{lr, beta1, beta2, eps, decay, correct1, correct2, clip};
-    BOTH(adamw(weight, m, v, (const T*)gradient, (T*)copy, moved, rows, cols, adam))
+// AdamW (Loshchilov and Hutter 2019) on float32 masters, of all tensors in one go.
+void bk_adamw(const Update* all, int64_t count, float beta1, float beta2, float eps, float clip) {
+    std::vector<Part> parts;
+    for (int64_t i = 0; i < count; ++i)
+        all[i].moved ? cut(parts, i, all[i].rows, 128) : cut(parts, i, all[i].rows * all[i].cols, 1 << 14);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (size_t k = 0; k < parts.size(); ++k) {
+        const Update& u = all[parts[k].of];
+        int type = u.type;
+        Adam adam{u.lr, beta1, beta2, eps, u.decay, u.correct1, u.correct2, clip};
+        BOTH(adamw<T>(u, adam, parts[k].from, parts[k].to))
+    }
 }
 void bk_muon_momentum(int type, float* first, const void* gradient, void* ahead, int64_t n, float momentum, float clip) {
     BOTH(muon_momentum(first, (const T*)gradient, (T*)ahead, n, momentum, clip))
@@ -429,9 +323,20 @@ void bk_muon_momentum(int type, float* first, const void* gradient, void* ahead,
 void bk_muon_apply(int type, float* weight, const void* update, void* copy, int64_t n, float lr, float keep) {
     BOTH(muon_apply(weight, (const T*)update, (T*)copy, n, lr, keep))
 }
-double bk_square_sum(int type, const void* x, int64_t n) {
-    if (type == 0) return square_sum((const float*)x, n);
-    return square_sum((const bf16*)x, n);
+// Squares are summed in blocks of fixed size and the blocks in order, whatever the number of threads.
+double bk_square_sum(const Numbers* all, int64_t count) {
+    std::vector<Part> parts;
+    for (int64_t i = 0; i < count; ++i) cut(parts, i, all[i].n, 1 << 14);
+    std::vector<double> sums(parts.size());
+#pragma omp parallel for schedule(static)
+    for (size_t k = 0; k < parts.size(); ++k) {
+        const Part& p = parts[k];
+        int type = all[p.of].type;
+        BOTH(sums[k] = square_sum((const T*)all[p.of].at + p.from, p.to - p.from))
+    }
+    double total = 0;
+    for (double x : sums) total += x;
+    return total;
 }
 
 #ifdef HAVE_BF16_DOT

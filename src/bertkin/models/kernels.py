@@ -41,10 +41,10 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_column_sum": ([I, P, P, L, I], None),
     "bk_cross_entropy": ([I, P, P, P, P, P, L, I, F, F, I], None),
     "bk_scatter_add": ([I, P, P, P, L, I], None),
-    "bk_adamw": ([I, P, P, P, P, P, P, L, L, F, F, F, F, F, F, F, F], None),
+    "bk_adamw": ([P, L, F, F, F, F], None),
     "bk_muon_momentum": ([I, P, P, P, L, F, F], None),
     "bk_muon_apply": ([I, P, P, P, L, F, F], None),
-    "bk_square_sum": ([I, P, L], ctypes.c_double),
+    "bk_square_sum": ([P, L], ctypes.c_double),
 }
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_tiles": ([], I),

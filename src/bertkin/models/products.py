@@ -8,7 +8,6 @@ the kernel's tiles, through torch. All sum in float32 and round once.
 from __future__ import annotations
 
 from ctypes import CDLL
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,16 +114,13 @@ def _at(x: Tensor | None) -> int | None:
 
 
 def _ours(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    if not kernels.has_attention() or not (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())):
+    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
         return False
-    return all(
-        m.dtype == torch.bfloat16
-        and m.device.type == "cpu"
-        and m.is_contiguous()
-        and m.ndim == 2
-        and min(m.shape) >= THIN
-        for m in (x, weight)
-    )
+    return _fits(x) and _fits(weight) and kernels.has_attention()
+
+
+def _fits(m: Tensor) -> bool:
+    return m.dtype is torch.bfloat16 and m.is_cpu and m.ndim == 2 and min(m.shape) >= THIN and m.is_contiguous()
 
 
 def _product(
@@ -143,6 +139,6 @@ def _product(
 ) -> None:
     """c = a b, each of a and b with the summed dimension down its rows or along them."""
     (m, n), k = c.shape, a.shape[0 if a_down else 1]
-    arguments: list[Any] = [m, n, k, a, a.shape[1], a_down, b, b.shape[1], b_down, c, bias, add, sums, then]
-    arguments += [kind, other]
-    _library().bk_product(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+    left, right = (a.data_ptr(), a.shape[1], a_down), (b.data_ptr(), b.shape[1], b_down)
+    out = (c.data_ptr(), _at(bias), add, _at(sums))
+    _library().bk_product(m, n, k, *left, *right, *out, then, kind, _at(other))

@@ -6,6 +6,7 @@ plain safetensors file. A step is: gradient norm, clip, update of the masters, a
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 from collections.abc import Mapping
@@ -57,6 +58,23 @@ class Slot:
     """uint8 [rows] of a table: which rows have had a gradient. AdamW passes over the others, with the same result."""
 
 
+class Update(ctypes.Structure):
+    """One tensor of an update by AdamW: `Update` of kernels.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "first", "second", "gradient", "copy", "moved")),
+        *((name, ctypes.c_int64) for name in ("rows", "cols")),
+        *((name, ctypes.c_float) for name in ("lr", "decay", "correct1", "correct2")),
+        ("type", ctypes.c_int32),
+    )
+
+
+class Numbers(ctypes.Structure):
+    """Numbers of a tensor: `Numbers` of kernels.cpp."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("n", ctypes.c_int64), ("type", ctypes.c_int32))
+
+
 class Optimizer:
     """AdamW (Loshchilov & Hutter 2019), LAMB (You et al. 2020) or Muon (Jordan et al. 2024) as `train.optimizer` says.
 
@@ -100,21 +118,14 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
-        on_gpu = [
-            slot.parameter.grad for slot in self.slots if slot.parameter.is_cuda and slot.parameter.grad is not None
-        ]
-        if on_gpu:  # asked once, not for each: a GPU must be done before it can answer
-            return float(torch.stack(torch._foreach_norm(on_gpu, 2, torch.float32)).norm())
-        total = 0.0
-        for slot in self.slots:
-            g = slot.parameter.grad
-            if g is None:
-                continue
-            library = kernels.get() if kernels.usable(g) else None
-            if library is not None:
-                total += library.bk_square_sum(kernels.TYPES[g.dtype], g.data_ptr(), g.numel())
-            else:
-                total += float(g.float().square().sum())
+        gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
+        if any(g.is_cuda for g in gradients):  # asked once, not for each: a GPU must be done before it can answer
+            return float(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm())
+        fused = [g for g in gradients if kernels.usable(g)]
+        total = sum(float(g.float().square().sum()) for g in gradients if not kernels.usable(g))
+        if (library := kernels.get()) is not None and fused:
+            told = (Numbers(g.data_ptr(), g.numel(), kernels.TYPES[g.dtype]) for g in fused)
+            total += library.bk_square_sum((Numbers * len(fused))(*told), len(fused))
         return math.sqrt(total) if total >= 0 else math.nan
 
     @torch.no_grad()
@@ -123,7 +134,7 @@ class Optimizer:
         self.steps += 1
         t = self.train
         clip = t.clip / norm if t.clip and norm > t.clip else 1.0
-        matrices, together = [], []
+        matrices, others = [], []
         for slot in self.slots:
             if slot.parameter.grad is None:
                 continue
@@ -132,12 +143,10 @@ class Optimizer:
                 matrices.append(slot)
             elif t.optimizer == "lamb":
                 self._lamb(slot, factor * t.lr * slot.rate, clip)
-            elif slot.parameter.is_cuda:
-                together.append(slot)
             else:
-                self._adamw(slot, factor * t.lr * slot.rate, clip)
-        if together:
-            self._adamw_together(together, factor * t.lr, clip)
+                others.append(slot)
+        update = self._adamw_together if any(slot.parameter.is_cuda for slot in others) else self._adamw
+        update(others, factor * t.lr, clip)
         self._muon(matrices, factor * (t.matrix_lr or 0.0), clip)
         for slot in self.slots:
             slot.parameter.grad = None
@@ -147,28 +156,33 @@ class Optimizer:
     def _corrections(self, slot: Slot) -> tuple[float, float]:
         return 1 / (1 - BETA1**slot.updates), 1 / (1 - self.train.beta2**slot.updates)
 
-    def _adamw(self, slot: Slot, lr: float, clip: float) -> None:
-        t, g, w = self.train, slot.parameter.grad, slot.master
-        assert g is not None and slot.second is not None
-        g = g.contiguous()
-        decay = t.weight_decay if slot.decayed else 0.0
-        one, two = self._corrections(slot)
-        eps = EPS[t.optimizer]
-        library = kernels.get() if kernels.usable(g) and w.is_contiguous() else None
-        if library is not None:
+    def _adamw(self, slots: list[Slot], lr: float, clip: float) -> None:
+        t = self.train
+        updates: list[Update] = []
+        gradients: list[Tensor] = []
+        for slot in slots:
+            g, w = slot.parameter.grad, slot.master
+            assert g is not None and slot.second is not None
+            g = g.contiguous()
+            one, two = self._corrections(slot)
+            rate, decay = lr * slot.rate, t.weight_decay if slot.decayed else 0.0
+            if not kernels.usable(g) or not w.is_contiguous():
+                self._moments(slot, g, clip)
+                w.mul_(1 - rate * decay)
+                w.addcdiv_(slot.first, (slot.second * two).sqrt_().add_(EPS[t.optimizer]), value=-rate * one)
+                self._publish(slot)
+                continue
+            gradients.append(g)  # so that what was made contiguous is there until the end
             copy = None if slot.parameter.data_ptr() == w.data_ptr() else slot.parameter.data_ptr()
-            rows = None if slot.moved is None else slot.moved.data_ptr()
-            rest = (len(w), w.numel() // len(w), lr, BETA1, t.beta2, eps, decay, one, two, clip)
-            state = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy, rows)
-            library.bk_adamw(kernels.TYPES[g.dtype], *state, *rest)
-            return
-        self._moments(slot, g, clip)
-        w.mul_(1 - lr * decay)
-        w.addcdiv_(slot.first, (slot.second * two).sqrt_().add_(eps), value=-lr * one)
-        self._publish(slot)
+            moved = None if slot.moved is None else slot.moved.data_ptr()
+            tensors = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy, moved)
+            sizes = (len(w), w.numel() // len(w))
+            updates.append(Update(*tensors, *sizes, rate, decay, one, two, kernels.TYPES[g.dtype]))
+        if (library := kernels.get()) is not None and updates:
+            library.bk_adamw((Update * len(updates))(*updates), len(updates), BETA1, t.beta2, EPS[t.optimizer], clip)
 
     def _adamw_together(self, slots: list[Slot], lr: float, clip: float) -> None:
-        """The same of many tensors in a few calls: on a GPU, calls are what a small update costs."""
+        """The same in a few calls of torch's: on a GPU, calls are what a small update costs."""
         t = self.train
         gradients = [s.parameter.grad.float() for s in slots if s.parameter.grad is not None]
         if clip != 1.0:
