@@ -193,42 +193,32 @@ inline void by_tiles(const Packed& w, const Rows& rows, int64_t n, int64_t group
     alignas(64) float sums[TALL * GROUP];
     for (int64_t row = 0; row < n; row += TALL) {
         const char *p = data, *left = x + row * x_row;
-        auto multiply = [&](auto dot) {
-            for (int64_t k = 0; k < words; k += 16, p += 4096, left += 64) {
-                if (!row)
-                    for (int i = 0; i < 64; ++i) _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
-                dot(left, p);
-            }
-        };
         tiles::stored();
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        if (bytes)
-            multiply([=](const char* a, const char* b) {
-                _tile_loadd(4, a, x_row);
-                _tile_loadd(5, b, 256);
-                _tile_loadd(6, b + 64, 256);
-                _tile_loadd(7, b + 128, 256);
+        for (int64_t k = 0; k < words; k += 16, p += 4096, left += 64) {
+            if (!row)
+                for (int i = 0; i < 64; ++i) _mm_prefetch(p + 4096 + 64 * i, _MM_HINT_T0);
+            _tile_loadd(4, left, x_row);
+            _tile_loadd(5, p, 256);
+            _tile_loadd(6, p + 64, 256);
+            _tile_loadd(7, p + 128, 256);
+            if (bytes) {
                 _tile_dpbusd(0, 4, 5);
                 _tile_dpbusd(1, 4, 6);
-                _tile_loadd(5, b + 192, 256);
                 _tile_dpbusd(2, 4, 7);
+                _tile_loadd(5, p + 192, 256);
                 _tile_dpbusd(3, 4, 5);
-            });
-        else
-            multiply([=](const char* a, const char* b) {
-                _tile_loadd(4, a, x_row);
-                _tile_loadd(5, b, 256);
-                _tile_loadd(6, b + 64, 256);
-                _tile_loadd(7, b + 128, 256);
+            } else {
                 _tile_dpbf16ps(0, 4, 5);
                 _tile_dpbf16ps(1, 4, 6);
-                _tile_loadd(5, b + 192, 256);
                 _tile_dpbf16ps(2, 4, 7);
+                _tile_loadd(5, p + 192, 256);
                 _tile_dpbf16ps(3, 4, 5);
-            });
+            }
+        }
         _tile_stored(0, sums, 4 * GROUP);
         _tile_stored(1, sums + 16, 4 * GROUP);
         _tile_stored(2, sums + 32, 4 * GROUP);
