@@ -16,10 +16,10 @@ import torch
 
 from bertkin.config import Model, Train
 from bertkin.models.adapt import apply, trainable
+from bertkin.models.initial import initialise
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.strategy import MATRICES, Strategy
 from bertkin.models.task_heads import Answer, TaskModel
-from bertkin.models.transformer import initialise
 from bertkin.text.layout import Layout
 from bertkin.train.optim import Optimizer
 

@@ -21,8 +21,8 @@ import torch
 from bertkin.config import to_mapping
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
+from bertkin.models.initial import initialise
 from bertkin.models.pretrained import find_folder, load_model, save_model
-from bertkin.models.transformer import initialise
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer
 

@@ -84,6 +84,9 @@ class Model:
     positions: Literal["learned", "sinusoidal", "rotary", "relative"] = AUTO
     """How position enters: a learned table, fixed sinusoids, rotation of queries and keys, or offsets of the attention
     scores by distance (t5)."""
+    start: Literal["neighbours", "random"] = AUTO
+    """How the first layer's heads begin: each looking at one neighbour (by default where positions are learned: bert,
+    roberta, gpt2; bart can too), or drawn like all else, as published."""
     max_length: int = AUTO
     """Longest sequence, in tokens."""
     dropout: float = AUTO

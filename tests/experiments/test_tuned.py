@@ -42,8 +42,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def stock(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
     from bertkin.config import Model
+    from bertkin.models.initial import initialise
     from bertkin.models.presets import build, resolve_model
-    from bertkin.models.transformer import initialise
 
     shape = Model(family="bert", layers=2, hidden=32, heads=2, intermediate=64, max_length=64)
     model = build(resolve_model(shape, tokenizer.vocab_size))

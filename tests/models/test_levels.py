@@ -10,10 +10,10 @@ from torch import nn
 
 from bertkin.config import Train
 from bertkin.models.adapt import Strategy, apply
+from bertkin.models.initial import initialise
 from bertkin.models.levels import levels, lowest_layer, redraw
 from bertkin.models.presets import build
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
-from bertkin.models.transformer import initialise
 from bertkin.train.optim import Optimizer
 
 from .support import shape

@@ -101,3 +101,19 @@ def test_what_follows_from_other_fields_follows_what_the_user_set() -> None:
 def test_a_model_without_a_vocabulary_says_so() -> None:
     with pytest.raises(UserError, match=r"model.vocab_size: is not set"):
         resolve_model(preset("bert-tiny").model)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "embedding", "generator"),
+    [
+        ("electra-small", {}, 128, 0.25),
+        ("electra-base", {}, 768, 1 / 3),
+        ("electra-large", {}, 1024, 0.25),
+        ("electra-base", {"hidden": 512, "heads": 8}, 128, 0.25),
+        ("electra-mini", {"hidden": 768, "heads": 12}, 768, 1 / 3),
+    ],
+)
+def test_electra_is_sized_as_published(name: str, changes: dict[str, int], embedding: int, generator: float) -> None:
+    """Clark et al. (2020), their table 6."""
+    model = resolve_model(replace(preset(name).model, **changes), 30_522)  # type: ignore[arg-type]
+    assert (model.embedding, model.generator) == (embedding, pytest.approx(generator))

@@ -15,9 +15,10 @@ from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
 from bertkin.models.embeddings import Embeddings
 from bertkin.models.heads import AnyModel, BoundaryHead, LanguageModel, Replaced, SentenceHead, VocabularyHead
+from bertkin.models.initial import initialise
 from bertkin.models.pals import Projected
 from bertkin.models.pretrained import GENERATOR, find_folder, load_model
-from bertkin.models.transformer import Attention, Stack, initialise
+from bertkin.models.transformer import Attention, Stack
 
 
 def load_whole(path: str | Path, *, sentence: bool = False, boundary: bool = False) -> AnyModel:
@@ -82,6 +83,7 @@ def shape_of(a: Architecture) -> Model:
         kv_heads=a.key_heads,
         intermediate=a.intermediate,
         positions=a.positions,  # type: ignore[arg-type]
+        start="random",
         max_length=a.max_length,
         dropout=0.0,
         attention_dropout=0.0,

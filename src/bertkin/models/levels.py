@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from bertkin.models.architecture import Architecture
-from bertkin.models.transformer import Stack, initialise
+from bertkin.models.initial import initialise
+from bertkin.models.transformer import Stack
 
 PLACE = re.compile(
     r"(?P<path>.*?\b(?:stack|source))\.(?:layers\.(?P<layer>\d+)|(?P<low>embeddings|project|distances))\b"

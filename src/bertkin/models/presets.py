@@ -225,7 +225,9 @@ def preset(name: str) -> Recipe:
     train = recipe.train
     if size in ("base", "large"):  # wide stacks leave the rails at the rates that small ones learn fastest with
         train = replace(train, lr=train.lr / 2, batch_tokens=4 * train.batch_tokens)
-    return replace(recipe, preset=name, model=fill_auto(model, **_defaults(family)), train=train)
+    defaults = _defaults(family, hidden)
+    known = {name: value for name, value in defaults.items() if name not in ("embedding", "generator")}  # by the width
+    return replace(recipe, preset=name, model=fill_auto(model, **known), train=train)
 
 
 def _train_bert() -> Recipe:
@@ -310,14 +312,15 @@ def _common(*, optimizer: Any, lr: float, warmup: float, matrix_lr: float = AUTO
     )
 
 
-def _defaults(family: str) -> dict[str, Any]:
+def _defaults(family: str, hidden: int | None) -> dict[str, Any]:
     """What a family's fields are when nobody says otherwise."""
+    wide = (hidden or 0) >= 768  # ELECTRA base and large have rows as wide as the model, and base a larger generator
     own: dict[str, dict[str, Any]] = {
         "modern": {"positions": "rotary", "local_window": 128, "global_every": 3},
         "llama": {"positions": "rotary"},
         "t5": {"positions": "relative"},
         "albert": {"groups": 1, "embedding": 128},
-        "electra": {"embedding": 128, "generator": 0.25},
+        "electra": {"embedding": hidden if wide else 128, "generator": 1 / 3 if hidden == 768 else 0.25},
     }
     # The papers drop out 0.1; when nearly every batch is seen for the first time that only slows learning.
     common = {"max_length": 512, "dropout": 0.0, "attention_dropout": 0.0, "positions": "learned", "global_every": 1}
@@ -343,7 +346,7 @@ def resolve_model(model: Model, vocab_size: int | None = None) -> Model:
             where="model.vocab_size",
             mend=f"choose at least {vocab_size}, or leave it out",
         )
-    model = fill_auto(model, vocab_size=vocab_size, **_defaults(model.family))
+    model = fill_auto(model, vocab_size=vocab_size, **_defaults(model.family, model.hidden))
     for name in ("layers", "hidden", "vocab_size", "global_every"):
         value = getattr(model, name)
         if value is AUTO:
@@ -355,6 +358,9 @@ def resolve_model(model: Model, vocab_size: int | None = None) -> Model:
         heads=model.hidden // 64 if model.hidden % 64 == 0 else 1,
         intermediate=_gated_width(model.hidden) if model.family in GATED else 4 * model.hidden,
         decoder_layers=model.layers if model.family in ("bart", "t5") else 0,
+    )
+    model = fill_auto(
+        model, start="neighbours" if model.family in NEIGHBOURS and model.positions == "learned" else "random"
     )
     model = fill_auto(
         model, kv_heads=model.heads // 2 if model.family == "llama" and model.heads % 2 == 0 else model.heads
@@ -373,6 +379,9 @@ ONLY = {
 }
 """Fields that some families alone have."""
 
+NEIGHBOURS = ("bert", "roberta", "gpt2")
+"""Families whose heads begin by looking at neighbours (`bertkin.models.initial.look_around`): those that it helped."""
+
 
 def _refuse_strangers(model: Model) -> None:
     for name, families in ONLY.items():
@@ -380,6 +389,12 @@ def _refuse_strangers(model: Model) -> None:
         if value not in idle and model.family not in families:
             kinds = " and ".join(families)
             raise UserError(f"{model.family} has no such thing", where=f"model.{name}", mend=f"it is for {kinds} alone")
+    if model.start == "neighbours" and (model.positions != "learned" or model.family not in (*NEIGHBOURS, "bart")):
+        raise UserError(
+            f"{model.family} with {model.positions} positions cannot begin by looking at neighbours",
+            where="model.start",
+            mend=f"leave it out: it is for {', '.join(NEIGHBOURS)} and bart with learned positions",
+        )
 
 
 def _gated_width(hidden: int) -> int:
@@ -408,7 +423,7 @@ def build(model: Model, *, sentence: bool = False, boundary: bool = False, seed:
     import torch
 
     from bertkin.models.heads import LanguageModel, Replaced
-    from bertkin.models.transformer import initialise
+    from bertkin.models.initial import initialise, look_around
 
     a = architecture(model)
     with torch.device("meta"):  # so that nothing is drawn twice
@@ -417,4 +432,6 @@ def build(model: Model, *, sentence: bool = False, boundary: bool = False, seed:
     built.to_empty(device="cpu")
     built.tie()
     initialise(built, a, torch.Generator().manual_seed(seed))
+    if model.start == "neighbours":
+        look_around(built)
     return built

@@ -14,10 +14,10 @@ from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
 from bertkin.models.configs import OURS, TASK_CLASSES, read_config, task_class, write_config
 from bertkin.models.folders import Weights, fill, find_folder, write
+from bertkin.models.initial import initialise
 from bertkin.models.names import named
 from bertkin.models.pretrained import marked
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
-from bertkin.models.transformer import initialise
 
 PROBLEMS = {"class": "single_label_classification", "classes": "multi_label_classification", "score": "regression"}
 """transformers' names of what the scores of a sequence mean."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -363,41 +362,3 @@ def buckets(longest: int, count: int, farthest: int, both_sides: bool, device: t
         wide = (size.float() / exact).clamp(min=1).log() / math.log(farthest / exact) * (side - exact)
         far = (exact + wide.long()).clamp(max=side - 1)
         return (first + torch.where(size < exact, size, far)).to(device)
-
-
-def initialise(
-    model: nn.Module,
-    a: Architecture,
-    generator: torch.Generator | None = None,
-    names: Collection[str] | None = None,
-) -> None:
-    """Draw every weight of a model anew (or those in `names`), one after the other, so that a seed gives one model.
-
-    | what                                     | post-norm              | pre-norm                                |
-    |------------------------------------------|------------------------|-----------------------------------------|
-    | tables (tokens, positions, segments)     | 0.02                   | 0.02                                    |
-    | projections in (qkv, up)                 | 0.02                   | 0.02                                    |
-    | projections out (attention out, down)    | 0.02                   | 0.02 / sqrt(2 layers)                   |
-    | head and pooler                          | 0.02                   | 0.02 / sqrt(2 layers)                   |
-    | queries whose scores are not scaled (T5) |                        | 0.02 / sqrt(width of a head)            |
-    | biases                                   | 0                      | 0                                       |
-    | norm weights                             | 1                      | 1                                       |
-
-    Numbers are standard deviations of a normal distribution cut off at twice them (Devlin et al. 2019). The scaled
-    outputs keep the residual stream of a pre-norm stack at one size whatever its depth (Radford et al. 2019).
-    """
-    scaled = 0.02 / math.sqrt(2 * a.layers) if a.norm == "pre" else 0.02
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if names is not None and name not in names:
-                continue
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                outward = name.endswith(("out.weight", "down.weight", "dense.weight"))
-                std = scaled if outward else 0.02
-                nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std, generator=generator)
-                if name.endswith("qkv.weight") and not a.scaled:
-                    parameter[: a.heads * a.head_dim] *= a.head_dim**-0.5
