@@ -106,7 +106,7 @@ class Marks:
     sep_id: int = 4
     length: int = 0
 
-    def save(self, folder: Path, max_length: int, *, segments: bool) -> None:
+    def save(self, folder: Path, max_length: int, *, segments: bool, goes_on: bool) -> None:
         self.length = max_length
 
 

@@ -323,3 +323,20 @@ def test_a_full_memory_is_emptied_without_a_trace(wordpiece: Tokenizer, monkeypa
     encoder = Encoder(wordpiece)
     assert [i for text in TEXTS for i in encoder.encode([text]).ids.tolist()] == expected
     assert len(encoder._index) <= 60
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
+def test_a_text_that_is_gone_on_with_is_saved_without_an_end(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    size = 300 if kind == "byte-bpe" else None
+    tokenizer = train_tokenizer(TEXTS, kind=kind, vocab_size=size)  # type: ignore[arg-type]
+    for goes_on in (True, False, True):  # also of one that was saved the other way before
+        theirs = transformers.AutoTokenizer.from_pretrained(tokenizer.save(tmp_path, goes_on=goes_on))
+        one, two = theirs("a word").input_ids, theirs("a word", "another").input_ids
+        assert one[0] == tokenizer.cls_id and (one[-1] == tokenizer.sep_id) is not goes_on
+        assert one[1 : None if goes_on else -1] == tokenizer.encode("a word")
+        assert two[-1] == tokenizer.sep_id and two.count(tokenizer.sep_id) >= 2
+        again = Tokenizer.load(tmp_path)
+        assert again.fingerprint == tokenizer.fingerprint
+        tokenizer = again

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from bertkin.config import Recipe, load_recipe
 from bertkin.errors import UserError
+from bertkin.models.generate import Decoding
 from bertkin.objectives.make import SERVES
+from bertkin.tasks.generate import generate, open_writer
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.setup import complete
 from bertkin.train.state import read_log
@@ -212,3 +215,25 @@ def test_a_tokenizer_without_a_mask_will_do_for_a_writer_alone(make: Make, tmp_p
         assert math.isfinite(pretrain(plan(kind, **fields), tmp_path / kind).loss)
     with pytest.raises(UserError, match=r"no \[MASK\], and hybrid hides tokens with it"):
         pretrain(plan("hybrid"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("preset", "sentinels"), [("gpt2", 0), ("llama", 0), ("bart", 0), ("bart", 20), ("t5", 20)])
+def test_a_run_saves_what_transformers_needs_to_write_as_we_do(preset: str, sentinels: int, tmp_path: Path) -> None:
+    """From a text, by the tokenizer and the settings that are saved, with its cache and without."""
+    import transformers
+
+    plan = recipe(corpus(tmp_path, sentinels=sentinels), tmp_path / "cache", preset=f"{preset}-tiny", steps=30, lr=3e-3)
+    pretrain(plan, tmp_path / "run")
+    folder, prompt = tmp_path / "run" / "model", "the old king"
+    writer = open_writer(folder, precision="float32")
+    (ours,) = generate(writer, prompt, Decoding(temperature=0.0, max_new_tokens=12))
+    kind = transformers.AutoModelForCausalLM if writer.goes_on else transformers.AutoModelForSeq2SeqLM
+    their, tokenizer = kind.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    read = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    begun = read.input_ids.shape[1] if writer.goes_on else len(writer.manner.start)
+    for use_cache in (True, False):
+        how = {"do_sample": False, "max_length": None, "max_new_tokens": 12 + max(0, len(writer.manner.start) - 1)}
+        (ids,) = their.generate(**read, **how, use_cache=use_cache)
+        assert tuple(ids[:begun].tolist()) == (writer.manner.start or tuple(read.input_ids[0].tolist()))
+        own = re.sub(r"<extra_id_\d+>", " ", ours.text)  # a sentinel is a mark to transformers, and told by us
+        assert tokenizer.decode(ids[begun:], skip_special_tokens=True).split() == own.split()

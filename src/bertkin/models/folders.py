@@ -134,6 +134,7 @@ def write(
     *,
     tokenizer: Any = None,
     extra: Mapping[str, Any] | None = None,
+    goes_on: bool = False,
 ) -> None:
     """Write the weights of a model, its configuration, what goes beside them (bertkin.json) and its tokenizer.
 
@@ -142,6 +143,7 @@ def write(
     Args:
         a: as it is described in the configuration; a model's own may count positions from another padding id.
         family: the table of names (`bertkin.models.names.named`).
+        goes_on: whether it goes on with a text, as `Tokenizer.save` has it.
     """
     offset = getattr(model, "architecture", a).position_offset
     tensors: dict[str, Tensor] = {}
@@ -161,7 +163,7 @@ def write(
         if extra is not None:
             write_aside(folder / BESIDE, as_json(extra))
         if tokenizer is not None:
-            tokenizer.save(folder, a.max_length, segments=a.segments > 1)
+            tokenizer.save(folder, a.max_length, segments=a.segments > 1, goes_on=goes_on)
 
 
 class Weights:

@@ -7,21 +7,22 @@ The names are tables in `bertkin.models.names`, the configuration a pair of func
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bertkin.errors import disk_errors
 from bertkin.models.architecture import Architecture
 from bertkin.models.configs import OURS, read_config, write_config
-from bertkin.models.folders import WEIGHTS, Weights, fill, find_folder, write
+from bertkin.models.folders import WEIGHTS, Weights, as_json, fill, find_folder, write, write_aside
 from bertkin.models.heads import AnyModel, LanguageModel, Replaced
+from bertkin.models.initial import initialise
 from bertkin.models.names import named, theirs
-from bertkin.models.transformer import initialise
 
-__all__ = ["GENERATOR", "WEIGHTS", "find_folder", "load_model", "marked", "save_model"]
+__all__ = ["GENERATOR", "WEIGHTS", "find_folder", "load_model", "marked", "save_generation", "save_model"]
 
 GENERATOR = "generator"
 """The folder, inside an ELECTRA's, of the small model that fills its blanks."""
@@ -62,7 +63,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Langu
 
 
 def save_model(
-    model: AnyModel, folder: str | Path, *, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+    model: AnyModel,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    goes_on: bool = False,
 ) -> None:
     """Write a model as a folder that transformers opens as it is, in float32.
 
@@ -72,6 +78,7 @@ def save_model(
     Args:
         tokenizer: a `bertkin.text.tokenizer.Tokenizer`, saved beside the model and named in its configuration.
         extra: plain data that transformers has no place for (recipe, step, scores), for bertkin.json.
+        goes_on: whether it goes on with a text: then transformers' pipelines put no end after that.
 
     Raises:
         UserError: the disk refuses.
@@ -82,7 +89,23 @@ def save_model(
     a = marked(model.architecture, tokenizer)
     config = write_config(a, sentence=model.sentence is not None)
     family = OURS if config["model_type"] == OURS else named(a)
-    write(model, Path(folder), a, family, config, tokenizer=tokenizer, extra=extra)
+    write(model, Path(folder), a, family, config, tokenizer=tokenizer, extra=extra, goes_on=goes_on)
+
+
+def save_generation(folder: Path, tokenizer: Any, start: Sequence[int] = (), most: int | None = None) -> None:
+    """Write generation_config.json: how transformers begins and ends a text as the model was taught to.
+
+    Args:
+        start: what a decoder reads before the first word (`bertkin.models.writers.start_of`).
+        most: words at most.
+    """
+    how: dict[str, Any] = {"eos_token_id": tokenizer.sep_id, "pad_token_id": tokenizer.pad_id}
+    if most is not None:
+        how |= {"max_new_tokens": most + len(start[1:])}
+    how |= {"decoder_start_token_id": start[0]} if start else {}
+    how |= {"forced_bos_token_id": start[1]} if start[1:] else {}
+    with disk_errors(folder):
+        write_aside(folder / "generation_config.json", as_json(how))
 
 
 def marked(a: Architecture, tokenizer: Any) -> Architecture:

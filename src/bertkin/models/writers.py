@@ -20,8 +20,9 @@ from bertkin.models.architecture import Architecture, check
 from bertkin.models.configs import OURS, read_config
 from bertkin.models.folders import Weights, fill, find_folder
 from bertkin.models.heads import LanguageModel
+from bertkin.models.initial import initialise
 from bertkin.models.names import named
-from bertkin.models.transformer import initialise
+from bertkin.text.tokenizer import Tokenizer
 
 Writer = Literal["decoder", "prefix"]
 GOES_ON = ("causal", "hybrid", "prefix", "unilm")
@@ -73,6 +74,13 @@ def writing_shape(a: Architecture, writer: Writer, layers: int | None = None) ->
         what = f"{layers} layers of a decoder, which are begun from the encoder's {a.layers}"
         raise UserError(what, where="--decoder-layers", mend=f"choose from 1 to {a.layers}")
     return check(replace(a, decoder_layers=layers, causal=False))
+
+
+def start_of(a: Architecture, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What a decoder reads before the first word: BART's its end and its beginning, others one token."""
+    if a.one_table and not len(tokenizer.sentinels):
+        return a.start_id, tokenizer.cls_id
+    return (a.start_id,)
 
 
 def begin_writer(path: str | Path, writer: Writer, *, layers: int | None = None, seed: int = 0) -> LanguageModel:

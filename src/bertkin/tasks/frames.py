@@ -23,6 +23,7 @@ from bertkin.models.architecture import Architecture
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel, Source
 from bertkin.models.steps import Steps
+from bertkin.models.writers import start_of
 from bertkin.tasks.answering import Prediction
 from bertkin.tasks.encoding import NONE, Row, Rows, Template, alike, fit, put_together, tokenize
 from bertkin.tasks.task import Example, Task
@@ -163,13 +164,6 @@ class Frame:
             owner = np.repeat(mine, a.counts)
             np.add.at(found, owner, torch.cat(logs).cpu().double().numpy())
         return found
-
-
-def start_of(a: Architecture, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What a decoder reads before the first word: BART's its end and its beginning, others one token."""
-    if a.one_table and not len(tokenizer.sentinels):
-        return a.start_id, tokenizer.cls_id
-    return (a.start_id,)
 
 
 def _packed(sequences: Sequence[np.ndarray], segments: Sequence[np.ndarray | None]) -> tuple[Tensor, Layout]:

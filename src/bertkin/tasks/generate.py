@@ -18,12 +18,13 @@ from bertkin.errors import UserError, nearest
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
 from bertkin.models.steps import Steps
+from bertkin.models.writers import start_of
 from bertkin.tasks.fill import Loaded, load, own_marks
-from bertkin.tasks.frames import start_of
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Truncate = Literal["left"] | None
 AT_ONCE = 32
 """Sequences written side by side."""
 CONTEXT = 8
@@ -127,7 +128,7 @@ def generate(
     *,
     num: int = 1,
     stop: Sequence[str] = (),
-    truncate: Literal["left"] | None = None,
+    truncate: Truncate = None,
 ) -> list[Generated]:
     """What the model writes after each prompt, or for it.
 
@@ -151,7 +152,7 @@ def generate_stream(
     *,
     num: int = 1,
     stop: Sequence[str] = (),
-    truncate: Literal["left"] | None = None,
+    truncate: Truncate = None,
 ) -> Iterator[Generated]:
     """`generate`, a batch of texts at a time."""
     writer, texts = open_writer(model), [prompts] if isinstance(prompts, str) else list(prompts)
@@ -175,7 +176,7 @@ def stream(
     number: int = 0,
     sample: int = 0,
     stop: Sequence[str] = (),
-    truncate: Literal["left"] | None = None,
+    truncate: Truncate = None,
 ) -> Iterator[str]:
     """The text that `generate` writes for a prompt, piece by piece as it comes; whole characters only.
 

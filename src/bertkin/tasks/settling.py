@@ -11,8 +11,8 @@ from bertkin.config import AUTO
 from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
 from bertkin.models.folders import told
-from bertkin.models.writers import writer_for, writing_shape
-from bertkin.tasks.frames import Frame, start_of
+from bertkin.models.writers import start_of, writer_for, writing_shape
+from bertkin.tasks.frames import Frame
 from bertkin.tasks.task import Example
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer

@@ -17,13 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertkin.errors import disk_errors
-from bertkin.models.adapt import apply, merge
-from bertkin.models.continuing import set_dropout
-from bertkin.models.folders import as_json, write_aside
+from bertkin.models.adapt import merge
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import save_light
-from bertkin.models.pretrained import save_model
+from bertkin.models.pretrained import save_generation, save_model
 from bertkin.models.writers import begin_writer
 from bertkin.tasks.answering import Prediction
 from bertkin.tasks.encoding import Rows, alike
@@ -44,17 +41,7 @@ def save_writer(model: LanguageModel, folder: Path, frame: Frame, extra: Mapping
         UserError: the disk refuses.
     """
     save_model(model, folder, tokenizer=frame.tokenizer, extra=extra)
-    ids, first = frame.tokenizer, list(frame.start[1:])
-    how: dict[str, Any] = {
-        "max_new_tokens": frame.writes + len(first),
-        "eos_token_id": ids.sep_id,
-        "pad_token_id": ids.pad_id,
-    }
-    if frame.two:
-        how |= {"decoder_start_token_id": frame.start[0]}
-        how |= {"forced_bos_token_id": first[0]} if first else {}
-    with disk_errors(folder):
-        write_aside(folder / "generation_config.json", as_json(how))
+    save_generation(folder, frame.tokenizer, frame.start, frame.writes)
 
 
 class Writing(FineTuning):
@@ -69,8 +56,7 @@ class Writing(FineTuning):
         tuning = self.tuning
         model = begin_writer(self.stock, tuning.writer, layers=tuning.decoder_layers, seed=self.train.seed)
         self.new = any(".cross" in name for name in model.missing)
-        set_dropout(model, tuning.dropout, tuning.attention_dropout)
-        apply(model, tuning.strategy)
+        self.dress(model)
         return model
 
     def counts(self, batch: TaskBatch) -> tuple[int, int]:

@@ -219,11 +219,12 @@ class Tokenizer:
 
     # On disk.
 
-    def save(self, folder: str | Path, max_length: int = 512, *, segments: bool = True) -> Path:
+    def save(self, folder: str | Path, max_length: int = 512, *, segments: bool = True, goes_on: bool = False) -> Path:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
 
         Args:
             segments: whether the model it is for reads the second of two texts as another segment.
+            goes_on: whether that model goes on with a single text, which then gets no end.
 
         Raises:
             UserError: the disk refuses.
@@ -249,7 +250,7 @@ class Tokenizer:
             **names,
         }
         files = {
-            "tokenizer.json": self.backend.to_str(pretty=True),
+            "tokenizer.json": _ended(self.backend, goes_on),
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             "special_tokens_map.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
         }
@@ -473,3 +474,18 @@ def report(tokenizer: Tokenizer, texts: Iterable[str], *, characters: int = 2_00
         longest_split=[(distinct[i], [tokenizer.token(n) for n in encoded[i]]) for i in longest],
         samples=[(s, [tokenizer.token(n) for n in tokenizer.encode(s)]) for s in shown],
     )
+
+
+def _ended(backend: tokenizers.Tokenizer, goes_on: bool) -> str:
+    """tokenizer.json whose template puts no end after a single text that is gone on with; else one that was left out so
+    is there again, as it is after two texts."""
+    content = json.loads(backend.to_str())
+    marks = content["post_processor"]
+    if marks and marks["type"] == "TemplateProcessing":
+        single = marks["single"]
+        last = max(at for at, part in enumerate(single) if "Sequence" in part)
+        if goes_on:
+            del single[last + 1 :]
+        elif last == len(single) - 1 and "SpecialToken" in marks["pair"][-1]:
+            single.append({"SpecialToken": marks["pair"][-1]["SpecialToken"] | {"type_id": 0}})
+    return json.dumps(content, indent=2, ensure_ascii=False)

@@ -15,7 +15,8 @@ import torch
 from bertkin.config import Recipe, fill_auto, load_recipe
 from bertkin.errors import UserError
 from bertkin.models.heads import AnyModel, LanguageModel
-from bertkin.models.pretrained import save_model
+from bertkin.models.pretrained import marked, save_generation, save_model
+from bertkin.models.writers import start_of
 from bertkin.objectives.adaptive import Difficulty, Tally
 from bertkin.objectives.make import FILLERS, WRITERS, evaluation_batches, make_batch, side_count, side_weight
 from bertkin.objectives.masking import rate_at
@@ -192,7 +193,10 @@ class Pretraining:
     def export(self, finished: AnyModel, folder: Path, facts: dict[str, Any]) -> None:
         facts = facts | {"corpus": self.store.fingerprint, "preset": self.recipe.preset, "torch": torch.__version__}
         facts |= {"objective": self.kind} | ({"noise": self.objective.noise} if self.kind == "denoise" else {})
-        save_model(finished, folder, tokenizer=self.tokenizer, extra=facts)
+        a = marked(finished.architecture, self.tokenizer)
+        save_model(finished, folder, tokenizer=self.tokenizer, extra=facts, goes_on=a.causal)
+        if a.both:
+            save_generation(folder, self.tokenizer, start_of(a, self.tokenizer))
 
     def opening(self, listener: Listener) -> dict[str, Any] | None:
         if not self.train.init:
@@ -235,8 +239,7 @@ def evaluate(
     model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
 ) -> dict[str, float]:
     """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same; where a
-    second question is asked of them (of replaced tokens, of span boundaries), the same of that as pair_loss and
-    pair_accuracy."""
+    second question is asked of them (which tokens are replaced), the same of that as pair_loss and pair_accuracy."""
     sums = [0.0] * 6
     t = recipe.train
     rows = max(1, min(32, 8192 // t.length))

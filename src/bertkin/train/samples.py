@@ -11,6 +11,7 @@ import torch
 
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
+from bertkin.models.writers import start_of
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 
@@ -122,7 +123,7 @@ def go_on(
         read = np.array([*tokens[:at], *mark, *tokens[at + GAP :]])
         truth = tokens[at : at + GAP] if with_sentinels else tokens
         shown.append((read, truth, [*([] if with_sentinels else [tokenizer.cls_id]), *read, tokenizer.sep_id]))
-    start = () if not a.both else (a.start_id,) if len(tokenizer.sentinels) else (a.start_id, tokenizer.cls_id)
+    start = start_of(a, tokenizer) if a.both else ()
     whole = a.both and not len(tokenizer.sentinels)
     how = Decoding(max_new_tokens=REPAIRED if whole else WRITTEN, temperature=0)
     texts: list[list[int]] = [[] for _ in shown]
