@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +42,12 @@ def source_of(batch: Batch) -> Source:
     return batch.source
 
 
-def unframed(batch: Batch, ids: Specials) -> list[tuple[list[int], list[int]]]:
-    """Source and target of every sequence, without their marks, which are looked at here; fillers are left out."""
+def unframed(batch: Batch, ids: Specials, ends: Sequence[bool] | None = None) -> list[tuple[list[int], list[int]]]:
+    """Source and target of every sequence, without their marks, which are looked at here; fillers are left out.
+
+    Args:
+        ends: which sequences, fillers among them, are asked for their end; by default all.
+    """
     first = [] if len(ids.sentinels) else [ids.cls]
     out = []
     source = source_of(batch)
@@ -58,6 +63,7 @@ def unframed(batch: Batch, ids: Specials) -> list[tuple[list[int], list[int]]]:
         written = seen[sequence][1 + len(first) :]
         # What is asked at a place stands at the next; only marks of the text are not asked.
         targets = dict(zip((batch.asked[asked] - start).tolist(), batch.targets[asked].tolist(), strict=True))
-        assert targets == {i: t for i, t in enumerate([*first, *written, ids.sep]) if t != UNK}
+        end = [ids.sep] if ends is None or ends[sequence] else []
+        assert targets == {i: t for i, t in enumerate([*first, *written, *end]) if t != UNK}
         out.append((read[sequence][len(first) : -1], written))
     return out

@@ -42,6 +42,12 @@ def pieces_of(split: MemorySplit, *, seed: int, row: int, n: int = 4) -> Pieces:
     return cut(split, starts, LENGTH)
 
 
+def ends_of(noise: str, split: MemorySplit, pieces: Pieces) -> list[bool] | None:
+    """Which pieces are asked for their end: of a text that is gone on with, those that the document ends with."""
+    after = pieces.first + pieces.count
+    return [bool(end in set(split.documents[1:].tolist())) for end in after] if noise == "prefix" else None
+
+
 def text_of(split: MemorySplit, pieces: Pieces) -> list[tuple[list[int], list[list[int]]]]:
     """Each piece of a document, and its sentences."""
     out = []
@@ -133,8 +139,9 @@ def test_source_and_target_give_the_text_back(noise: str, frame: str) -> None:
         split, plain = distinct(documents)
         ids = marks(plain, frame)
         batch = make(split, ids, asking(noise, rate=rate, span_mean=mean), seed=seed)
-        texts = text_of(split, pieces_of(split, seed=seed, row=0))
-        for (source, written), (text, sentences) in zip(unframed(batch, ids), texts, strict=True):
+        pieces = pieces_of(split, seed=seed, row=0)
+        texts, ends = text_of(split, pieces), ends_of(noise, split, pieces)
+        for (source, written), (text, sentences) in zip(unframed(batch, ids, ends), texts, strict=True):
             assert gives_back(noise, source, written, text, sentences, ids)
 
     property_()
@@ -165,8 +172,9 @@ def test_marks_in_the_text_are_neither_hidden_nor_asked(noise: str, frame: str) 
         split.tokens[np.random.default_rng(seed).random(split.n_tokens) < 0.3] = UNK
         ids = marks(plain, frame)
         batch = make(split, ids, asking(noise, rate=rate), seed=seed)
-        texts = text_of(split, pieces_of(split, seed=seed, row=0))
-        for (source, written), (text, _) in zip(unframed(batch, ids), texts, strict=True):
+        pieces = pieces_of(split, seed=seed, row=0)
+        texts, ends = text_of(split, pieces), ends_of(noise, split, pieces)
+        for (source, written), (text, _) in zip(unframed(batch, ids, ends), texts, strict=True):
             here = source + written if noise == "prefix" else source
             assert here.count(UNK) == text.count(UNK)
             if noise == "spans":

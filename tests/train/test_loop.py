@@ -33,6 +33,7 @@ from bertkin.train.loop import Stopped, Training
 from bertkin.train.optim import Optimizer
 from bertkin.train.pretraining import pretrain, resume
 from bertkin.train.progress import QuietListener
+from bertkin.train.setup import complete
 from bertkin.train.state import Position, read_checkpoint, read_log
 
 from .support import bits, checkpoints, corpus, in_a_child_killed_at, killed_at, recipe, text
@@ -110,6 +111,20 @@ def test_the_recipe_of_a_run_says_what_was_used(make: Make, tmp_path: Path) -> N
     assert used.train.precision in ("float32", "bfloat16"), "a measurement must not be made again on resuming"
     assert used.train.lr and used.objective.rate_end and used.model.intermediate and used.model.vocab_size
     assert Path(used.data.corpus[0]).is_absolute() and Path(used.data.cache).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("asked", "rates"),
+    [
+        ({}, (0.3, 0.15)),
+        ({"rate": 0.4}, (0.4, 0.4)),
+        ({"rate": 0.4, "rate_end": 0.2}, (0.4, 0.2)),
+        ({"rate_end": 0.2}, (0.3, 0.2)),
+    ],
+)
+def test_one_rate_alone_is_kept_to_the_end(make: Make, asked: dict[str, float], rates: tuple[float, float]) -> None:
+    found = complete(make(preset="modern-tiny", objective=asked)).objective
+    assert (found.rate, found.rate_end) == rates
 
 
 # Resuming

@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 
 from bertkin.api import adapt, make_recipe
 from bertkin.cli import main
-from bertkin.config import AUTO, Model, Recipe, load_recipe
+from bertkin.config import AUTO, Model, Recipe, Train, load_recipe
 from bertkin.errors import UserError
 from bertkin.models import presets
 from bertkin.models.continuing import grow_vocabulary, load_whole
 from bertkin.models.heads import LanguageModel, Replaced
 from bertkin.models.pretrained import GENERATOR, load_model, save_model
+from bertkin.tasks.finetune import finetune
+from bertkin.tasks.tuning import Tuning
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.changes import changes, table
@@ -320,3 +322,11 @@ def test_a_start_that_is_gone_is_a_line(home: Home, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / START)
     with pytest.raises(UserError, match="no such folder"):
         resume(tmp_path / "run")
+
+
+def test_a_run_that_learnt_a_task_is_gone_on_with_as_its_family_is(home: Home, tmp_path: Path) -> None:
+    rows = "".join(f"{'a good day' if i % 2 else 'a bad night'} {i}\t{i % 2}\n" for i in range(40))
+    (tmp_path / "days.tsv").write_text(f"text\tlabel\n{rows}")
+    tuning = Tuning(model=str(saved(home, "bert", tmp_path / "model")), data=(str(tmp_path / "days.tsv"),), length=16)
+    finetune(replace(tuning, train=Train(steps=1, threads=1)), tmp_path / "tuned")
+    assert complete(going_on(home, tmp_path / "tuned")).objective.kind == "masked"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bertkin.config import AUTO, Model, Objective, Recipe, load_recipe
+from bertkin.config import AUTO, Model, Objective, Recipe
 from bertkin.errors import UserError
 from bertkin.inspect.words import described
 from bertkin.models import presets
@@ -33,6 +33,7 @@ from bertkin.text.sentences import sentences
 from bertkin.text.shuffle import mix
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.setup import complete
+from bertkin.train.start import grown_by
 
 TEXT = "The cat sat on the mat. Then it saw a dog."
 LONGEST = 40
@@ -160,11 +161,10 @@ def _folder_of(what: str) -> Path:
 
 def _trained_as(path: Path, asked: Objective) -> Objective:
     """What a run was asked, with what is asked here over it; where another kind is asked, only that."""
-    if asked.kind is not AUTO or not (path / "recipe.yaml").is_file():
-        return asked
     from bertkin.config import merge
 
-    merged: Objective = merge(load_recipe(path / "recipe.yaml").objective, asked)
+    recipe = grown_by(path) if asked.kind is AUTO else None
+    merged: Objective = asked if recipe is None else merge(recipe.objective, asked)
     return merged
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from bertkin.config import Objective
 from bertkin.objectives.masked import hide
-from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, lay, marks_of
+from bertkin.text.batches import Batch, Bools, Ints, Pieces, Specials, SplitLike, ends_document, lay, marks_of
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, below, mix, noise, unit
 
@@ -87,9 +87,7 @@ def answerable(split: SplitLike, ids: Specials, pieces: Pieces, original: Ints, 
     Never the first of a sequence. pieces are whole sequences, as `bertkin.text.batches.cut` makes them.
     """
     wanted: Bools = ids.written[original]
-    document = np.maximum(pieces.document, 0)
-    whole = (pieces.document >= 0) & (pieces.first + pieces.count == np.asarray(split.documents[document + 1]))
-    wanted[layout.starts[1:] - 1] = whole
+    wanted[layout.starts[1:] - 1] = ends_document(split, pieces)
     return wanted
 
 

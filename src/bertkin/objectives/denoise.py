@@ -13,7 +13,8 @@ would have it:
     BART          [CLS] … [SEP]        [SEP] [CLS] w1 … wn       [CLS] w1 … wn [SEP]
     T5            … [SEP]              [PAD] w1 … wn             w1 … wn [SEP]
 
-T5's frame is for tokenizers with sentinels; what is called [CLS] and [SEP] here is <s> and </s> in theirs.
+After a beginning that is gone on with (prefix) the [SEP] is asked only where the document ends. T5's frame is for
+tokenizers with sentinels; what is called [CLS] and [SEP] here is <s> and </s> in theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from bertkin.config import Objective
 from bertkin.errors import UserError, nearest
 from bertkin.objectives.noises import PARTERS, SPOILERS, Text, ranges
-from bertkin.text.batches import IGNORED, Batch, Ints, Pieces, Source, Specials, SplitLike
+from bertkin.text.batches import IGNORED, Batch, Ints, Pieces, Source, Specials, SplitLike, ends_document
 from bertkin.text.layout import Layout
 from bertkin.text.shuffle import Bits, mix, noise, unit
 
@@ -129,7 +130,11 @@ def denoise(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objecti
         names, _ = mixture[number]
         text = _read(split, pieces.take(kind == number), "permutation" in names)
         steps = [noise(mix(keys, 9, step)[pieces.row[mine]], ordinal[mine]) for step in range(len(names))]
-        made.append((mine, _framed(*_spoil(text, names, steps, ids, rate, objective.span_mean), ids)))
+        framed = _framed(*_spoil(text, names, steps, ids, rate, objective.span_mean), ids)
+        if names == ("prefix",):  # its text ends where the document does, not where a row was full
+            cut_off = ~ends_document(split, pieces.take(kind == number))
+            framed.targets[(np.cumsum(framed.lengths) - 1)[cut_off]] = IGNORED
+        made.append((mine, framed))
 
     order = np.argsort(np.concatenate([mine for mine, _ in made]), kind="stable")
     source, source_lengths = _merged([(one.source, one.source_lengths) for _, one in made], order)

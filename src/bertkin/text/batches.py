@@ -352,6 +352,13 @@ def _document_at(split: SplitLike, place: Ints) -> Ints:
     return low
 
 
+def ends_document(split: SplitLike, pieces: Pieces) -> Bools:
+    """[pieces]: whether a piece ends where its document does, and not where its row was full."""
+    document = np.maximum(pieces.document, 0)
+    whole: Bools = pieces.first + pieces.count == np.asarray(split.documents[document + 1])
+    return whole & (pieces.document >= 0)
+
+
 def lay(split: SplitLike, pieces: Pieces, ids: Specials) -> tuple[Ints, Layout, Ints]:
     """Write the pieces out as tokens, with their [CLS] and [SEP].
 

@@ -98,6 +98,8 @@ def _objective(objective: Objective, given: Objective, family: str) -> Objective
     objective = fill_auto(objective, kind=SERVES[family][0])
     if given.sentence is AUTO and objective.kind != "masked":  # the preset's sentence pairs are for its own kind
         objective = replace(objective, sentence="none")
+    if given.rate is not AUTO and given.rate_end is AUTO:  # whoever names one rate means it to the end
+        objective = replace(objective, rate_end=given.rate)
     objective = fill_auto(objective, unit="token", rate=0.15, mask_share=0.8, random_share=0.1, sentence="none")
     check_objective(objective, family)
     check_list(objective.unit, objective.phrases)

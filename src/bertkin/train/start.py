@@ -62,6 +62,10 @@ class Start:
         save_model(self.model, out / START, tokenizer=self.tokenizer, extra=self.facts)
 
 
+FREE = ("start", "dropout", "attention_dropout", "vocab_size")
+"""Fields of a recipe's model that say nothing of the shape of one that is gone on with."""
+
+
 def continued(recipe: Recipe) -> Recipe:
     """A recipe that begins with a model, with what follows from that: its shape, what it was asked, gentle rates.
 
@@ -74,7 +78,7 @@ def continued(recipe: Recipe) -> Recipe:
     shape = shape_of(a)
     for name, value in vars(recipe.model).items():
         own = getattr(shape, name)
-        if value is not AUTO and value != own and name not in ("dropout", "attention_dropout", "vocab_size"):
+        if value is not AUTO and value != own and name not in FREE:
             raise UserError(
                 f"{value!r}, but the model that is gone on with has {own!r}",
                 where=f"--model.{name.replace('_', '-')}",
@@ -104,11 +108,18 @@ def _asked_before(path: Path, asked: Objective) -> Objective:
     the kind alone."""
     if asked.kind is not AUTO:
         return asked
-    if not (path / "recipe.yaml").is_file():
-        return fill_auto(asked, **_remembered(path))
-    before = load_recipe(path / "recipe.yaml").objective
+    recipe = grown_by(path)
+    if recipe is None:
+        return fill_auto(asked, **_remembered(find_folder(path)))
+    before = recipe.objective
     over: Objective = merge(replace(before, rate=before.rate_end), asked)
     return over if asked.rate is AUTO else replace(over, rate_end=asked.rate_end)
+
+
+def grown_by(path: Path) -> Recipe | None:
+    """What a run of ours was grown by; None of a model folder, and of a run that learnt a task."""
+    learnt_a_task = (path / "task.json").is_file()
+    return None if learnt_a_task or not (path / "recipe.yaml").is_file() else load_recipe(path / "recipe.yaml")
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
