@@ -80,9 +80,10 @@ def generate(
     prompts
         How a text begins; without any (or with -) lines are read from standard input.
     file
-        A file with a prompt on each line.
+        A file with a prompt on each line; with --fields or --want, with a record in JSON.
     fields
-        Of a model trained with --fields: what is given, as title=A cat is found,date=2019.
+        Of a model trained with --fields: what is given, as title=A cat is found,date=2019; of a --file of records, which
+        of their fields, as title,date. [default there: all that are not wanted]
     want
         The fields to write, as body or title,body. [default: all that are not given]
     max_new_tokens
@@ -124,9 +125,9 @@ def generate(
     framed = fields is not None or want is not None
     if stream and json:
         raise UserError("JSON lines come whole", where="--stream", mend="leave out --stream or --json")
-    if framed and (prompts or file or stop or stream):
+    if framed and (prompts or stop or stream):
         what = "--fields and --want make the prompt and say where it stops"
-        raise UserError(what, mend="leave out prompts, --file, --stop and --stream")
+        raise UserError(what, mend="leave out prompts, --stop and --stream")
     wanted = [] if framed else texts_of(prompts, file, "prompt", "Once upon a time")
     how = Decoding(
         max_new_tokens,
@@ -144,7 +145,8 @@ def generate(
     if framed:
         from bertkin.tasks.fields import write_given
 
-        for record in write_given(writer, whole_text(fields or ""), want, how, num=num):
+        lines = None if file is None else texts_of((), file, "record", "")
+        for record in write_given(writer, whole_text(fields or ""), want, how, lines=lines, num=num, truncate=truncate):
             print(plain.dumps(record.as_dict(), ensure_ascii=False) if json else record)
         return
     if stream:

@@ -13,7 +13,7 @@ from bertkin.cli import main
 from bertkin.errors import UserError
 from bertkin.models.generate import Decoding
 from bertkin.tasks.fields import parse_given, prompt_for, write_fields
-from bertkin.tasks.generate import Writer, open_writer
+from bertkin.tasks.generate import Generated, Writer, open_writer
 from bertkin.text.fields import frames_of
 from bertkin.text.tokenizer import Tokenizer
 
@@ -151,3 +151,43 @@ def test_the_verb(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record["given"] == {"title": "bird sings"} and set(record["written"]) == {"body", "year"}
     assert main(["generate", run, "a prompt", "--want", "body"]) == 2
     assert "leave out prompts" in capsys.readouterr().err
+
+
+def test_a_file_of_records_gets_the_wanted_field_of_each(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = home / "given.jsonl"
+    lines = [{"title": f"{who} runs", "year": 1990 + i, "note": "unknown"} for i, who in enumerate(ANIMALS)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = ["generate", str(home / "run"), "--file", str(file), "--want", "body", "--json", "--greedy"]
+    assert main(asked) == 0
+    made = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["given"] for one in made] == [{"title": line["title"], "year": str(line["year"])} for line in lines]
+    assert sum(who in one["written"]["body"] for who, one in zip(ANIMALS, made, strict=True)) >= 4
+    assert main([*asked, "--fields", "title"]) == 0
+    assert all('"given": {"title"' in line and '"year"' not in line for line in capsys.readouterr().out.splitlines())
+    file.write_text(file.read_text() + "not json\n")
+    assert main(asked) == 2
+    out, err = capsys.readouterr()
+    assert "line 6: not a record in JSON" in err and not out
+    file.write_text('{"year": 1990}\n')
+    assert main([*asked, "--fields", "title"]) == 2
+    assert "line 1: the record has no field 'title'" in capsys.readouterr().err
+
+
+def test_a_field_that_is_opened_inside_another_ends_that(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A young or warm model writes any token anywhere."""
+    from bertkin.tasks import fields
+
+    def strays(writer: Writer, prompts: list[str], *args: object, **options: object) -> list[Generated]:
+        return [Generated(prompt, "the cat <|year|>1991<|/year|>", 4, "stop") for prompt in prompts]
+
+    monkeypatch.setattr(fields, "generate", strays)
+    (record,) = write_fields(writer, {"title": "cat runs"}, ["body", "year"])
+    assert record.written == {"body": "the cat", "year": "the cat"} and not record.ended
+
+
+def test_given_fields_that_are_too_long_can_lose_their_beginning(writer: Writer) -> None:
+    given = {"title": "cat runs", "body": "the cat runs by the sea . " * 20}
+    with pytest.raises(UserError, match="truncate left"):
+        write_fields(writer, given, ["year"], GREEDY)
+    (record,) = write_fields(writer, given, ["year"], GREEDY, truncate="left")
+    assert set(record.written) == {"year"}

@@ -123,6 +123,15 @@ def test_the_surest_blank_is_filled_first_and_the_text_read_again(folder: Path) 
         fill(loaded, texts, order="sure")  # type: ignore[arg-type]
 
 
+def test_a_blank_whose_answer_is_a_blank_is_asked_once(folder: Path) -> None:
+    loaded = load(folder)
+    assert loaded.model.head is not None
+    loaded.model.head.bias.data[loaded.tokenizer.mask_id] += 1e4
+    (filled,) = fill(loaded, "[MASK] fox [MASK]", order="confident", top_k=2)
+    assert [blank[0][0] for blank in filled.blanks] == [loaded.tokenizer.token(loaded.tokenizer.mask_id)] * 2
+    assert sorted(filled.order) == [0, 1]
+
+
 def test_a_hybrid_model_answers_at_the_token_before_and_sees_both_sides(tmp_path: Path) -> None:
     import numpy as np
     import torch

@@ -10,6 +10,7 @@ one; writing stops at the mark that closes it. See `bertkin.text.fields` for how
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from typing import Any
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.generate import Decoding
-from bertkin.tasks.generate import Writer, generate
-from bertkin.text.fields import CLOSE, OPEN, frames_of
+from bertkin.tasks.generate import Truncate, Writer, generate
+from bertkin.text.fields import CLOSE, OPEN, frames_of, text_of
 from bertkin.text.tokenizer import Tokenizer
 
 
@@ -74,16 +75,55 @@ def write_given(
     want: str | None = None,
     how: Decoding = Decoding(),  # noqa: B008
     *,
+    lines: Sequence[str] | None = None,
     num: int = 1,
+    truncate: Truncate = None,
 ) -> list[Record]:
-    """`write_fields` of what a command line says: title=…,date=… and body, or title,body.
+    """`write_records` of what a command line says: title=…,date=… and body, or title,body.
+
+    Args:
+        lines: records in JSON, of each of which the fields named by `given` (as title,date) are given; by default all
+            that it has and the model knows, but those that are wanted. An empty field counts as none, as in training.
 
     Raises:
-        UserError: as `parse_given` and `write_fields`.
+        UserError: as `parse_given` and `write_records`, or a line that is no record.
     """
     known = known_fields(writer.tokenizer)
-    names = [name.strip() for name in want.split(",")] if want is not None else []
-    return write_fields(writer, parse_given(given, known), names, how, num=num)
+    names = _names(want)
+    if lines is None:
+        return write_fields(writer, parse_given(given, known), names, how, num=num, truncate=truncate)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        records.append(_record(line, f"line {number}", _names(given), names, known))
+        try:
+            check_fields(writer, records[-1], names)
+        except UserError as error:
+            raise UserError(error.what, where=f"line {number}", mend=error.mend) from None
+    return write_records(writer, records, names, how, num=num, truncate=truncate)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _record(line: str, where: str, given: Sequence[str], want: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The given fields of a line of JSON."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(
+            "not a record in JSON", where=where, mend='write one on each line, as {"title": "A cat is found"}'
+        )
+    for name in given:
+        _know(name, known, "--fields")
+    asked = given or [name for name in values if name in known and name not in want]
+    texts = {name: text_of(values.get(name), name, where).strip() for name in asked}
+    empty = next((name for name in given if not texts[name]), None)
+    if empty is not None:
+        raise UserError(f"the record has no field {empty!r}", where=where, mend="leave it out of --fields, or add it")
+    return {name: text for name, text in texts.items() if text}
 
 
 def _know(name: str, known: Sequence[str], where: str) -> None:
@@ -135,23 +175,11 @@ def _as_trained(tokenizer: Tokenizer, name: str, value: str) -> str:
     return value
 
 
-def write_fields(
-    writer: Writer,
-    given: Mapping[str, str],
-    want: Sequence[str] = (),
-    how: Decoding = Decoding(),  # noqa: B008
-    *,
-    num: int = 1,
-) -> list[Record]:
-    """Write the wanted fields, one after the other, each given those before it.
-
-    Args:
-        writer: from `bertkin.tasks.generate.open_writer`; a model that goes on with a text.
-        want: names of fields; by default all that are not given.
-        num: records, by chance.
+def check_fields(writer: Writer, given: Mapping[str, str], want: Sequence[str] = ()) -> list[str]:
+    """The names of the fields that are wanted of a writer, by default all that are not given.
 
     Raises:
-        UserError: a field that the model does not know, none that is wanted, or an encoder–decoder.
+        UserError: as `write_fields`.
     """
     known = known_fields(writer.tokenizer)
     want = list(want) or [name for name in known if name not in given]
@@ -159,22 +187,62 @@ def write_fields(
         raise UserError("every field is given", where="--want", mend="leave one out of --fields")
     if len(set(want)) < len(want):
         raise UserError(f"a field is wanted twice in {','.join(want)}", where="--want", mend="name each once")
-    if not writer.goes_on:
+    if not writer.goes_on or writer.manner.blank is not None:
         what = "an encoder–decoder writes a text for another, and does not go on with fields"
+        if writer.goes_on:
+            what = "unilm hides words alone, so this model was never asked for the mark that closes a field"
         raise UserError(what, where=writer.folder, mend="give a gpt2 or llama trained with --fields")
     for name in want:
         prompt_for(writer.tokenizer, given, name)  # whatever is wrong is said before anything is written
-    records = [Record(dict(given), {}, True) for _ in range(num)]
-    for name in want:
-        prompts = [prompt_for(writer.tokenizer, record.fields, name) for record in records]
-        alike = len(set(prompts)) == 1
-        stop = [CLOSE.format(name)]
-        texts = (
-            generate(writer, prompts[:1], how, num=num, stop=stop)
-            if alike
-            else generate(writer, prompts, how, stop=stop)
-        )
-        for i, (record, text) in enumerate(zip(records, texts, strict=True)):
-            closed = record.ended and text.ended == "stop"
-            records[i] = Record(record.given, record.written | {name: text.text.strip()}, closed)
+    return want
+
+
+def write_fields(
+    writer: Writer,
+    given: Mapping[str, str],
+    want: Sequence[str] = (),
+    how: Decoding = Decoding(),  # noqa: B008
+    *,
+    num: int = 1,
+    truncate: Truncate = None,
+) -> list[Record]:
+    """Write the wanted fields of a record, one after the other, each given those before it.
+
+    Args:
+        writer: from `bertkin.tasks.generate.open_writer`; a model that goes on with a text.
+        want: names of fields; by default all that are not given.
+        num: records, by chance.
+        truncate: "left" lets given fields that are too long lose their beginning; otherwise they are refused.
+
+    Raises:
+        UserError: a field that the model does not know, none that is wanted, or a model that was not taught to close one.
+    """
+    return write_records(writer, [given], want, how, num=num, truncate=truncate)
+
+
+def write_records(
+    writer: Writer,
+    givens: Sequence[Mapping[str, str]],
+    want: Sequence[str] = (),
+    how: Decoding = Decoding(),  # noqa: B008
+    *,
+    num: int = 1,
+    truncate: Truncate = None,
+) -> list[Record]:
+    """`write_fields` of several records, written side by side; the `num` of each lie next to each other."""
+    wanted = [check_fields(writer, given, want) for given in givens for _ in range(num)]
+    records = [Record(dict(given), {}, True) for given in givens for _ in range(num)]
+    known = known_fields(writer.tokenizer)
+    marks = re.compile("|".join(re.escape(mark.format(name)) for name in known for mark in (OPEN, CLOSE)))
+    for turn in range(max(map(len, wanted), default=0)):
+        for name in dict.fromkeys(names[turn] for names in wanted if turn < len(names)):
+            mine = [i for i, names in enumerate(wanted) if turn < len(names) and names[turn] == name]
+            prompts = [prompt_for(writer.tokenizer, records[i].fields, name) for i in mine]
+            alike, stop = len(givens) == 1 and len(set(prompts)) == 1, [CLOSE.format(name)]
+            asked, each = (prompts[:1], num) if alike else (prompts, 1)
+            texts = generate(writer, asked, how, num=each, stop=stop, truncate=truncate)
+            for i, text in zip(mine, texts, strict=True):
+                own, *strayed = marks.split(text.text, maxsplit=1)  # a young model opens a field inside another
+                closed = records[i].ended and text.ended == "stop" and not strayed
+                records[i] = Record(records[i].given, records[i].written | {name: own.strip()}, closed)
     return records

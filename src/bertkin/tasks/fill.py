@@ -226,8 +226,9 @@ def _answer(
     left = list(range(len(coded)))
     while left:
         for number, answers in zip(left, _ask(loaded, [whole[i] for i in left], top_k), strict=True):
-            sure = max(answers, key=lambda place: answers[place][0][1])
-            for place in answers if order == "once" else [sure]:
+            new = [place for place in answers if place not in found[number]]  # a [MASK] can be the answer to a [MASK]
+            sure = max(new, key=lambda place: answers[place][0][1])
+            for place in new if order == "once" else [sure]:
                 found[number][place] = answers[place]
                 whole[number][place] = answers[place][0][0]
         left = [i for i in left if len(found[i]) < int((coded[i] == tokenizer.mask_id).sum())]

@@ -62,7 +62,7 @@ def frame(values: Mapping[str, Any], names: Sequence[str], where: str, mend: str
     """
     if not any(name in values for name in names):
         raise UserError(f"none of the fields {', '.join(names)}", where=where, mend=mend)
-    texts = {name: _text(values.get(name), name, where) for name in names}
+    texts = {name: text_of(values.get(name), name, where) for name in names}
     whole = _TEXT.join(texts[name] for name in names).encode("utf-8", "surrogatepass")
 
     def lot(name: str) -> bytes:
@@ -72,7 +72,12 @@ def frame(values: Mapping[str, Any], names: Sequence[str], where: str, mend: str
     return "".join(f"{_FIELD}{name}{_TEXT}{texts[name]}" for name in sorted(held, key=lot))
 
 
-def _text(value: Any, name: str, where: str) -> str:
+def text_of(value: Any, name: str, where: str) -> str:
+    """What a field holds, as text: a list parted by commas, nothing as "".
+
+    Raises:
+        UserError: it holds something else.
+    """
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
