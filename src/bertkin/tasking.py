@@ -35,6 +35,7 @@ def finetune(
     sampling: Literal["annealed", "proportional", "sqrt", "uniform"] = "annealed",
     search: int | None = None,
     search_minutes: float | None = None,
+    seeds: int = 1,
     tuning: Annotated[TuningOptions, Parameter(name="*", group=Group("Task", sort_key=2))] = TuningOptions(),  # type: ignore[valid-type]  # noqa: B008
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
@@ -63,6 +64,9 @@ def finetune(
         Try so many settings, the defaults first, and keep the one that is best on the development data.
     search_minutes
         Begin no further trial after so many minutes.
+    seeds
+        Runs, each with a seed of its own, in OUT/seeds/seed-0 and on; a table tells how much the scores differ. As in a
+        suite the last weights are kept, not the best. Stopped, the same command goes on.
     """
     from dataclasses import replace
 
@@ -78,9 +82,18 @@ def finetune(
     if together is not None:
         if search is not None or search_minutes is not None:
             raise UserError("of one task, not of several together", where="--search", mend="search for each by itself")
+        if seeds != 1:
+            raise UserError(
+                "of one task, not of several together", where="--seeds", mend="give --train.seed, run by run"
+            )
         _together(recipe, together, sampling, out, quiet=quiet, overwrite=overwrite)
         return
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
+    if seeds != 1:
+        if search is not None or search_minutes is not None:
+            raise UserError("of one run, not of several seeds", where="--search", mend="search first, then take seeds")
+        _seeds(recipe, where, seeds, quiet=quiet, overwrite=overwrite)
+        return
     if search is not None or search_minutes is not None:
         from bertkin.tasks.search import MANY
         from bertkin.tasks.search import search as look
@@ -91,6 +104,21 @@ def finetune(
         show_search(look(recipe, where, listener=listener(quiet), overwrite=overwrite, **bound))
         return
     show(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
+
+
+def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) -> None:
+    """What `finetune` does with --seeds: a suite of one task."""
+    from bertkin.tasks.suites import run_suite
+
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
+    if overwrite:
+        what = "several runs go on where they were stopped"
+        raise UserError(what, where="--overwrite", mend=f"leave it out, or remove {out}")
+    name = "seeds"
+    print(run_suite(recipe.model, {name: recipe}, out, seeds=seeds, listener=listener(quiet)))
+    print(f"runs     {out / name} (one a seed; {out / 'results.json'} has all figures)")
+    print(f'next     bertkin predict {out / name / "seed-0"} "A text."')
 
 
 def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool) -> None:

@@ -25,10 +25,10 @@ from bertkin.models.adapt import (
 )
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
+from bertkin.models.initial import initialise
 from bertkin.models.presets import build
 from bertkin.models.steps import Steps
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
-from bertkin.models.transformer import initialise
 from bertkin.models.wraps import Low, LowRank
 from bertkin.text.layout import Layout
 from bertkin.train.optim import Optimizer
@@ -309,8 +309,8 @@ def test_strategies_train_in_bfloat16(family: str, name: str) -> None:
     learn(model)
     expected = scores(model)
     half = scores(copy.deepcopy(model).to(torch.bfloat16))
-    assert half.dtype == torch.bfloat16
-    assert far(half.float(), expected) < 0.1 * float(expected.abs().max()) + 0.05
+    assert half.dtype == torch.float32, "the last layer's few numbers are not rounded"
+    assert far(half, expected) < 0.1 * float(expected.abs().max()) + 0.05
     learn(model.to(torch.bfloat16))
 
 

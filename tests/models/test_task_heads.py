@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from bertkin.models.names import theirs as names_of
 from bertkin.models.pretrained import save_model
 from bertkin.models.pretrained_tasks import begin_task_model, load_task_model, save_task_model
 from bertkin.models.task_heads import BENDS, Answer, usual_pooling
+from bertkin.tasks.answering import loss_of
+from bertkin.tasks.encoding import Row
+from bertkin.tasks.task import Task
 from bertkin.text.layout import Layout
 
 from .support import LENGTHS, VOCABULARY, flat_batch, hushed, lively, ours, padded_batch
@@ -126,6 +130,60 @@ def test_a_transformers_model_gives_the_same_scores_here(family: str, head: str,
     ids, layout, batch = batch_of(family)
     with torch.no_grad():
         assert far(model(ids, layout), scores_of(their, head, batch, layout)) < 1e-5
+
+
+HEADS = {"class": "class", "classes": "class", "score": "class", "choice": "choice", "tokens": "tokens", "span": "span"}
+"""The head of each kind of task."""
+ASKED = [(family, kind) for family, heads in BENDS.items() for kind, head in HEADS.items() if head in heads]
+
+
+@pytest.mark.parametrize(("family", "kind"), ASKED)
+def test_a_tasks_loss_is_that_of_transformers(family: str, kind: Any, tmp_path: Path) -> None:
+    head, labels = HEADS[kind], LABELS if kind in ("class", "classes", "tokens") else ("score",)
+    answer = Answer(head, 2 if kind == "span" else len(labels), pooling(family))  # type: ignore[arg-type]
+    model = begin_task_model(pretrained(family, tmp_path / "stock"), answer)
+    lively(model, by=CALM if family == "t5" else 0.15)
+    save_task_model(model, tmp_path / "task", labels=labels, problem=kind)
+    their = opened(family, head, tmp_path / "task")
+    task, draw = (
+        Task(kind, 2 if head in ("choice", "span") else 1, labels if len(labels) == 3 else ()),
+        np.random.default_rng(0),
+    )
+    wanted: dict[str, list[Any]] = {
+        "class": [0, 2, 1, 1],
+        "classes": [(0,), (1, 2), (), (2,)],
+        "score": [0.5, -1.0, 2.0, 3.25],
+        "choice": [2] * 4,
+        "tokens": [draw.integers(0, 3, length) for length in LENGTHS],
+        "span": [tuple(sorted(draw.integers(0, length, 2).tolist())) for length in LENGTHS],
+    }
+    ids, layout, batch = batch_of(family)
+    starts = layout.starts.tolist()
+    rows = []
+    for number, target in enumerate(wanted[kind]):
+        places = np.arange(LENGTHS[number])
+        own = ids[starts[number] : starts[number + 1]].numpy()
+        rows.append(Row(own, None, 0 if kind == "choice" else number, places, places, target))
+    if kind == "span":  # alone: in a batch transformers lets a span begin in the padding
+        for row in rows:
+            alone, lengths = torch.from_numpy(row.ids), Layout.from_lengths([len(row.ids)]).to("cpu")
+            loss, _, count = loss_of(task, model(alone, lengths), [row], lengths)
+            first, last = (torch.tensor([place]) for place in row.target)
+            expected = their(alone[None], start_positions=first, end_positions=last).loss
+            assert count == 1 and float(loss) == pytest.approx(float(expected), abs=1e-5)
+        return
+    loss, _, count = loss_of(task, model(ids, layout), rows, layout)
+    told: Any = torch.tensor([2])
+    if kind == "tokens":
+        told = torch.full_like(batch["input_ids"], -100)
+        for number, target in enumerate(wanted[kind]):
+            told[number, : len(target)] = torch.from_numpy(target)
+    elif kind == "classes":
+        told = torch.tensor([[float(label in target) for label in range(3)] for target in wanted[kind]])
+    elif kind != "choice":
+        told = torch.tensor(wanted[kind])
+    batch = {name: value[None] for name, value in batch.items()} if kind == "choice" else batch
+    assert float(loss / count) == pytest.approx(float(their(**batch, labels=told).loss), abs=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["first", "last", "mean", "max", "attention"])

@@ -53,7 +53,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stock")
     draw = random.Random(0)
     tokenizer = train_tokenizer([sentence(draw)[0] for _ in range(200)], kind="wordpiece", vocab_size=90)
-    shape = Model(family="bert", layers=2, hidden=64, heads=2, max_length=64)
+    shape = Model(family="bert", layers=2, hidden=64, heads=2, max_length=64, start="random")
     save_model(build(resolve_model(shape, tokenizer.vocab_size)), folder, tokenizer=tokenizer)  # type: ignore[arg-type]
     return folder
 
@@ -111,6 +111,71 @@ def test_every_kind_of_answer_is_learnt(kind: str, least: float, stock: Path, tm
     result = finetune(plan(stock, written(tmp_path, kind, 240), train={"steps": 120}), tmp_path / "run")
     assert result.accuracy >= least
     assert result.kind == kind
+
+
+@pytest.mark.parametrize(("low", "size"), [(-1e-3, 1e-6), (300_000.0, 40_000.0)], ids=["small", "prices"])
+def test_scores_of_any_size_are_learnt_alike(low: float, size: float, stock: Path, tmp_path: Path) -> None:
+    """And answered as they are, in the range or out of it."""
+    draw, path = random.Random(1), tmp_path / "prices.tsv"
+    rows = [(text, low + size * (label + draw.random() / 10)) for text, label in (sentence(draw) for _ in range(240))]
+    path.write_text("text\tscore\n" + "".join(f"{text}\t{value!r}\n" for text, value in rows))
+    tuning = plan(stock, path, task="score", metric="pearson", train={"steps": 120})
+    assert finetune(tuning, tmp_path / "run").accuracy >= 0.8
+    predictions = open_reader(tmp_path / "run", precision="float32").predict([[text] for text, _ in rows])
+    gaps = [abs(one.answer - value) / size for one, (_, value) in zip(predictions, rows, strict=True)]
+    assert sum(gaps) / len(gaps) < 0.1  # the mean alone is 0.5 away
+
+
+def test_columns_of_a_question_and_its_text_can_have_any_name(stock: Path, tmp_path: Path) -> None:
+    draw, path = random.Random(1), tmp_path / "asked.csv"
+    texts = [sentence(draw)[0] for _ in range(40)]
+    path.write_text("query,passage,reply\n" + "".join(f"in what town,{text},{text.split()[-1]}\n" for text in texts))
+    named = {"task": "span", "text": "query", "text2": "passage", "label": "reply"}
+    result = finetune(plan(stock, path, train={"steps": 2}, **named), tmp_path / "run")
+    assert result.kind == "span"
+
+
+def test_each_seed_draws_its_own_adapters(stock: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, "class")
+    drawn = []
+    for seed in (0, 1):
+        tuning = plan(stock, data, strategy=Strategy("adapter"), train={"steps": 1, "lr": 1e-9, "seed": seed})
+        finetune(tuning, tmp_path / str(seed))
+        drawn.append({name: value for name, value in weights(tmp_path / str(seed)).items() if "down.weight" in name})
+    assert drawn[0] and all(not torch.equal(value, drawn[1][name]) for name, value in drawn[0].items())
+
+
+def test_several_seeds_from_the_command_line(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = str(written(tmp_path, "class")), tmp_path / "runs"
+    asked = ["finetune", str(stock), data, "--seeds", "2", "--train.steps", "2", "--out", str(out), "--quiet"]
+    assert main(asked) == 0
+    assert (out / "seeds" / "seed-1" / "model").is_dir() and (out / "results.json").is_file()
+    first = capsys.readouterr().out
+    assert "accuracy" in first and "seed-0" in first
+    assert main(asked) == 0 and capsys.readouterr().out == first, "what is done is not done again"
+    asked.remove("--seeds"), asked.remove("2")
+    for more, said in (
+        (["--seeds", "0"], "choose at least 1"),
+        (["--seeds", "2", "--overwrite"], "go on where they were"),
+    ):
+        assert main([*asked, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_later_questions_are_asked_as_the_first_were(stock: Path, tmp_path: Path) -> None:
+    finetune(plan(stock, written(tmp_path, "span"), stride=3, train={"steps": 1}), tmp_path / "span")
+    assert open_reader(tmp_path / "span").stride == 3
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "class")
+    assert open_reader(tmp_path / "class").stride is None
+
+
+def test_entities_are_told_with_their_characters(stock: Path, tmp_path: Path) -> None:
+    finetune(plan(stock, written(tmp_path, "tokens", 240), train={"steps": 120}), tmp_path / "run")
+    reader, text = open_reader(tmp_path / "run", precision="float32"), sentence(random.Random(5))[0]
+    (prediction,) = reader.predict([[text]])
+    found = reader.said([text], prediction)["entities"]
+    assert found and all(text[one["start"] : one["end"]] == one["text"] for one in found)
+    assert {one["text"] for one in found} <= set(PLACES) and {one["kind"] for one in found} == {"PLACE"}
 
 
 @pytest.mark.parametrize(("kind", "strategy"), [("class", "full"), ("tokens", "adapter"), ("span", "lora")])

@@ -277,3 +277,8 @@ def test_joined_words_are_where_it_says() -> None:
     text, places = joined(words)
     assert text == "I like 北京 Opera"
     assert [text[start:end] for start, end in places] == words
+
+
+def test_cmrc_tells_both_of_its_scores() -> None:
+    task, example = Task("span", 2, metric="cmrc_f1"), Example(("谁", "《三国志》"), ((1, 4),), answers=("三国志",))
+    assert list(measure(task, [example], ["《三国志》"]))[:2] == ["cmrc_f1", "cmrc_exact_match"]

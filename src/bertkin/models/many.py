@@ -66,7 +66,7 @@ def begin_many(path: str | Path, answers: Sequence[Answer], strategy: Strategy, 
 
     Args:
         path: as for `begin_task_model`.
-        seed: of the first head; each other one has the next.
+        seed: of the first head and what the strategy puts around it; each other task has the next.
 
     Raises:
         UserError: as for `begin_task_model` and `apply`.
@@ -74,7 +74,7 @@ def begin_many(path: str | Path, answers: Sequence[Answer], strategy: Strategy, 
     models = []
     for number, answer in enumerate(answers):
         model = begin_task_model(path, answer, seed=seed + number)
-        apply(model, replace(strategy, seed=strategy.seed + number))
+        apply(model, replace(strategy, seed=strategy.seed + seed + number))
         models.append(model)
     # Of an encoder–decoder, tags need the encoder alone: the stock is what the others need.
     widest = next((answer for answer in answers if answer.head != "tokens"), answers[0])

@@ -65,8 +65,7 @@ def loss_of(
     if task.output == "score":
         wanted = torch.tensor([row.target for row in rows], dtype=torch.float32, device=device)
         distance = scores.squeeze(-1) - wanted
-        near = max(task.high - task.low, 1.0) / 10
-        return distance.square().sum(), (distance.abs() <= near).sum(), len(rows)
+        return distance.square().sum(), (distance.abs() <= task.near).sum(), len(rows)
     if task.output == "choice":
         spread = spread_choices(scores.squeeze(-1), rows)
         first = [row.target for row, before in zip(rows, [None, *rows], strict=False) if _new(row, before)]
@@ -163,8 +162,7 @@ def answers(
                 Prediction(tuple(np.flatnonzero(chances > 0.5).tolist()), float(np.abs(chances - 0.5).min() + 0.5))
             )
         elif task.output == "score":
-            value = float(given[0][0])
-            out.append(Prediction(min(max(value, task.low), task.high) if task.high > task.low else value, 1.0))
+            out.append(Prediction(float(given[0][0]), 1.0))
         elif task.output == "tokens":
             words = len(rows.examples[number].label or ())
             out.append(_tags([rows.rows[i] for i in mine], given, words, outside, chain))

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from bertkin.config import AUTO
 from bertkin.models.adapt import apply, merge, trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.levels import redraw
@@ -85,6 +89,8 @@ class FineTuning:
         self.kind: str = found.task.output
         weights = weights_of(self.tuning.class_weights, self.task, self.examples.examples)
         self.weights = None if weights is None else torch.tensor(weights, device=device)
+        values = [float(example.label) for example in self.examples.examples] if self.kind == "score" else [0.0]
+        self.mean, self.deviation = float(np.mean(values)), float(np.std(values))
 
     @property
     def answer(self) -> Answer:
@@ -95,9 +101,35 @@ class FineTuning:
         model = begin_task_model(self.stock, self.answer, seed=self.train.seed)
         if self.tuning.reinit:
             redraw(model, model.architecture, self.tuning.reinit, self.train.seed)
-        set_dropout(model, self.tuning.dropout, self.tuning.attention_dropout)
-        apply(model, self.tuning.strategy)
+        self.dress(model)
         return model
+
+    def unit(self, model: TaskModel) -> tuple[float, float]:
+        """What a head for scores takes as 0 and as 1 while it learns, be they stars or prices: the mean of the examples
+        and their deviation. A head without a bias (GPT-2, Llama) has its 0 at 0."""
+        if model.classifier.bias is None:
+            return 0.0, math.hypot(self.mean, self.deviation) or 1.0
+        return self.mean, self.deviation or 1.0
+
+    @contextmanager
+    def in_units(self, model: TaskModel) -> Iterator[None]:
+        """The head as it is saved: it gives the scores as they are in the file. What is being trained is put back."""
+        (centre, size), head = self.unit(model), model.classifier
+        before = [parameter.detach().clone() for parameter in head.parameters()]
+        with torch.no_grad():
+            head.weight.mul_(size)
+            if head.bias is not None:
+                head.bias.mul_(size).add_(centre)
+            try:
+                yield
+            finally:
+                for parameter, value in zip(head.parameters(), before, strict=True):
+                    parameter.copy_(value)
+
+    def dress(self, model: Any) -> None:
+        """Give a model that is to be trained its dropout and its strategy, whose numbers each seed draws for itself."""
+        set_dropout(model, self.tuning.dropout, self.tuning.attention_dropout)
+        apply(model, replace(self.tuning.strategy, seed=self.tuning.strategy.seed + self.train.seed))
 
     def epochs(self, position: Position) -> float:
         return position.row(0) / len(self.examples.examples)
@@ -129,8 +161,12 @@ class FineTuning:
     def learn(self, model: TaskModel, part: TaskBatch, counts: tuple[int, int], sums: list[float]) -> None:
         ids, layout = packed(part.rows, self.device)
         how: Any = {"weights": self.weights, "crf": model.crf}
-        loss, right, _ = loss_of(self.task, model(ids, layout), part.rows, layout, **how)
-        (loss / max(counts[0], 1)).backward()  # type: ignore[no-untyped-call]
+        found, share = model(ids, layout), float(max(counts[0], 1))
+        if self.kind == "score":
+            centre, size = self.unit(model)
+            found, share = found.float() * size + centre, share * size**2
+        loss, right, _ = loss_of(self.task, found, part.rows, layout, **how)
+        (loss / share).backward()  # type: ignore[no-untyped-call]
         sums[0] += float(loss.detach())
         sums[1] += float(right)
 
@@ -151,6 +187,9 @@ class FineTuning:
     def asked(self, model: TaskModel, rows: Rows) -> tuple[list[Prediction], dict[str, float]]:
         """An answer to each labelled example, and what `measured` gives: the loss without weights of classes."""
         found = scores(model, rows, device=self.device)
+        if self.kind == "score":
+            centre, size = self.unit(model)
+            found = [one * size + centre for one in found]
         loss, count, crf = 0.0, 0, None if model.crf is None else copy.deepcopy(model.crf).cpu()
         for first in range(0, len(rows.examples), 256):  # whole examples: a choice is among all its rows
             low, high = rows.groups[first], rows.groups[min(first + 256, len(rows.examples))]
@@ -172,7 +211,16 @@ class FineTuning:
         return {}
 
     def export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
-        facts = facts | {"task": self.task.to_mapping(), "length": self.tuning.length, "stock": self.tuning.model}
+        with self.in_units(finished) if self.kind == "score" else nullcontext():
+            self._export(finished, folder, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What answers later examples as these were answered."""
+        known = {"task": self.task.to_mapping(), "length": self.tuning.length}
+        return known if self.tuning.stride is AUTO else known | {"stride": self.tuning.stride}
+
+    def _export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
+        facts = facts | self.facts() | {"stock": self.tuning.model}
         if self.tuning.strategy.light and not self.tuning.merge:
             save_light(finished, folder, self.stock.resolve(), extra=facts)
             return
@@ -216,13 +264,13 @@ class FineTuning:
         said = [f"task        {self.task}"]
         said += [f"examples    {len(self.examples.examples):,}, dev {len(self.dev.examples):,}"]
         trained, parameters = trainable(model)
-        if trained < parameters:
-            size = "the whole model" if self.tuning.merge else f"{4 * trained / 1e6:.2g} MB"
-            said.append(
-                f"strategy    {self.tuning.strategy.kind}: {trained:,} of {parameters:,} are trained; saved: {size}"
-            )
-        if self.examples.cut:
-            said.append(f"cut         {self.examples.cut:,} examples are longer than {self.tuning.length} tokens")
+        whole = self.tuning.merge or trained == parameters
+        size = f"the whole model, {4 * parameters / 1e6:,.1f} MB" if whole else f"{4 * trained / 1e6:,.2g} MB"
+        kind = self.tuning.strategy.kind
+        said.append(f"strategy    {kind}: {trained:,} of {parameters:,} are trained; saved: {size}")
+        for part, rows in (("", self.examples), ("dev ", self.dev)):
+            if rows.cut:
+                said.append(f"cut         {rows.cut:,} {part}examples are longer than {self.tuning.length} tokens")
         return said
 
 

@@ -274,6 +274,8 @@ METRICS: dict[str, Metric] = {
     "rougeL": Metric(("sequence",), _texts(comparing.rouge_rows, "rougeL"), _share, offered=False),
 }
 """All metrics. f1 is of the second of two classes; bleu, chrf and rouge need `pip install "bertkin[text-metrics]"`."""
+BESIDE = {"cmrc_f1": ("cmrc_exact_match",)}
+"""What is told beside a headline that is not offered to every task."""
 
 
 # Asking.
@@ -312,7 +314,7 @@ def measure(
     """
     examples, predictions = answered(task, examples, predictions)
     offered = [name for name, one in METRICS.items() if one.offered and task.output in one.outputs]
-    wanted = [task.metric, *(names or [name for name in offered if _fits(name, task)])]
+    wanted = [task.metric, *(names or [*BESIDE.get(task.metric, ()), *(name for name in offered if _fits(name, task))])]
     kept: dict[Any, Floats] = {}
     scores: dict[str, float] = {}
     for name in dict.fromkeys(wanted):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.frames import GREEDY, Frame
-from bertkin.tasks.task import Example, Task
+from bertkin.tasks.task import Example, Task, tidy
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
@@ -51,10 +51,12 @@ class Reader:
     tokenizer: Tokenizer
     task: Task
     length: int
+    stride: int | None = None
+    """Tokens that windows of a long text share, where it was trained with a choice of them."""
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
-        rows = encode(examples, self.task, self.tokenizer, max_length=self.length)
+        rows = encode(examples, self.task, self.tokenizer, max_length=self.length, stride=self.stride)
         return answers(self.task, rows, scores(self.model, rows), chain=chain_of(self.model, self.task))
 
     def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
@@ -92,15 +94,16 @@ class Reader:
         elif task.output == "classes":
             plain["labels"] = [task.labels[i] for i in answer]
         elif task.output == "score":
-            plain["score"] = round(answer, 4)
+            plain["score"] = tidy(answer)
         elif task.output == "tokens":
             places = words_in(texts[0])
             tags = [task.labels[tag] for tag in answer]
             plain["words"] = [[texts[0][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
             if is_scheme(task.labels):
                 plain["entities"] = [
-                    {"text": texts[0][places[s.start][0] : places[s.end - 1][1]], "kind": s.type}
-                    for s in spans_of(tags)
+                    {"text": texts[0][start:end], "kind": span.type, "start": start, "end": end}
+                    for span in spans_of(tags)
+                    for start, end in [(places[span.start][0], places[span.end - 1][1])]
                 ]
         else:
             plain |= {"answer": answer, "probability": round(prediction.sure, 4), "where": prediction.where}
@@ -113,7 +116,7 @@ class AnswerWriter(Reader):
     """A model that writes its answers."""
 
     model: LanguageModel  # type: ignore[assignment]
-    frame: Frame
+    frame: Frame = field(kw_only=True)
     how: Decoding = GREEDY
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
@@ -190,7 +193,7 @@ def open_reader(
         scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(known.get("length") or 512), a.max_length)
-    return Reader(model.eval(), tokenizer, task, length)
+    return Reader(model.eval(), tokenizer, task, length, known.get("stride"))
 
 
 def _only_writes(folder: Path) -> bool:
@@ -218,4 +221,4 @@ def _writer(model: LanguageModel, folder: Path, tokenizer: Tokenizer, precision:
     task = Task.from_mapping(known["task"]) if "task" in known else Task("sequence")
     length = min(int(known.get("length") or 512), a.max_length)
     frame = Frame.of(a, tokenizer, length, min(int(known.get("writes") or BOUND), a.max_length - 2))
-    return AnswerWriter(model.to(pick_precision(precision, "cpu")).eval(), tokenizer, task, length, frame)
+    return AnswerWriter(model.to(pick_precision(precision, "cpu")).eval(), tokenizer, task, length, frame=frame)

@@ -20,7 +20,7 @@ from bertkin.tasks.comparing import best_of, cmrc_exact, exact
 from bertkin.tasks.data.schemes import spans_of
 from bertkin.tasks.metrics import METRICS, by_type, confusion, constant, measure
 from bertkin.tasks.significance import interval
-from bertkin.tasks.task import Example, Task
+from bertkin.tasks.task import Example, Task, tidy
 
 MOST_SHOWN = 20
 """Classes up to which a confusion is a table; above, the commonest confusions are listed."""
@@ -74,7 +74,7 @@ def _compared(task: Task, example: Example, prediction: Prediction) -> tuple[Any
     answer, label, sure = prediction.answer, example.label, prediction.sure
     if task.output == "score":
         off = abs(float(answer) - label)
-        return label, round(float(answer), 4), off if off > max(task.high - task.low, 1.0) / 10 else None
+        return label, tidy(answer), off if off > task.near else None
     if task.output in ("class", "choice"):
         names = task.labels if task.output == "class" else example.choices
         return names[label], names[int(answer)], sure if int(answer) != label else None
@@ -134,7 +134,7 @@ def review(task: Task, examples: Sequence[Example], predictions: Sequence[Predic
     if task.output == "score":
         step = -(-len(known) // POINTS)
         chosen = zip(known[::step], answers[::step], strict=True)
-        found["points"] = [[e.label, round(float(answer), 4)] for e, answer in chosen]
+        found["points"] = [[e.label, tidy(answer)] for e, answer in chosen]
     return found
 
 

@@ -245,6 +245,10 @@ def _see_same(run: Path, wanted: Tuning) -> None:
     asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
     whole = merge(before, asked)  # options at their defaults are not asked for
     odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]
+    # Of those with a default of their own, which nothing fills in, the default is asked for too.
+    plain = [one.name for one in fields(Tuning) if isinstance(one.default, bool | int | float)]
+    odd += [name for name in plain if getattr(asked, name) != getattr(before, name)]
+    odd += ["strategy"] if asked.strategy.kind != before.strategy.kind else []
     if odd:
         what = f"begun with another {odd[0]}"
         raise UserError(what, where=run, mend="choose another --out, or remove the folder")

@@ -27,6 +27,11 @@ HEADLINES: dict[str, str] = {
 """The metric that counts, where nobody says another."""
 
 
+def tidy(score: float) -> float:
+    """A score with as many digits as a person reads, whatever its size."""
+    return float(f"{score:.6g}")
+
+
 @dataclass(frozen=True)
 class Task:
     """What is asked of every example.
@@ -53,6 +58,11 @@ class Task:
     low: float = 0.0
     high: float = 0.0
     unanswerable: bool = False
+
+    @property
+    def near(self) -> float:
+        """How far a score may be off and count as right: a tenth of the range."""
+        return (self.high - self.low or 1.0) / 10
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:

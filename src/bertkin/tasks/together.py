@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -151,12 +152,13 @@ class Joint:
 
     def export(self, finished: Many, folder: Path, facts: dict[str, Any]) -> None:
         """What is each task's own, the stock once where it was trained, and which tasks there are."""
-        extras = [
-            facts | {"task": work.task.to_mapping(), "length": work.tuning.length, "stock": self.recipe.model}
-            for work in self.each
-        ]
+        extras = [facts | work.facts() | {"stock": self.recipe.model} for work in self.each]
         names, tokenizer = list(self.works), self.each[0].tokenizer
-        save_many(finished, folder, names, stock=self.recipe.model, extras=extras, tokenizer=tokenizer)
+        with ExitStack() as stack:
+            for work, model in zip(self.each, finished.models, strict=True):
+                if work.kind == "score":
+                    stack.enter_context(work.in_units(model))
+            save_many(finished, folder, names, stock=self.recipe.model, extras=extras, tokenizer=tokenizer)
         write_text(folder / BESIDE, json.dumps(facts | {"tasks": names}, indent=1, ensure_ascii=False) + "\n")
 
     def opening(self, listener: Listener) -> dict[str, Any] | None:

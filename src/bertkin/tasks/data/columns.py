@@ -168,10 +168,13 @@ def _special(
             (),
             "words",
         )
-    if "context" in by_name and "question" in by_name and output in ("", "span"):
+    both = (named["text"], named["text2"]) if output == "span" and named["text"] and named["text2"] else ()
+    if not both and "context" in by_name and "question" in by_name and output in ("", "span"):
+        both = by_name["question"], by_name["context"]
+    if both:
         answers = named["label"] or first(("answers", "answer"), (dict, list))
         if answers or output == "span":
-            return (by_name["question"], by_name["context"]), answers, (), "answers"
+            return both, answers, (), "answers"
     single = named["text"] or first(TEXTS, str)
     marked = named["label"] or first(ENTITIES, list)
     if single and marked and output in ("", "tokens") and _marks(row.get(marked)):

@@ -100,7 +100,10 @@ def guess_task(
         return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
     if output == "score":
         numbers = [float(name) for name in map(name_of, values) if is_number(name) and math.isfinite(float(name))]
-        return Task("score", inputs, low=math.floor(min(numbers, default=0)), high=math.ceil(max(numbers, default=0)))
+        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+        if high - low >= 1:  # 0 to 5, not 0.2 to 4.8
+            low, high = math.floor(low), math.ceil(high)
+        return Task("score", inputs, low=low, high=high)
     if output == "sequence":
         return Task("sequence", inputs)
     names = ordered(map(name_of, values))
