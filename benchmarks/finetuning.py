@@ -223,7 +223,9 @@ def theirs(work: FineTuning, one: Measured, count: int, bf16: bool) -> list[floa
     with tempfile.TemporaryDirectory() as aside:  # its output, of which nothing is kept
         peer = Ordered(
             model=model_for(work.task, work.stock),
-            args=arguments(tuning, Path(aside), bf16=bf16, max_steps=len(batches), num_train_epochs=1),
+            args=arguments(
+                tuning, Path(aside), bf16=bf16, max_steps=len(batches), num_train_epochs=1, save_strategy="no"
+            ),
             train_dataset=features(replace(work.examples, rows=rows)),
             data_collator=collator(work.task, work.stock, tuning.length, one.longest),
             callbacks=[Clock()],

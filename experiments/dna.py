@@ -84,13 +84,16 @@ def main(
             raise UserError(f"no task {one!r}", where="--tasks", mend=f"choose of {', '.join(TASKS)}")
     stocks = {called(model): model for model in (encoder(), *models)}
     told = {name: _sizes(stock, words) for name, stock in stocks.items()}
-    jobs = []
+    jobs, made = (
+        [],
+        "-".join(words) + ("" if options.limit is None else f"-{options.limit}"),
+    )  # a trial has its own data
     for model, stock in stocks.items():
         for name in options.tasks or TASKS:
             path, tuning = TASKS[name]
             rows = sequences(Path(data(path)), bases)
             for seed in range(options.seeds):
-                train, dev = fold(rows, seed, options.limit, folder / "data" / "-".join(words) / name / str(seed))
+                train, dev = fold(rows, seed, options.limit, folder / "data" / made / name / str(seed))
                 tuning = replace(tuning, data=(str(train),), dev=str(dev), text="text", label="label", task="class")
                 for side, (drawn, strategy, more) in SIDES.items():
                     begun = random_start(stock, folder / "random" / model / str(seed), seed) if drawn else stock

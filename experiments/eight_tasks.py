@@ -128,7 +128,7 @@ def written_lines(lines: Callable[[str], Lines], name: str, most: int | None, fo
     """The lines of both parts as JSON lines; of training no more than `most`."""
     files = {}
     for part in ("train", "dev"):
-        to = folder / "data" / name / f"{part}.jsonl"
+        to = folder / "data" / (name if most is None else f"{name}-{most}") / f"{part}.jsonl"
         to.parent.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines(part)]
         to.write_text("".join(rows), encoding="utf-8")
@@ -163,7 +163,9 @@ ROWS = {
     "class-one": Row("one text → class: CoLA", "CoLA", ("--metric", "matthews"), 3),
     "class-several": Row("several → class: MRPC", "MRPC", ("--metric", "f1"), 4),
     "tokens-one": Row("one text → tokens: WNUT-17", "WNUT-17", ("--task", "tokens"), 4),
-    "tokens-several": Row("several → tokens: SQuAD's answers, tagged", marked, ("--task", "tokens"), 12, 4_000),
+    "tokens-several": Row(
+        "several → tokens: SQuAD's answers, tagged", marked, ("--task", "tokens", "--length", "512"), 12, 4_000
+    ),
     "span-one": Row("one text → span: the subject, UD English", subjects, ("--task", "span"), 5),
     "span-several": Row("several → span: SQuAD part", "SQuAD", ("--task", "span"), 25),
     "sequence-one": Row(
@@ -249,10 +251,15 @@ def _bertkin(command: list[str]) -> None:
         UserError: it failed.
     """
     print("bertkin", shlex.join(command), flush=True)
-    done = subprocess.run([sys.executable, "-m", "bertkin", *command], stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        what = said[-1].removeprefix("error: ") if said else f"exit code {done.returncode}"
+    running = subprocess.Popen([sys.executable, "-m", "bertkin", *command], stderr=subprocess.PIPE, text=True)
+    try:
+        errors = running.communicate()[1]
+    except KeyboardInterrupt:
+        running.wait()  # Ctrl-C reached it too: it saves, and ends
+        raise
+    if running.returncode:
+        said = [line for line in errors.strip().splitlines() if line.strip()]
+        what = said[-1].removeprefix("error: ") if said else f"exit code {running.returncode}"
         raise UserError(what, where=f"bertkin {command[0]}")
 
 

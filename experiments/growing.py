@@ -74,6 +74,12 @@ def _parameters(run: Path) -> dict[str, int]:
     return {"parameters": model + own, "generator": own}
 
 
+def wrote(run: Path, count: int = 2) -> list[dict[str, Any]]:
+    """What a model filled in or wrote at its last evaluation for the first held-out sentences; [] where it does neither."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return next((list(line["fills"][:count]) for line in reversed(lines) if line["kind"] == "samples"), [])
+
+
 def asked(folder: Path, pairs: Path, limit: int) -> dict[str, Any]:
     """The score on minimal pairs of what was grown in a folder."""
     file, model = folder / "pairs.json", folder / "run" / "model"

@@ -10,7 +10,8 @@ each alone on the machine; a stopped one goes on, a finished one is used again, 
 what is in it, each with its machine. Evaluations take their time out of the minutes;
 hybrid is measured three times (the mixture and each half), so on fewer rows.
 
-Results go into members.json and members.png beside this file, and as a table into docs/members.md.
+Results go into members.json and members.png beside this file, and as tables into docs/members.md: the figures, and what each
+answers to two sentences.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from growing import asked, draw, grown, vocabulary
+from growing import asked, draw, grown, vocabulary, wrote
 from sharing import data, put, run
 
 from bertkin.errors import UserError
@@ -42,6 +43,7 @@ class Member:
 
 MEMBERS = {
     "bert": Member("BERT", "bert-mini"),
+    "bert-drawn": Member("BERT, drawn as published", "bert-mini", {"model.start": "random"}),
     "bert-nsp": Member("BERT, next sentence", "bert-mini", {"objective.sentence": "next"}),
     "roberta": Member("RoBERTa", "roberta-mini"),
     "modern": Member("modern (ModernBERT)", "modern-mini"),
@@ -102,13 +104,19 @@ def main(
         scores = asked(out / name, pairs, limit)
         content = json.loads(record.read_text()) if record.exists() else {"members": {}}
         content |= {"command": "python experiments/members.py", "minutes": minutes, "words": words, "pairs": 20 * limit}
-        content["members"][name] = {"title": member.title, **figures, "blimp": scores}
+        content["members"][name] = {
+            "title": member.title,
+            **figures,
+            "blimp": scores,
+            "samples": wrote(out / name / "run"),
+        }
         content["members"] = {key: content["members"][key] for key in MEMBERS if key in content["members"]}
         record.write_text(json.dumps(content, indent=1) + "\n")
         draw(content["members"], record.with_suffix(".png"))
         print(table(content))
         if page is not None and page.is_file():
             put(page, table(content))
+            put(page, samples(content), "samples")
 
 
 def table(content: dict[str, Any]) -> str:
@@ -124,6 +132,20 @@ def table(content: dict[str, Any]) -> str:
         learnt = f"{one['loss']:.3f} | {one['accuracy']:.1%} | {one['blimp']['mean']:.1%} | {one['blimp']['method']}"
         where = f" {one.get('machine', 'not told')} |" if several else ""
         lines.append(f"| {one['title']} | {size} | {learnt} |{where}")
+    return "\n".join(lines) + "\n"
+
+
+def samples(content: dict[str, Any]) -> str:
+    """What came out of each member: its answers to the first sentences that nobody trained on."""
+    lines = ["| member | is given | answers | it was |", "|---|---|---|---|"]
+    for one in content["members"].values():
+        for sample in one.get("samples", []):
+            said = sample.get("written") or ", ".join(
+                f"{word} {chance:.0%}" for word, chance in sample.get("answers", [])
+            )
+            shown = sample["text"], said or "(nothing)", sample["truth"]
+            cells = [cell.replace("|", "\\|").replace("<", "&lt;") for cell in shown]
+            lines.append(f"| {one['title']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

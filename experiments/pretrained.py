@@ -3,8 +3,8 @@
     BERTKIN_DATA=shared/data python experiments/pretrained.py --models runs/mine --price
     BERTKIN_DATA=shared/data python experiments/pretrained.py --tasks CoLA --seeds 1
 
-Both begin with the same tokenizer, rows and recipe (`bertkin finetune`'s own); the random start's weights are drawn as
-they are for pretraining. The real encoder is always among the models.
+Both begin with the same tokenizer, rows and recipe (`bertkin finetune`'s own); the random start's weights are all drawn, as
+published. The real encoder is always among the models.
 
 Results go into pretrained.json and pretrained.png beside this file, and as a table into docs/results-finetuning.md.
 """

@@ -11,7 +11,7 @@ Tokens are handed over ready, so that what is compared is the training: the mode
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +79,9 @@ def collator(task: Task, stock: str | Path, length: int, longest: bool) -> Any:
     return transformers.DataCollatorWithPadding(tokenizer, **padding)
 
 
+SPENT = "seconds.txt"
+
+
 def arguments(tuning: Tuning, folder: Path, **changes: Any) -> Any:
     """Its settings for a recipe with nothing left open."""
     import transformers
@@ -98,7 +101,9 @@ def arguments(tuning: Tuning, folder: Path, **changes: Any) -> Any:
         "seed": train.seed,
         "use_cpu": True,
         "report_to": "none",
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 200,
+        "save_total_limit": 1,
         "logging_strategy": "no",
         "disable_tqdm": True,
     }
@@ -114,27 +119,50 @@ def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
     return once(folder, {"trainer": beyond_usual(tuning)}, lambda: _made(folder, tuning))
 
 
+def _clock(aside: Path) -> Any:
+    """What tells a training's seconds over all of its sittings: those before its last checkpoint are written there."""
+    import transformers
+
+    class Clock(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            places = sorted(aside.glob(f"checkpoint-*/{SPENT}"), key=lambda path: path.stat().st_mtime)
+            self.spent, self.begun = float(places[-1].read_text()) if places else 0.0, perf_counter()
+
+        def seconds(self) -> float:
+            return self.spent + perf_counter() - self.begun
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = perf_counter()
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (aside / f"checkpoint-{state.global_step}" / SPENT).write_text(f"{self.seconds()}")
+
+    return Clock()
+
+
 def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     import transformers
 
     found = gather(tuning, "cpu")
     transformers.set_seed(found.tuning.train.seed)
     model = model_for(found.task, found.stock)
-    with tempfile.TemporaryDirectory() as aside:  # its output, of which nothing is kept
-        trainer = transformers.Trainer(
-            model=model,
-            args=arguments(found.tuning, Path(aside)),
-            train_dataset=features(found.train),
-            data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
-        )
-        begun = perf_counter()
-        done = trainer.train()
-        minutes = (perf_counter() - begun) / 60
-        asked: Any = features(found.dev)
-        scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
+    aside = folder / "trainer"  # its output, which is kept until it is done
+    clock = _clock(aside)
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments(found.tuning, aside),
+        train_dataset=features(found.train),
+        data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
+        callbacks=[clock],
+    )
+    done = trainer.train(resume_from_checkpoint=clock.spent > 0)
+    minutes = clock.seconds() / 60
+    asked: Any = features(found.dev)
+    scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
     predictions = [one.answer for one in answers(found.task, found.dev, scores)]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)
+    shutil.rmtree(aside, ignore_errors=True)
     return {
         "metric": found.task.metric,
         "score": round(scored[found.task.metric], 5),
