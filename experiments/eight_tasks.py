@@ -56,17 +56,17 @@ def questions(path: str) -> Iterator[tuple[str, str, str, int]]:
 
 
 def marked(part: str) -> Lines:
-    """Question and passage as one list of words; those of the answer are tagged, all others are O."""
+    """A question, and the words of its passage; those of the answer are tagged, all others are O."""
     for question, passage, answer, start in questions(data(f"squad/{part}-v1.1-part.json")):
-        words, tags = WORD.findall(question), []
-        tags = ["O"] * len(words)
+        words: list[str] = []
+        tags: list[str] = []
         begun = False
         for match in WORD.finditer(passage):
             inside = match.end() > start and match.start() < start + len(answer)
             tags.append("O" if not inside else "I-ANSWER" if begun else "B-ANSWER")
             words.append(match.group())
             begun = inside
-        yield {"tokens": words, "ner_tags": tags}
+        yield {"question": question, "tokens": words, "ner_tags": tags}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def subjects(part: str) -> Lines:
             continue
         mine = [word for word in words if word.number in below]
         start, end = mine[0].start, mine[-1].end
-        yield {"question": "", "context": text, "answers": {"text": [text[start:end]], "answer_start": [start]}}
+        yield {"context": text, "answers": {"text": [text[start:end]], "answer_start": [start]}}
 
 
 def parts_of_speech(part: str) -> Lines:
@@ -164,9 +164,13 @@ ROWS = {
     "class-several": Row("several → class: MRPC", "MRPC", ("--metric", "f1"), 4),
     "tokens-one": Row("one text → tokens: WNUT-17", "WNUT-17", ("--task", "tokens"), 4),
     "tokens-several": Row(
-        "several → tokens: SQuAD's answers, tagged", marked, ("--task", "tokens", "--length", "512"), 12, 4_000
+        "several → tokens: SQuAD's answers, tagged",
+        marked,
+        ("--task", "tokens", "--text", "tokens", "--text2", "question", "--label", "ner_tags"),
+        12,
+        4_000,
     ),
-    "span-one": Row("one text → span: the subject, UD English", subjects, ("--task", "span"), 5),
+    "span-one": Row("one text → span: the subject, UD English", subjects, ("--task", "span", "--text", "context"), 5),
     "span-several": Row("several → span: SQuAD part", "SQuAD", ("--task", "span"), 25),
     "sequence-one": Row(
         "one text → sequence: parts of speech, UD English",

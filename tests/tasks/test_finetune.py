@@ -135,6 +135,37 @@ def test_columns_of_a_question_and_its_text_can_have_any_name(stock: Path, tmp_p
     assert result.kind == "span"
 
 
+def test_a_span_of_one_text(stock: Path, tmp_path: Path) -> None:
+    """Where in the text a town is named, without a question."""
+    draw, path = random.Random(1), tmp_path / "towns.jsonl"
+    texts = [sentence(draw)[0] for _ in range(240)]
+    lines = [{"context": text, "answers": [{"text": text.split()[-1]}]} for text in texts]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for number, named in enumerate(({}, {"task": "span", "text": "context", "label": "answers"})):
+        tuning = plan(stock, path, train={"steps": 120 if number else 1}, **named)
+        result = finetune(tuning, tmp_path / str(number))
+    assert result.kind == "span" and result.accuracy >= 0.6
+    (prediction,) = open_reader(tmp_path / "1", precision="float32").predict([[texts[0]]])
+    assert prediction.answer in texts[0]
+
+
+def test_words_are_tagged_by_what_is_asked_of_them(stock: Path, tmp_path: Path) -> None:
+    """The same words with other tags: only who reads the question can tell."""
+    draw, path, lines = random.Random(1), tmp_path / "asked.jsonl", []
+    for number in range(400):
+        words, asked = sentence(draw)[0].split(), ["good", "bad"][number % 2]
+        tags = ["HERE" if (word in PLACES) is (asked == "good") else "NO" for word in words]
+        lines.append(json.dumps({"question": asked, "tokens": words, "tags": tags}))
+    path.write_text("\n".join(lines) + "\n")
+    named = {"task": "tokens", "text": "tokens", "text2": "question", "label": "tags"}
+    result = finetune(plan(stock, path, train={"steps": 160}, **named), tmp_path / "run")
+    assert result.accuracy >= 0.95
+    reader, text = open_reader(tmp_path / "run", precision="float32"), sentence(draw)[0]
+    good, bad = reader.predict([["good", text], ["bad", text]])
+    assert all(one != other for one, other in zip(good.answer, bad.answer, strict=True))
+    assert [word for word, _ in reader.said(["good", text], good)["words"]] == text.split()
+
+
 def test_each_seed_draws_its_own_adapters(stock: Path, tmp_path: Path) -> None:
     data = written(tmp_path, "class")
     drawn = []

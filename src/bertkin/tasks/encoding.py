@@ -211,8 +211,10 @@ def _chosen(number: int, example: Example, texts: list[Text], template: Template
 
 
 def _tagged(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
-    """Words found by their characters; a row for each window. A word whose text gives no token is nowhere."""
-    ids, offsets = texts[0]
+    """Words of the last text found by their characters; a row for each window, the other texts before each. A word whose text
+    gives no token is nowhere."""
+    head, room = _head(example, texts, room)
+    ids, offsets = texts[-1]
     starts = np.array([start for start, _ in offsets], np.int64)
     ends = np.array([end for _, end in offsets], np.int64)
     label = example.label
@@ -224,23 +226,16 @@ def _tagged(number: int, example: Example, texts: list[Text], template: Template
     rows = []
     for low, high, own_low, own_high in _windows(len(ids), room, min(stride, room // 2)):
         mine = np.flatnonzero(real & (firsts >= own_low) & (firsts < own_high)) if len(spans) else NONE
-        row, segments, begins = put_together([ids[low:high]], template)
+        row, segments, begins = put_together([*head, ids[low:high]], template)
         target = None if tags is None else tags[mine]
-        rows.append(Row(row, segments, number, firsts[mine] - low + begins[0], mine, target))
+        rows.append(Row(row, segments, number, firsts[mine] - low + begins[-1], mine, target))
     return rows, False
 
 
 def _spanned(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
     """Windows of the last text, the others before each. A span outside a window is, there, no answer."""
-    head = [ids for ids, _ in texts[:-1]]
+    head, room = _head(example, texts, room)
     context, offsets = texts[-1]
-    room -= sum(map(len, head))
-    if room < 16:
-        raise UserError(
-            f"a question of {sum(map(len, head)):,} tokens leaves {max(room, 0)} for its context",
-            where=example.where or None,
-            mend="choose longer rows",
-        )
     answer = _answer(example, offsets)
     rows = []
     for low, high, _, _ in _windows(len(context), room, min(stride, room // 2)):
@@ -253,6 +248,19 @@ def _spanned(number: int, example: Example, texts: list[Text], template: Templat
         places = np.arange(at, at + high - low)
         rows.append(Row(ids, segments, number, places, np.arange(low, high), target))
     return rows, False
+
+
+def _head(example: Example, texts: list[Text], room: int) -> tuple[list[list[int]], int]:
+    """The texts that stand whole before each window of the last one, and the room that they leave it."""
+    head = [ids for ids, _ in texts[:-1]]
+    left = room - sum(map(len, head))
+    if head and left < 16:
+        raise UserError(
+            f"a question of {room - left:,} tokens leaves {max(left, 0)} for its context",
+            where=example.where or None,
+            mend="choose longer rows",
+        )
+    return head, left
 
 
 def _answer(example: Example, offsets: Offsets) -> tuple[int, int] | None:

@@ -80,7 +80,7 @@ class Reader:
             first = self.task.inputs - 1
             return Example(texts[:first], choices=texts[first:])
         if self.task.output == "tokens":
-            return Example(texts, label=tuple(words_in(texts[0])))
+            return Example(texts, label=tuple(words_in(texts[-1])))
         return Example(texts)
 
     def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
@@ -96,12 +96,12 @@ class Reader:
         elif task.output == "score":
             plain["score"] = tidy(answer)
         elif task.output == "tokens":
-            places = words_in(texts[0])
+            places = words_in(texts[-1])
             tags = [task.labels[tag] for tag in answer]
-            plain["words"] = [[texts[0][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
+            plain["words"] = [[texts[-1][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
             if is_scheme(task.labels):
                 plain["entities"] = [
-                    {"text": texts[0][start:end], "kind": span.type, "start": start, "end": end}
+                    {"text": texts[-1][start:end], "kind": span.type, "start": start, "end": end}
                     for span in spans_of(tags)
                     for start, end in [(places[span.start][0], places[span.end - 1][1])]
                 ]

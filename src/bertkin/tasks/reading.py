@@ -216,10 +216,9 @@ class _Reader:
     def _row(self, row: Row, roles: Roles) -> Raw | None:
         values = row.values
         name = _text(values.get(roles.id)) if roles.id else ""
-        if roles.holds == "words":
-            return words_of_row(values, roles.texts[0], roles.label, row.where, self.gate, name)
+        words = roles.texts[-1] if roles.holds == "words" else ""
         texts = []
-        for column in roles.texts:
+        for column in roles.texts[: len(roles.texts) - bool(words)]:
             value = values.get(column)
             if value is not None and not isinstance(value, str | int | float):
                 self.gate.refuse(f"{column!r} holds a {type(value).__name__}, not a text", row.where, "give a text")
@@ -228,12 +227,14 @@ class _Reader:
                 self.gate.refuse(f"no field {column!r}", row.where, "fill it in")
                 return None
             texts.append(_text(value))
+        if words:
+            return _beside(texts, words_of_row(values, words, roles.label, row.where, self.gate, name))
         label = values.get(roles.label) if roles.label else None
         if roles.holds == "entities":
             marks = label if label is not None or self.labelled is not True else []
-            return words_of_marks(texts[0], marks, row.where, self.gate, name)
+            return _beside(texts[:-1], words_of_marks(texts[-1], marks, row.where, self.gate, name))
         if roles.holds == "answers":
-            return question_of(texts[0], texts[1], label, row.where, self.gate, name)
+            return _beside(texts[:-1], question_of("", texts[-1], label, row.where, self.gate, name))
         return Raw(tuple(texts), label, row.where, id=name)
 
     def _choices(self, rows: Iterable[Row], roles: Roles) -> list[Raw]:
@@ -407,3 +408,8 @@ def _key(example: Example, task: Task) -> bytes:
 
 def _classes(example: Example) -> tuple[int, ...]:
     return example.label if isinstance(example.label, tuple) else (example.label,)
+
+
+def _beside(texts: Sequence[str], raw: Raw | None) -> Raw | None:
+    """A row whose words or answers are in its last text, with the texts that are read before that."""
+    return None if raw is None else replace(raw, texts=(*texts, raw.texts[-1]))

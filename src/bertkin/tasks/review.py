@@ -86,7 +86,7 @@ def _compared(task: Task, example: Example, prediction: Prediction) -> tuple[Any
         if task.scheme:
             one, two = set(spans_of(gold)), set(spans_of(tags))
             named = [
-                [(example.texts[0][label[s.start][0] : label[s.end - 1][1]], s.type) for s in sorted(spans)]
+                [(example.texts[-1][label[s.start][0] : label[s.end - 1][1]], s.type) for s in sorted(spans)]
                 for spans in (one - two, two - one)
             ]
             return named[0], named[1], sure if one != two else None

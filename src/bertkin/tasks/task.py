@@ -109,7 +109,7 @@ class Example:
             classes: tuple of such indices, ascending
             score: float
             choice: int, an index into `choices`
-            tokens: tuple of (start, end, tag), characters of texts[0] and an index into the labels, a labelled word each
+            tokens: tuple of (start, end, tag), characters of texts[-1] and an index into the labels, a labelled word each
             span: tuple of (start, end), characters of texts[-1], alternatives of each other; () for no answer
             sequence: str
         choices: what is chosen among.
@@ -136,7 +136,7 @@ class Example:
     @property
     def words(self) -> tuple[str, ...]:
         """The labelled words of a token task."""
-        return tuple(self.texts[0][start:end] for start, end, _ in self.label or ())
+        return tuple(self.texts[-1][start:end] for start, end, _ in self.label or ())
 
 
 def joined(words: Sequence[str], glued: Sequence[bool] | None = None) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -160,25 +160,27 @@ def _special(
             (by_name[name] for name in names if name in by_name and isinstance(row.get(by_name[name]), kind)), ""
         )
 
+    beside = (named["text2"],) if isinstance(row.get(named["text2"]), str) else ()  # read before the words
     words = named["text"] if isinstance(row.get(named["text"]), list) else first(WORDS, list)
-    if words and output in ("", "tokens") and not named["text2"]:
+    if words and output in ("", "tokens") and (beside or not named["text2"]):
         return (
-            (words,),
+            (*beside, words),
             named["label"] or first([name for name in TAGS if by_name.get(name) != words], list),
             (),
             "words",
         )
-    both = (named["text"], named["text2"]) if output == "span" and named["text"] and named["text2"] else ()
-    if not both and "context" in by_name and "question" in by_name and output in ("", "span"):
-        both = by_name["question"], by_name["context"]
-    if both:
-        answers = named["label"] or first(("answers", "answer"), (dict, list))
-        if answers or output == "span":
-            return both, answers, (), "answers"
+    read: tuple[str, ...] = ()
+    if output == "span" and named["text"]:
+        read = tuple(name for name in (named["text"], named["text2"]) if name)
+    elif "context" in by_name and output in ("", "span"):
+        read = tuple(by_name[name] for name in ("question", "context") if name in by_name)
+    answers = named["label"] or first(("answers", "answer"), (dict, list)) if read else ""
+    if read and (answers or output == "span"):
+        return read, answers, (), "answers"
     single = named["text"] or first(TEXTS, str)
     marked = named["label"] or first(ENTITIES, list)
     if single and marked and output in ("", "tokens") and _marks(row.get(marked)):
-        return (single,), marked, (), "entities"
+        return (*beside, single), marked, (), "entities"
     choices = tuple(by_name[name] for name in sorted(by_name) if CHOICES.fullmatch(name))
     listed = first(("choices", "endings", "options"), (list, dict))
     if output in ("", "choice") and (listed or len(choices) > 1):

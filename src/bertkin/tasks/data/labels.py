@@ -89,7 +89,7 @@ def guess_task(
         mend = "name the label's column with --label" if not roles.label else "give rows with labels"
         raise UserError("no row has a label", where=label, mend=mend)
     if output == "tokens" or any(raw.places for raw in rows):
-        return _tokens([raw.label for raw in rows if raw.places and raw.label is not None], label, scheme)
+        return _tokens([raw.label for raw in rows if raw.places and raw.label is not None], label, scheme, inputs)
     if output == "choice" or roles.holds == "choices":
         return Task("choice", inputs + 1)
     values = [value for value in values if not missing(value)]
@@ -133,7 +133,7 @@ def _output(values: Sequence[Any], column: str, label: str) -> str:
     return "class"
 
 
-def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str) -> Task:
+def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str, inputs: int) -> Task:
     """Tags; of entities all that IOB2 has for the types there are, "O" first."""
     scheme = scheme or guess_scheme(values)
     if not scheme:
@@ -142,10 +142,10 @@ def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str) -> Task:
             raise UserError("no words with tags", where=label, mend=WORDS)
         if len(names) < 2:
             raise UserError(f"every word has the tag {names[0]!r}", where=label, mend="give at least two tags")
-        return Task("tokens", 1, names)
+        return Task("tokens", inputs, names)
     types = ordered(parts(tag)[1] for tags in values for tag in tags if tag != "O")
     names = ("O", *(f"{letter}-{kind}" if kind else letter for kind in types for letter in "BI"))
-    return Task("tokens", 1, names, scheme=scheme)
+    return Task("tokens", inputs, names, scheme=scheme)
 
 
 # Which label.

@@ -15,7 +15,7 @@ class Raw:
         label: what the file says, None where it says nothing: any value; for words a tuple of tags; for spans a tuple
             of (start, end).
         where: "file:line".
-        places: (start, end) of each labelled word in texts[0].
+        places: (start, end) of each labelled word in the last text.
         choices, id, answers: as in `bertkin.tasks.task.Example`.
     """
 
