@@ -115,10 +115,9 @@ def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) 
     if overwrite:
         what = "several runs go on where they were stopped"
         raise UserError(what, where="--overwrite", mend=f"leave it out, or remove {out}")
-    name = "seeds"
-    print(run_suite(recipe.model, {name: recipe}, out, seeds=seeds, listener=listener(quiet)))
-    print(f"runs     {out / name} (one a seed; {out / 'results.json'} has all figures)")
-    print(f'next     bertkin predict {out / name / "seed-0"} "A text."')
+    print(run_suite(recipe.model, {"seeds": recipe}, out, seeds=seeds, listener=listener(quiet)))
+    print(f"runs     {out / 'seeds'} (one a seed; {out / 'results.json'} has all figures)")
+    print(f'next     bertkin predict {out / "seeds" / "seed-0"} "A text."')
 
 
 def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool) -> None:

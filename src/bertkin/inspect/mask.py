@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bertkin.config import AUTO, Model, Objective, Recipe
+from bertkin.config import AUTO, Model, Objective, Recipe, merge
 from bertkin.errors import UserError
 from bertkin.inspect.words import described
 from bertkin.models import presets
@@ -161,8 +161,6 @@ def _folder_of(what: str) -> Path:
 
 def _trained_as(path: Path, asked: Objective) -> Objective:
     """What a run was asked, with what is asked here over it; where another kind is asked, only that."""
-    from bertkin.config import merge
-
     recipe = grown_by(path) if asked.kind is AUTO else None
     merged: Objective = asked if recipe is None else merge(recipe.objective, asked)
     return merged

@@ -103,15 +103,12 @@ def attention_weights(
     rotary: Rotary | None = None,
     distances: Tensor | None = None,
     scale: float | None = None,
-    tiles: Layout | None = None,
 ) -> Tensor:
     """The weights themselves, float32 [sequences, heads, longest queries, longest sequence], padded.
 
-    Arguments are as for `attention`; with `tiles` (`tiles_of`), the rectangles are those instead of the sequences.
-    Rows of padding hold nothing of meaning.
+    Arguments are as for `attention`. Rows of padding hold nothing of meaning.
     """
-    tiles = layout if tiles is None else tiles
-    return _weights(_rectangles(q, k, layout, rule, queries, asking, rotary, distances, tiles), scale)
+    return _weights(_rectangles(q, k, layout, rule, queries, asking, rotary, distances, layout), scale)
 
 
 @dataclass(frozen=True)

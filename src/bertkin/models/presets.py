@@ -219,15 +219,13 @@ def preset(name: str) -> Recipe:
         raise UserError(f"unknown preset {name!r}", where="--preset", mend=nearest(name, names()))
     family, size = name.split("-")
     layers, hidden, heads = SIZES[size]
-    # Vocabulary, feed-forward width and the like follow from other fields, so `resolve_model` fills them in last.
+    # All else follows from the family and from these fields, whatever they are set to; `resolve_model` fills it in last.
     model = Model(family=family, layers=layers, hidden=hidden, heads=heads)  # type: ignore[arg-type]
     recipe = TRAINED[family]()
     train = recipe.train
     if size in ("base", "large"):  # wide stacks leave the rails at the rates that small ones learn fastest with
         train = replace(train, lr=train.lr / 2, batch_tokens=4 * train.batch_tokens)
-    defaults = _defaults(family, hidden)
-    known = {name: value for name, value in defaults.items() if name not in ("embedding", "generator")}  # by the width
-    return replace(recipe, preset=name, model=fill_auto(model, **known), train=train)
+    return replace(recipe, preset=name, model=model, train=train)
 
 
 def _train_bert() -> Recipe:

@@ -128,12 +128,12 @@ def denoise(split: SplitLike, ids: Specials, pieces: Pieces, keys: Bits, objecti
             made.append((mine, _filler(pieces.count[mine], ids)))
             continue
         names, _ = mixture[number]
-        text = _read(split, pieces.take(kind == number), "permutation" in names)
+        own = pieces.take(mine)
+        text = _read(split, own, "permutation" in names)
         steps = [noise(mix(keys, 9, step)[pieces.row[mine]], ordinal[mine]) for step in range(len(names))]
         framed = _framed(*_spoil(text, names, steps, ids, rate, objective.span_mean), ids)
         if names == ("prefix",):  # its text ends where the document does, not where a row was full
-            cut_off = ~ends_document(split, pieces.take(kind == number))
-            framed.targets[(np.cumsum(framed.lengths) - 1)[cut_off]] = IGNORED
+            framed.targets[(np.cumsum(framed.lengths) - 1)[~ends_document(split, own)]] = IGNORED
         made.append((mine, framed))
 
     order = np.argsort(np.concatenate([mine for mine, _ in made]), kind="stable")

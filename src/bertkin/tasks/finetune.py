@@ -13,7 +13,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,9 @@ class FineTuning:
     @contextmanager
     def in_units(self, model: TaskModel) -> Iterator[None]:
         """The head as it is saved: it gives the scores as they are in the file. What is being trained is put back."""
+        if self.kind != "score":
+            yield
+            return
         (centre, size), head = self.unit(model), model.classifier
         before = [parameter.detach().clone() for parameter in head.parameters()]
         with torch.no_grad():
@@ -211,7 +214,7 @@ class FineTuning:
         return {}
 
     def export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
-        with self.in_units(finished) if self.kind == "score" else nullcontext():
+        with self.in_units(finished):
             self._export(finished, folder, facts)
 
     def facts(self) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class _Reader:
         name = _text(values.get(roles.id)) if roles.id else ""
         words = roles.texts[-1] if roles.holds == "words" else ""
         texts = []
-        for column in roles.texts[: len(roles.texts) - bool(words)]:
+        for column in roles.texts[:-1] if words else roles.texts:
             value = values.get(column)
             if value is not None and not isinstance(value, str | int | float):
                 self.gate.refuse(f"{column!r} holds a {type(value).__name__}, not a text", row.where, "give a text")

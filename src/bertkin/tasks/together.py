@@ -156,8 +156,7 @@ class Joint:
         names, tokenizer = list(self.works), self.each[0].tokenizer
         with ExitStack() as stack:
             for work, model in zip(self.each, finished.models, strict=True):
-                if work.kind == "score":
-                    stack.enter_context(work.in_units(model))
+                stack.enter_context(work.in_units(model))
             save_many(finished, folder, names, stock=self.recipe.model, extras=extras, tokenizer=tokenizer)
         write_text(folder / BESIDE, json.dumps(facts | {"tasks": names}, indent=1, ensure_ascii=False) + "\n")
 
