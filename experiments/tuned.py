@@ -112,7 +112,7 @@ def task(name: str, options: Options, folder: Path) -> Tuning:
         tuning = read_suite("glue", data("glue"), [name])[name]
         paths, dev = list(tuning.data), None
     parts = find_parts(paths[0]) if Path(paths[0]).is_dir() else {"train": paths[0], "dev": dev or ""}
-    files = {part: Path(parts[part]) for part in ("train", "dev")}
+    files = {part: Path(str(parts[part])) for part in ("train", "dev")}
     if options.limit is not None:
         aside = folder / "data" / f"{name}-{options.limit}"
         files = {part: cut(file, options.limit, aside / f"{part}{file.suffix}") for part, file in files.items()}

@@ -16,6 +16,9 @@ from bertkin.tasks.tuning import Tuning
 from bertkin.terminal import Flag, Quiet, leads, lines_of, listener, texts_of
 
 TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
+OWN = ["dev", "test", "task", "text", "text2", "label", "metric", "header", "scheme"]
+"""Fields that are each task's own, and no option of many tasks."""
+SuiteOptions = given(Tuning, leave_out=["model", "data", "strategy", "train", *OWN], bare=True)
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(
     Train,
@@ -108,7 +111,7 @@ def finetune(
 
 def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) -> None:
     """What `finetune` does with --seeds: a suite of one task."""
-    from bertkin.tasks.suites import run_suite
+    from bertkin.tasks.evaluating import run_suite
 
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
@@ -183,12 +186,12 @@ def evaluate(
     only: Annotated[list[str] | None, Parameter(negative="")] = None,
     seeds: int = 1,
     out: Path | None = None,
-    batch: int = 32,
     against: Path | None = None,
     submit: Path | None = None,
     table: Literal["markdown", "latex", "csv"] = "markdown",
     json: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
+    tuning: Annotated[SuiteOptions, Parameter(name="*", group=Group("Tasks", sort_key=2))] = SuiteOptions(),  # type: ignore[valid-type]  # noqa: B008
     strategy: Annotated[StrategyOptions, Parameter(group=Group("Strategy", sort_key=3))] = StrategyOptions(),  # type: ignore[valid-type]  # noqa: B008
     train: Annotated[TuneOptions, Parameter(group=Group("Train", sort_key=4))] = TuneOptions(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
@@ -204,15 +207,13 @@ def evaluate(
         glue, squad, cmrc, ud, ner, dna; core, which is all of them; or a YAML file: a list of tasks with name, data, and
         perhaps metric, text, text2, label.
     data
-        Folder of the tasks' data; by default beside the YAML file.
+        Folder of the tasks' data; by default beside the YAML file, or of a suite that is known on the hub.
     only
         Names of tasks; may be given several times.
     seeds
         Runs of each task.
     out
         Folder for the runs, results.json and results.md. [default: runs/SUITE]
-    batch
-        Examples a step.
     against
         The --out of another model on the same data: whether the two differ by more than chance.
     submit
@@ -224,14 +225,15 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from bertkin.tasks.suites import read_suite, run_suite
+    from bertkin.tasks.evaluating import run_suite
+    from bertkin.tasks.suites import read_suite
     from bertkin.train.state import write_text
 
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
     tasks = read_suite(suite, data, only or ())
     change = {
-        "batch": batch,
+        **typed(tuning),
         "strategy": replace(Strategy(), **typed(strategy)),
         "train": replace(Train(), **typed(train)),
     }
@@ -257,6 +259,7 @@ def predict(
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     beams: int = 1,
+    windows: int | None = None,
     json: Annotated[bool, Flag] = False,
 ) -> None:
     """Ask a fine-tuned model: bertkin predict runs/reviews "A film to forget."
@@ -278,21 +281,24 @@ def predict(
         auto is bfloat16 where the processor gains by it.
     beams
         Of a model that writes: how many beginnings of an answer are kept side by side.
+    windows
+        Most windows that a long text is read in, where one answer is of all of it. [default: as it was trained]
     json
         Write a JSON object a line.
     """
-    from bertkin.tasks.predict import by_beams, open_reader
+    from bertkin.tasks.predict import by_beams, by_windows, open_reader
     from bertkin.tasks.several import ask, open_readers, tasks_in
 
     lines = texts_of(texts, file, "text", "A film to forget.")
     groups = [line.split("\t") for line in lines]
     if also or task or tasks_in(model):
         readers = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
-        for one in ask({name: by_beams(reader, beams) for name, reader in readers.items()}, groups):
+        readers = {name: by_windows(by_beams(reader, beams), windows) for name, reader in readers.items()}
+        for one in ask(readers, groups):
             name = one["model"]
             print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
         return
-    reader = by_beams(open_reader(model, precision=precision), beams)
+    reader = by_windows(by_beams(open_reader(model, precision=precision), beams), windows)
     for group, prediction in zip(groups, reader.predict(groups), strict=True):
         told = reader.said(group, prediction)
         print(plain.dumps(told, ensure_ascii=False) if json else _line(told))

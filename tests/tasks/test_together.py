@@ -35,7 +35,7 @@ from bertkin.tasks.together import Joint, resume_together, together
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.loop import Training
-from bertkin.train.state import Position, load_checkpoint
+from bertkin.train.state import Position, load_checkpoint, read_log
 
 from .test_finetune import lively, plan, stock, weights, written  # noqa: F401 — fixtures
 
@@ -290,3 +290,21 @@ def test_the_steps_of_an_epoch_reach_every_example(stock: Path, desk: Path) -> N
     assert [position.row(i) for i in range(3)] == seen
     assert sum(seen) >= 2 * sum(work.sizes) > sum(seen) - 16
     assert tasks_in(desk) == {}
+
+
+def test_each_task_has_its_mistakes_its_card_and_its_place_in_the_report(lively: Path, desk: Path) -> None:
+    run = together(
+        recipe(lively, desk, train={"final": "last"}, strategy=Strategy("adapter", size=8)), desk / "run"
+    ).run
+    last = [record for record in read_log(run) if record.get("kind") == "evaluation"][-1]
+    report = (run / "report.html").read_text()
+    for name, metric in (("films", "matthews"), ("places", "span_f1"), ("pairs", "pearson_spearman")):
+        review = json.loads((run / "tasks" / name / "review.json").read_text())
+        assert review["dev"]["scores"][metric]["value"] == pytest.approx(last[f"{name}/{metric}"], abs=1e-4)
+        assert len((run / "tasks" / name / "mistakes.jsonl").read_text().splitlines()) == review["mistakes"]
+        card = (run / "model" / name / "README.md").read_text()
+        assert f"# {name}\n" in card and f"--task {name}" in card and "recipe.yaml" in card
+        assert f"What it answers to {name}" in report
+    (run / "tasks" / "old").mkdir()
+    together(recipe(lively, desk, train={"steps": 1}), run, overwrite=True)
+    assert not (run / "tasks" / "old").exists()  # what an earlier run had is gone with it

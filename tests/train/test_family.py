@@ -74,6 +74,23 @@ def test_it_learns(make: Make, tmp_path: Path, preset: str, objective: dict[str,
     assert losses[-1] < losses[0] - 0.3 and losses[-1] < math.log(180) - 0.7, "better than by chance"
 
 
+@pytest.mark.parametrize(
+    ("preset", "objective"),
+    [("bert-tiny", {"unit": "span", "boundary": True}), ("bert-tiny", {"sentence": "next"}), ("albert-tiny", {})],
+    ids=["boundaries", "next sentence", "sentence order"],
+)
+def test_a_second_question_is_measured_beside_the_words(
+    make: Make, tmp_path: Path, preset: str, objective: dict[str, Any]
+) -> None:
+    pretrain(make(preset=preset, objective=objective, steps=20, lr=5e-3, eval_every=10), tmp_path / "run")
+    records = evaluations(tmp_path / "run")
+    assert len(records) > 1
+    for record in records:
+        assert 0 <= record["pair_accuracy"] <= 1 and 0 < record["pair_loss"] < 20
+    if "boundary" in objective:  # it is of words, as the first, and learnt from the first step on
+        assert records[-1]["pair_loss"] < records[0]["pair_loss"]
+
+
 @members
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     make: Make, tmp_path: Path, preset: str, objective: dict[str, Any]

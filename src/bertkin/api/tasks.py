@@ -99,7 +99,7 @@ def evaluate(
         model: a run folder, a model folder (ours or transformers'), or a hub id.
         suite: glue or another that is known, or a YAML file; see `bertkin.tasks.suites.read_suite`.
         out: folder for the runs and results.
-        data: folder of the tasks' data; by default beside the YAML file.
+        data: folder of the tasks' data; by default beside the YAML file, or of a suite that is known on the hub.
         only: names of tasks.
         seeds: runs of each task.
         strategy, train: as for `finetune`.
@@ -110,7 +110,8 @@ def evaluate(
     Raises:
         UserError: no such suite, or anything about the data, the model or the disk.
     """
-    from bertkin.tasks.suites import read_suite, run_suite
+    from bertkin.tasks.evaluating import run_suite
+    from bertkin.tasks.suites import read_suite
     from bertkin.tasks.tuning import Tuning
     from bertkin.train.progress import RichListener
 
@@ -173,7 +174,11 @@ def finetune_together(
 
 
 def predict(
-    model: Reader | str | Path, texts: str | Sequence[str | Sequence[str]], *, precision: str = "auto"
+    model: Reader | str | Path,
+    texts: str | Sequence[str | Sequence[str]],
+    *,
+    precision: str = "auto",
+    windows: int | None = None,
 ) -> list[dict[str, Any]]:
     """What a fine-tuned model answers.
 
@@ -181,6 +186,7 @@ def predict(
         model: what `finetune` made, a folder of transformers, or an opened `bertkin.tasks.predict.Reader`.
         texts: one text, several, or, for tasks that read more than one, a tuple of texts for each question.
         precision: auto is bfloat16 where the processor gains by it.
+        windows: most windows that a long text is read in, where one answer is of all of it; by default as it was trained.
 
     Returns:
         For each a mapping: label and probability, labels, score, words and entities, or answer, by the task.
@@ -191,7 +197,7 @@ def predict(
     from bertkin.tasks import predict as room
 
     reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
-    return _said(reader, texts)
+    return _said(room.by_windows(reader, windows), texts)
 
 
 def predict_all(

@@ -43,17 +43,40 @@ def find_folder(path: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """A hub id's folder in the cache of huggingface_hub, with its weights, configuration and tokenizer only."""
+    """A hub id's folder, with its weights, configuration and tokenizer only."""
+    return fetched(name, ["*.json", "*.safetensors", "*.txt"], missing="no such folder, and ")
+
+
+def fetched(
+    name: str,
+    patterns: list[str],
+    *,
+    missing: str = "",
+    mend: str = "",
+    repo_type: str = "model",
+    revision: str = "main",
+) -> Path:
+    """What the hub has under an id, in the cache of huggingface_hub: downloaded once, and read there without a network.
+
+    Args:
+        patterns: of the files that are wanted.
+        missing: what was looked for before, for the error.
+        repo_type: model or dataset.
+
+    Raises:
+        UserError: the hub does not give it.
+        MissingExtra: huggingface_hub is not installed.
+    """
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise MissingExtra("huggingface_hub", "hub", f"{name}: no such folder; looking on the hub") from None
+        raise MissingExtra("huggingface_hub", "hub", f"{name}: {missing}looking on the hub") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"no such folder, and the hub does not give it ({why})", where=name) from None
+        raise UserError(f"{missing}the hub does not give it ({why})", where=name, mend=mend) from None
 
 
 def told(folder: Path) -> dict[str, Any]:

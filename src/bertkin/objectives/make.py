@@ -68,7 +68,14 @@ def make_batch(
 
 
 def evaluation_batches(
-    split: SplitLike, ids: Specials, *, length: int, n_rows: int, batch_rows: int, objective: Objective = EVALUATION
+    split: SplitLike,
+    ids: Specials,
+    *,
+    length: int,
+    n_rows: int,
+    batch_rows: int,
+    objective: Objective = EVALUATION,
+    second: bool = False,
 ) -> Iterator[Batch]:
     """n_rows rows spread evenly over a split, in batches of batch_rows, the same and asked the same every time.
 
@@ -76,8 +83,9 @@ def evaluation_batches(
 
     Args:
         objective: the run's own; `measured` says what is asked for it.
+        second: ask with its second question, as `asked_twice` has it.
     """
-    objective = measured(objective)
+    objective = asked_twice(objective) if second else measured(objective)
     maker, around = _maker(objective), stream_length(split)
     n_rows = min(n_rows, max(1, around // length))
     for first in range(0, n_rows, batch_rows):
@@ -97,6 +105,19 @@ def measured(objective: Objective) -> Objective:
         return objective
     kind = "masked" if objective.kind in (None, "replaced") else objective.kind
     return replace(EVALUATION, kind=kind, causal_share=objective.causal_share)
+
+
+def asks_twice(objective: Objective, split: SplitLike) -> bool:
+    """Whether a run has a second question beside its words, and a split can be asked it: a single document has no other to
+    take a sentence from."""
+    pairs = objective.sentence == "order" or (objective.sentence == "next" and split.n_documents > 1)
+    return objective.kind in (None, "masked") and (objective.boundary or pairs)
+
+
+def asked_twice(objective: Objective) -> Objective:
+    """What the second question of a run is measured on: `EVALUATION` with it, and with spans where it is of their sides."""
+    own = {name: getattr(objective, name) for name in ("sentence", "boundary", "span_mean")}
+    return replace(EVALUATION, unit="span" if objective.boundary else EVALUATION.unit, **own)
 
 
 def _maker(objective: Objective) -> Maker:

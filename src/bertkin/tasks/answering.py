@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from bertkin.models.crf import Chain, Crf
 from bertkin.models.task_heads import Answer, Head, Pooling, TaskModel
 from bertkin.tasks.encoding import Row, Rows, alike, at_once, packed
-from bertkin.tasks.task import Task
+from bertkin.tasks.task import ONE_ANSWER, Task
 from bertkin.text.layout import Layout
 
 HEADS: dict[str, Head] = {
@@ -52,6 +52,8 @@ def loss_of(
         crf: what scores the tags of a row together, for tokens.
     """
     device, scores = scores.device, scores.float()
+    if task.output in ONE_ANSWER:
+        scores, rows = by_example(scores, rows)
     if task.output == "class":
         targets = torch.tensor([row.target for row in rows], device=device)
         loss = F.cross_entropy(scores, targets, weights, reduction="sum")
@@ -93,6 +95,17 @@ def loss_of(
 
 def _new(row: Row, before: Row | None) -> bool:
     return before is None or row.example != before.example
+
+
+def by_example(scores: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Sequence[Row]]:
+    """Scores [rows, outputs] of windows as their means [examples, outputs], and the first row of each example."""
+    opens = [i for i, (row, before) in enumerate(zip(rows, [None, *rows], strict=False)) if _new(row, before)]
+    if len(opens) == len(rows):
+        return scores, rows
+    sizes = torch.from_numpy(np.diff([*opens, len(rows)])).to(scores.device)
+    owner = torch.repeat_interleave(torch.arange(len(opens), device=scores.device), sizes)
+    sums = scores.new_zeros(len(opens), scores.shape[1]).index_add(0, owner, scores)
+    return sums / sizes[:, None], [rows[i] for i in opens]
 
 
 def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -152,6 +165,8 @@ def answers(
     for number in range(len(rows.examples)):
         mine = range(int(rows.groups[number]), int(rows.groups[number + 1]))
         given = [found[i] for i in mine]
+        if task.output in ONE_ANSWER:
+            given = [np.mean(given, axis=0)]
         if task.output == "class":
             out.append(_ranked(given[0], top))
         elif task.output == "choice":

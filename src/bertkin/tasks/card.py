@@ -24,6 +24,7 @@ from bertkin.models.many import STOCK
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
+from bertkin.train.folder import RECIPE
 
 PIPELINES = {
     "class": "text-classification", "classes": "text-classification", "score": "text-classification",
@@ -37,16 +38,17 @@ PYTHON = ("strategy.matrices", "strategy.seed")
 """Fields that have no option."""
 
 
-def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any]) -> str:
+def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], of: str = "") -> str:
     """The card as Markdown.
 
     Args:
         model: as it is saved.
         out: the run folder; its model/ is there.
         told: what `bertkin.tasks.concluding.conclude` found: dev, and perhaps test.
+        of: the task's name, where several were trained together.
     """
     tuning, task = found.tuning, found.task
-    name = out.resolve().name
+    name, folder = of or out.resolve().name, out / "model" / of
     trained, parameters = trainable(model)
     stock, data = source(found.stock), ", ".join(shown(path) for path in tuning.data)
     budgets = [(getattr(tuning.train, unit), unit) for unit in ("steps", "tokens", "epochs", "minutes")]
@@ -58,18 +60,25 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any]) 
         "begun from": f"`{stock}`",
         "data": f"`{data}`: {len(found.train.examples):,} examples to train with, {told['dev']['examples']:,} to measure on",
         "trained": f"{tuning.strategy.kind}: {trained:,} of {parameters:,} parameters",
-        "how long": f"{budget}, {tuning.batch} examples a step, a rate of {tuning.train.lr:g}, seed {tuning.train.seed}",
-        "reads": f"up to {tuning.length:,} tokens" + (f", pooling {tuning.pooling}" if _pooled(task) else ""),
+        "how long": f"{budget}{' of all tasks' * bool(of)}, {tuning.batch} examples a step, "
+        f"a rate of {tuning.train.lr:g}, seed {tuning.train.seed}",
+        "reads": f"up to {tuning.length:,} tokens"
+        + (f", in at most {tuning.windows} windows" if tuning.windows > 1 else "")
+        + (f", pooling {tuning.pooling}" if _pooled(task) else ""),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
     degenerate = told["dev"]["degenerate"]
     warning = f"\nIt answers {degenerate} everywhere: it has not learnt the task.\n" if degenerate else ""
+    use = f"bertkin predict {shlex.quote(shown(out))}{f' --task {shlex.quote(of)}' if of else ''} {_asked(task)}"
+    again = f"```\n{command(tuning, found.stock, out)}\n```\n{_besides(tuning)}"
+    if of:
+        again = f"It was trained together with other tasks; every choice is in `{shown(out / RECIPE)}`.\n"
     parts = [
-        f"---\n{_front(found, out, told)}---\n",
+        f"---\n{_front(found, folder, name, told)}---\n",
         f"# {name}\n\nA model fine-tuned with bertkin.\n\n| | |\n|---|---|\n{rows}\n",
         f"## Scores\n\n{_scores(told)}\n{warning}",
-        f"## Use\n\n```\nbertkin predict {shlex.quote(shown(out))} {_asked(task)}\n```\n{_transformers(found, out)}",
-        f"## Make it again\n\n```\n{command(tuning, found.stock, out)}\n```\n{_besides(tuning)}",
+        f"## Use\n\n```\n{use}\n```\n{_transformers(found, folder)}",
+        f"## Make it again\n\n{again}",
     ]
     return "\n".join(parts)
 
@@ -86,7 +95,7 @@ def shown(path: str | Path) -> str:
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else os.fspath(path)
 
 
-def _front(found: Gathered, out: Path, told: Mapping[str, Any]) -> str:
+def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) -> str:
     """What the hub reads of a card."""
     import yaml
 
@@ -94,14 +103,14 @@ def _front(found: Gathered, out: Path, told: Mapping[str, Any]) -> str:
     base = source(found.stock)
     if base == shown(found.stock):  # a folder of ours: its run's name, not the way to it
         base = found.stock.parent.name if found.stock.name == "model" else found.stock.name
-    config = out / "model" / "config.json"
+    config = folder / "config.json"
     library = "transformers" if config.exists() and OURS not in config.read_text(encoding="utf-8") else "bertkin"
-    peft = (out / "model" / "adapter_config.json").exists()
+    peft = (folder / "adapter_config.json").exists()
     data = Path(found.tuning.data[0]).name
     scores = [
-        {"type": name, "value": score["value"], "name": f"{name} ({part})"}
+        {"type": metric, "value": score["value"], "name": f"{metric} ({part})"}
         for part in ("dev", "test")
-        for name, score in told.get(part, {}).get("scores", {}).items()
+        for metric, score in told.get(part, {}).get("scores", {}).items()
     ]
     kind = {"type": PIPELINES[task.output]}
     result = {"task": kind, "dataset": {"type": data, "name": data}, "metrics": scores}
@@ -111,7 +120,7 @@ def _front(found: Gathered, out: Path, told: Mapping[str, Any]) -> str:
         "pipeline_tag": PIPELINES[task.output],
         "tags": ["bertkin", PIPELINES[task.output], found.tuning.strategy.kind],
         "metrics": list(told["dev"]["scores"]),
-        "model-index": [{"name": out.resolve().name, "results": [result]}],
+        "model-index": [{"name": name, "results": [result]}],
     }
     return str(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
 
@@ -144,9 +153,9 @@ def _asked(task: Task) -> str:
     return '"' + names[0] + '"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"
 
 
-def _transformers(found: Gathered, out: Path) -> str:
+def _transformers(found: Gathered, folder: Path) -> str:
     """How transformers opens it, where it does."""
-    folder, task = out / "model", found.task
+    task = found.task
     if (folder / "adapter_config.json").exists():
         return (
             "\nThe changes of a LoRA, as PEFT keeps them; `bertkin finetune … --merge` makes a whole model of them.\n"

@@ -163,7 +163,8 @@ def _parts(paths: Paths) -> dict[str, list[str]]:
     if not listed:
         raise UserError("no data given", mend="name labelled files, or a folder of them")
     if len(listed) == 1 and os.path.isdir(listed[0]):
-        return {name: [path] for name, path in find_parts(listed[0]).items()}
+        found = find_parts(listed[0])
+        return {name: [path] if isinstance(path, str) else path for name, path in found.items()}
     parts: dict[str, list[str]] = {}
     for path in listed:
         parts.setdefault(part_of(path) or "train", []).append(path)

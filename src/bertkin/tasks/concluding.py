@@ -18,7 +18,7 @@ from bertkin.tasks.card import card
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.review import Mistake, mistakes, review
-from bertkin.train.folder import MISTAKES, REVIEW, TESTED
+from bertkin.train.folder import EACH, MISTAKES, REVIEW, TESTED
 from bertkin.train.progress import Listener
 from bertkin.train.report import write_report
 from bertkin.train.state import write_text
@@ -46,35 +46,66 @@ def conclude(out: Path, found: Gathered, model: nn.Module, ask: Ask, listener: L
     Raises:
         UserError: the disk refuses.
     """
+    told, wrong, tested = _looked_over(found, model, ask)
+    if tested:
+        write_text(out / TESTED, json.dumps(tested, indent=1) + "\n")
+    _keep(out, told, wrong)
+    write_text(out / "model" / "README.md", card(found, model, out, told))
+    write_report(out)
+    for line in _said(out, found.task.metric, told, wrong):
+        listener.message(line)
+
+
+def conclude_one(out: Path, name: str, found: Gathered, model: nn.Module, ask: Ask, listener: Listener) -> None:
+    """The same for one of several tasks that were trained together: its review and mistakes are in out/tasks/NAME, its card
+    in out/model/NAME. What its test data came to is for all tasks in one file, and the report is of all of them.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    told, wrong, _ = _looked_over(found, model, ask)
+    place = out / EACH / name
+    place.mkdir(parents=True, exist_ok=True)
+    _keep(place, told, wrong)
+    write_text(out / "model" / name / "README.md", card(found, model, out, told, name))
+    listener.message(name)
+    for line in _said(place, found.task.metric, told, wrong, out / TESTED):
+        listener.message(line)
+
+
+def _looked_over(found: Gathered, model: nn.Module, ask: Ask) -> tuple[dict[str, Any], list[Mistake], dict[str, float]]:
+    """What a review holds, every wrong answer to the development data, and the scores on the test data."""
     task = found.task
     predictions, _ = ask(found.dev)
     wrong = mistakes(task, found.dev.examples, predictions)
     told: dict[str, Any] = {"task": task.to_mapping(), "dev": review(task, found.dev.examples, predictions)}
     told["mistakes"], told["worst"] = len(wrong), [one.to_mapping() for one in wrong[:LISTED]]
+    tested: dict[str, float] = {}
     if found.test.rows:
         answers, scores = ask(found.test)
         told["test"] = review(task, found.test.examples, answers)
-        rounded = {name: round(value, 5) for name, value in scores.items()}
-        write_text(out / TESTED, json.dumps(rounded, indent=1) + "\n")
+        tested = {name: round(value, 5) for name, value in scores.items()}
     mixed = next((part for part in model.modules() if isinstance(part, Mixed)), None)
     if mixed is not None:
         told["layers"] = [round(share, 5) for share in mixed.shares.tolist()]
-    write_text(out / MISTAKES, "".join(json.dumps(one.to_mapping(), ensure_ascii=False) + "\n" for one in wrong))
-    write_text(out / REVIEW, json.dumps(told, ensure_ascii=False) + "\n")
-    write_text(out / "model" / "README.md", card(found, model, out, told))
-    write_report(out)
-    for line in _said(out, task.metric, told, wrong):
-        listener.message(line)
+    return told, wrong, tested
 
 
-def _said(out: Path, metric: str, told: Mapping[str, Any], wrong: Sequence[Mistake]) -> list[str]:
+def _keep(place: Path, told: Mapping[str, Any], wrong: Sequence[Mistake]) -> None:
+    write_text(place / MISTAKES, "".join(json.dumps(one.to_mapping(), ensure_ascii=False) + "\n" for one in wrong))
+    write_text(place / REVIEW, json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def _said(
+    out: Path, metric: str, told: Mapping[str, Any], wrong: Sequence[Mistake], tested: Path | None = None
+) -> list[str]:
     """What people are told at the end."""
     lines = []
     for part in ("dev", "test"):
         if part in told:
             score, count = told[part]["scores"][metric], told[part]["examples"]
             between = f"95% between {score['low']:.4f} and {score['high']:.4f}"
-            where = f", in {out / TESTED}" if part == "test" else ""
+            where = f", in {tested or out / TESTED}" if part == "test" else ""
             lines.append(f"{part:<11} {metric} {score['value']:.4f}, {between} ({count:,} examples){where}")
     if same := told["dev"]["degenerate"]:
         lines.append(f"degenerate  it says {same} everywhere; train longer, at another rate, or with another seed")

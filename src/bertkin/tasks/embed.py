@@ -89,7 +89,11 @@ class Embedder:
 
     def _rows(self, texts: Sequence[str]) -> Rows:
         examples = [Example((text,)) for text in texts]
-        return encode(examples, Task("class"), self.tokenizer, max_length=self.length)
+        rows = encode(examples, Task("class"), self.tokenizer, max_length=self.length)
+        if rows.cut:
+            what = f"{rows.cut:,} of {len(texts):,} texts are longer than {self.length:,} tokens, and lost their ends"
+            warnings.warn(what, stacklevel=3)
+        return rows
 
     @torch.inference_mode()
     def _states(self, rows: Rows, batch_tokens: int | None) -> Iterator[tuple[Ints, Tensor, Layout]]:

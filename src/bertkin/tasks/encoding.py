@@ -5,14 +5,15 @@
 
 Nothing is cut silently: `Rows.cut` counts the examples that lost text. Where an answer is inside (tags, spans), nothing is
 cut at all: a text longer than the model is read in overlapping windows, and every word is answered in the window where
-it has most text around it.
+it has most text around it. Where one answer is of the whole text (a class, several, a score), it is read in as many
+windows as are asked for, and answered by the mean of their scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -108,18 +109,26 @@ class Rows:
 
 
 def encode(
-    examples: Sequence[Example], task: Task, tokenizer: Tokenizer, *, max_length: int, stride: int | None = None
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    stride: int | None = None,
+    windows: int = 1,
 ) -> Rows:
     """Rows of at most `max_length` tokens.
 
     Args:
         stride: tokens that neighbouring windows share; by default a quarter of the room.
+        windows: most windows of a text with one answer; what is behind them is cut.
 
     Raises:
         UserError: a question that leaves no room for its context, or a model that reads too few tokens for the task.
     """
     template = Template.of(tokenizer)
-    maker = {"tokens": _tagged, "span": _spanned, "choice": _chosen}.get(task.output, _whole)
+    whole = _whole if windows == 1 else partial(_slid, windows)
+    maker = {"tokens": _tagged, "span": _spanned, "choice": _chosen}.get(task.output, whole)
     rows: list[Row] = []
     contexts: list[Offsets] = []
     cut = 0
@@ -195,6 +204,22 @@ def _whole(number: int, example: Example, texts: list[Text], template: Template,
     fitted, lost = fit([ids for ids, _ in texts], room)
     ids, segments, _ = put_together(fitted, template)
     return [Row(ids, segments, number, NONE, NONE, example.label)], lost
+
+
+def _slid(
+    windows: int, number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int
+) -> Made:
+    """A row for each of the first `windows` windows of the longest text, the other texts beside each; all of one answer."""
+    parts: list[Sequence[int]] = [ids for ids, _ in texts]
+    longest = max(range(len(parts)), key=lambda i: len(parts[i]))
+    others, lost = fit([ids for i, ids in enumerate(parts) if i != longest], room // 2)
+    left = room - sum(map(len, others))
+    places = _windows(len(parts[longest]), left, min(stride, left // 2))
+    rows = []
+    for low, high, _, _ in places[:windows]:
+        ids, segments, _ = put_together([*others[:longest], parts[longest][low:high], *others[longest:]], template)
+        rows.append(Row(ids, segments, number, NONE, NONE, example.label))
+    return rows, lost or len(places) > windows
 
 
 def _chosen(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:

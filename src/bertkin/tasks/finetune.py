@@ -220,7 +220,8 @@ class FineTuning:
     def facts(self) -> dict[str, Any]:
         """What answers later examples as these were answered."""
         known = {"task": self.task.to_mapping(), "length": self.tuning.length}
-        return known if self.tuning.stride is AUTO else known | {"stride": self.tuning.stride}
+        known |= {} if self.tuning.stride is AUTO else {"stride": self.tuning.stride}
+        return known if self.tuning.windows == 1 else known | {"windows": self.tuning.windows}
 
     def _export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
         facts = facts | self.facts() | {"stock": self.tuning.model}
@@ -272,8 +273,15 @@ class FineTuning:
         kind = self.tuning.strategy.kind
         said.append(f"strategy    {kind}: {trained:,} of {parameters:,} are trained; saved: {size}")
         for part, rows in (("", self.examples), ("dev ", self.dev)):
+            if self.tuning.windows > 1 and len(rows.rows) > len(rows.examples):
+                said.append(f"windows     {len(rows.rows):,} of {len(rows.examples):,} {part}examples")
             if rows.cut:
-                said.append(f"cut         {rows.cut:,} {part}examples are longer than {self.tuning.length} tokens")
+                longer = (
+                    "are longer than that"
+                    if self.tuning.windows > 1
+                    else f"are longer than {self.tuning.length} tokens"
+                )
+                said.append(f"cut         {rows.cut:,} {part}examples {longer}")
         return said
 
 

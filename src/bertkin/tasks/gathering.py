@@ -6,6 +6,7 @@ gather(tuning, device)    all of it, or one line on what is wrong
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -98,7 +99,8 @@ def gather(tuning: Tuning, device: str) -> Gathered:
         raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
     test = splits.test.examples if splits.test is not None else ()
     known = [example for example in test if example.label is not None]
-    encoded = partial(encode, task=task, tokenizer=tokenizer, max_length=tuning.length, stride=tuning.stride)
+    long: dict[str, Any] = {"max_length": tuning.length, "stride": tuning.stride, "windows": tuning.windows}
+    encoded: Callable[[Sequence[Example]], Rows] = partial(encode, task=task, tokenizer=tokenizer, **long)
     frame = None
     if task.output == "sequence":
         tuning, frame = settle(tuning, a, stock, tokenizer, splits.train.examples)

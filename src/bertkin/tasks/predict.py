@@ -26,9 +26,10 @@ from bertkin.tasks.answering import Prediction, answers, scores
 from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.data.words import words_in
-from bertkin.tasks.encoding import encode
+from bertkin.tasks.encoding import Rows, encode
 from bertkin.tasks.frames import GREEDY, Frame
 from bertkin.tasks.task import Example, Task, tidy
+from bertkin.tasks.weighing import see_windowed
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
 
@@ -53,14 +54,24 @@ class Reader:
     length: int
     stride: int | None = None
     """Tokens that windows of a long text share, where it was trained with a choice of them."""
+    windows: int = 1
+    """Most windows of a text that has one answer."""
+
+    def rows(self, examples: Sequence[Example]) -> Rows:
+        """Examples as the model reads them."""
+        long: dict[str, Any] = {"max_length": self.length, "stride": self.stride, "windows": self.windows}
+        return encode(examples, self.task, self.tokenizer, **long)
+
+    def answer(self, rows: Rows) -> list[Prediction]:
+        """An answer for each example that rows are of."""
+        return answers(self.task, rows, scores(self.model, rows), chain=chain_of(self.model, self.task))
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
-        rows = encode(examples, self.task, self.tokenizer, max_length=self.length, stride=self.stride)
-        return answers(self.task, rows, scores(self.model, rows), chain=chain_of(self.model, self.task))
+        return self.answer(self.rows(examples))
 
     def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
-        """An answer for each group of texts: of a span, the context comes last.
+        """An answer for each group of texts: of a span, the context comes last. How many lost text is a warning.
 
         Raises:
             UserError: more or fewer texts than the task takes.
@@ -73,7 +84,11 @@ class Reader:
             elif len(group) != self.task.inputs:
                 what = f"{len(group)} texts, where the model reads {self.task.inputs}"
                 raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
-        return self.examples([self._example(tuple(group)) for group in texts])
+        rows = self.rows([self._example(tuple(group)) for group in texts])
+        if rows.cut:
+            what = f"{rows.cut:,} of {len(texts):,} inputs are longer than the model was to read, and lost their ends"
+            warnings.warn(what, stacklevel=2)
+        return self.answer(rows)
 
     def _example(self, texts: tuple[str, ...]) -> Example:
         if self.task.output == "choice":
@@ -119,8 +134,10 @@ class AnswerWriter(Reader):
     frame: Frame = field(kw_only=True)
     how: Decoding = GREEDY
 
-    def examples(self, examples: Sequence[Example]) -> list[Prediction]:
-        rows = self.frame.encode(examples, self.task)
+    def rows(self, examples: Sequence[Example]) -> Rows:
+        return self.frame.encode(examples, self.task)
+
+    def answer(self, rows: Rows) -> list[Prediction]:
         return self.frame.answers(self.model, rows.rows, self.how)
 
     def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
@@ -145,6 +162,20 @@ def by_beams(reader: Reader, beams: int) -> Reader:
     if not 1 <= beams <= 1024:
         raise UserError(f"{beams} beams", where="--beams", mend="choose from 1 to 1024")
     return replace(reader, how=replace(reader.how, beams=beams, max_new_tokens=reader.frame.writes))
+
+
+def by_windows(reader: Reader, windows: int | None) -> Reader:
+    """The same model, that reads a long text in at most so many windows; None as it was trained.
+
+    Raises:
+        UserError: it does not give one answer to a whole text, or less than one.
+    """
+    if windows is None:
+        return reader
+    if windows < 1:
+        raise UserError(f"{windows} windows", where="--windows", mend="choose at least 1")
+    see_windowed(windows, reader.task)
+    return replace(reader, windows=windows)
 
 
 def open_reader(
@@ -193,7 +224,7 @@ def open_reader(
         scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(known.get("length") or 512), a.max_length)
-    return Reader(model.eval(), tokenizer, task, length, known.get("stride"))
+    return Reader(model.eval(), tokenizer, task, length, known.get("stride"), int(known.get("windows") or 1))
 
 
 def _only_writes(folder: Path) -> bool:

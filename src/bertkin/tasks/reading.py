@@ -203,7 +203,9 @@ class _Reader:
             if self.labelled is not True and columns.label not in table.columns:
                 columns = replace(columns, label="")
             roles = choose_roles(table, columns, output, inputs, labelled=self.labelled is True)
-        self.roles = roles
+        if roles.label and self.labelled is not True and all(r.values.get(roles.label) in WITHHELD for r in table.rows):
+            roles = replace(roles, label="")
+        self.roles = roles = replace(roles, classes=table.classes.get(roles.label, ()))
         self.said.append(f"{source.label}: {roles.said}" + ("" if table.header else " (columns by number, no header)"))
         if self.labelled and not roles.label:
             mend = f"name the label's column with --label; there are {', '.join(table.columns[:20])}"
@@ -257,6 +259,10 @@ class _Reader:
         return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
 
 
+WITHHELD = (-1, "-1", "-1.0")
+"""What stands in every row of test data whose labels nobody is to know, where that is not nothing."""
+
+
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
@@ -269,6 +275,8 @@ PARTS = {
     "test": re.compile(r"(?<![a-z])(test|testb|tst|heldout|trial)(?![a-z])"),
 }
 """How files and folders are named by the part they hold."""
+PIECE = re.compile(r"-\d+-of-\d+(?=\.[^/\\]*$)")
+"""What numbers the files of a part that is in several."""
 NUMBERS = re.compile(r"(?<![a-z])ids(?![a-z])")
 """What is in the name of a file that lists rows of a part by their number."""
 
@@ -296,8 +304,9 @@ def part_of(name: str) -> str:
     return next((part for part, pattern in PARTS.items() if pattern.search(stem)), "")
 
 
-def find_parts(folder: str | Path) -> dict[str, str]:
-    """The parts of a data set in a folder, by name: train, dev, test, and others by their file's name.
+def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
+    """The parts of a data set in a folder, by name: train, dev, test, and others by their file's name. A part in several
+    files (train-00000-of-00002.parquet, train-00001-of-00002.parquet; or train/0000.parquet, train/0001.parquet) is a list.
 
     Raises:
         UserError: no training data there.
@@ -306,27 +315,39 @@ def find_parts(folder: str | Path) -> dict[str, str]:
     if class_folders(root):
         return {"train": root}
     found: dict[str, list[str]] = {}
+    pieces: dict[str, list[str]] = {}
     for name in sorted(os.listdir(root)):
         path = os.path.join(root, name)
-        usable = bool(class_folders(path)) if os.path.isdir(path) else suffix_of(name) in (*KINDS, *PLAIN)
-        usable = usable and not NUMBERS.search(name.lower())
-        if not name.startswith(".") and usable and part_of(name):
-            found.setdefault(part_of(name), []).append(path)
+        if name.startswith(".") or NUMBERS.search(name.lower()) or not part_of(name):
+            continue
+        if os.path.isdir(path) and not class_folders(path):
+            inside = [os.path.join(path, file) for file in sorted(os.listdir(path)) if suffix_of(file) in KINDS]
+            whole, files = path, [file for file in inside if os.path.isfile(file)]
+        else:
+            whole, files = PIECE.sub("", path), [path] * (os.path.isdir(path) or suffix_of(name) in (*KINDS, *PLAIN))
+        if files and whole not in pieces:
+            found.setdefault(part_of(name), []).append(whole)
+        pieces.setdefault(whole, []).extend(files)
     if "train" not in found:
         files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
         if len(files) == 1 and not found:
             return {"train": os.path.join(root, files[0])}
         mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
         raise UserError("no training data here", where=root, mend=mend)
-    parts: dict[str, str] = {}
+    parts: dict[str, str | list[str]] = {}
     for part, paths in found.items():
-        paths.sort(key=lambda path: ("mismatched" in path, len(os.path.basename(path)), path))
-        parts[part] = paths[0]
+        spread = {path: os.path.isdir(path) and pieces[path] != [path] for path in paths}
+        paths.sort(key=lambda path: ("mismatched" in path, spread[path], len(os.path.basename(path)), path))
+        parts[part] = _one_or_all(pieces[paths[0]])
         for path in paths[1:]:
             if suffix_of(path) != suffix_of(paths[0]):
                 continue  # the same data in the form they were first given out in, as MRPC's
-            parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = path
+            parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = _one_or_all(pieces[path])
     return parts
+
+
+def _one_or_all(files: list[str]) -> str | list[str]:
+    return files[0] if len(files) == 1 else files
 
 
 def read_splits(

@@ -31,6 +31,11 @@ NAMES = {
     "RTE": ("entailment", "not_entailment"),
 }  # fmt: skip
 """Official names of the labels, in the order of their numbers where a copy of the data has those; elsewhere 0 and 1."""
+HUB = {
+    "CoLA": ("unacceptable", "acceptable"), "SST-2": ("negative", "positive"), "MRPC": ("not_equivalent", "equivalent"),
+    "QQP": ("not_duplicate", "duplicate"), "WNLI": ("not_entailment", "entailment"),
+}  # fmt: skip
+"""What the hub calls the labels 0 and 1."""
 DIAGNOSTIC = (
     "AX/AX.tsv",
     "AX/test.tsv",
@@ -111,5 +116,7 @@ def official(name: str, task: Task) -> list[str]:
     numbers = {str(at): one for at, one in enumerate(known)}
     if set(task.labels) <= set(numbers):
         return [numbers[label] for label in task.labels]
+    if set(task.labels) <= set(HUB.get(name, ())):
+        return [known[HUB[name].index(label)] for label in task.labels]
     odd = next(label for label in task.labels if label not in known)
     raise UserError(f"the label {odd!r} is none of {name}'s", mend=f"the server knows {', '.join(known)}")

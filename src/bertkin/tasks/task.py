@@ -17,6 +17,9 @@ from bertkin.errors import UserError, nearest
 Output = Literal["class", "classes", "score", "choice", "tokens", "span", "sequence"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
 
+ONE_ANSWER = ("class", "classes", "score")
+"""Outputs that are of a whole text, however many windows it is read in."""
+
 Scheme = Literal["", "iob1", "iob2", "bioes", "bmes"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 

@@ -27,6 +27,7 @@ from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import BESIDE
 from bertkin.models.many import Many, begin_many, save_many
 from bertkin.tasks.carrying import as_measured, carry_out
+from bertkin.tasks.concluding import conclude_one
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
@@ -37,6 +38,7 @@ from bertkin.train.loop import Result, Training
 from bertkin.train.parallel import World
 from bertkin.train.price import Price
 from bertkin.train.progress import Listener
+from bertkin.train.report import write_report
 from bertkin.train.state import Position, kept_evaluation, read_log, write_text
 
 RIGHT_OR_WRONG = METRICS["accuracy"].outputs
@@ -221,9 +223,13 @@ def resume_together(out: Path, *, listener: Listener | None = None) -> Result:
 
 def _run(recipe: Together, out: Path, listener: Listener | None, **how: bool) -> Result:
     def end(found: Found, training: Training, listener: Listener) -> None:
+        joint, finished = cast(Joint, training.work), as_measured(training)
+        for (name, part), work, model in zip(found.parts.items(), joint.each, finished.models, strict=True):
+            conclude_one(out, name, part, model, partial(work.asked, model), listener)
+        write_report(out)
         test = {name: part.test for name, part in found.parts.items() if part.test.rows}
         if test:
-            measured = cast(Joint, training.work).measured(as_measured(training), test)
+            measured = joint.measured(finished, test)
             scored = {name: round(value, 5) for name, value in measured.items()}
             write_text(out / TESTED, json.dumps(scored, indent=1) + "\n")
             listener.message(f"test        mean {scored['mean']:.4f} of {len(test)} tasks, in {out / TESTED}")

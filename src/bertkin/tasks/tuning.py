@@ -47,6 +47,9 @@ class Tuning:
     model reads."""
     stride: int = AUTO
     """Tokens that neighbouring windows of a long text share; by default a quarter of the room."""
+    windows: int = 1
+    """Most windows that a text longer than a row is read in, where one answer is of all of it (class, classes, score): its
+    scores are the mean of theirs. What is behind the last is cut; with 1 there is no more than the beginning."""
     pooling: Literal["first", "last", "mean", "max", "attention"] = AUTO
     """How a sequence becomes one state; by default the family's own way."""
     dropout: float = 0.1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bertkin.errors import UserError, nearest
 from bertkin.models.architecture import Architecture
 from bertkin.models.levels import lowest_layer
-from bertkin.tasks.task import Example, Task
+from bertkin.tasks.task import ONE_ANSWER, Example, Task
 
 if TYPE_CHECKING:
     from bertkin.tasks.tuning import Tuning
@@ -72,6 +72,7 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
     layers = lowest_layer(a, reads=task.output == "tokens")
     for name, value, right, mend in (
         ("batch", tuning.batch, tuning.batch >= 1, "choose at least 1"),
+        ("windows", tuning.windows, tuning.windows >= 1, "choose at least 1"),
         ("stride", tuning.stride, (tuning.stride or 0) >= 0, "choose 0 or more"),
         ("dropout", tuning.dropout, 0 <= tuning.dropout < 1, "choose from 0 up to 1"),
         ("attention-dropout", tuning.attention_dropout, 0 <= tuning.attention_dropout < 1, "choose from 0 up to 1"),
@@ -79,6 +80,7 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
     ):
         if not right:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)
+    see_windowed(tuning.windows, task)
     if tuning.reinit and task.output == "sequence":
         raise UserError("a model that writes keeps its layers", where="--reinit", mend="leave it out")
     if tuning.reinit and tuning.strategy.light:
@@ -95,3 +97,17 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
         what = "a CRF scores all tags of a sentence together, and cannot weigh some"
         raise UserError(what, where="--class-weights", mend="choose one of the two")
     weights_of(tuning.class_weights, task, ())
+
+
+def see_windowed(windows: int, task: Task) -> None:
+    """See that a task whose long texts are to be read in several windows gives one answer to all of a text.
+
+    Raises:
+        UserError: it does not.
+    """
+    if windows > 1 and task.output not in ONE_ANSWER:
+        what = f"a task of {task.output} is not answered by the mean of windows"
+        mend = (
+            "leave it out; all of a long text is read anyway" if task.output in ("tokens", "span") else "leave it out"
+        )
+        raise UserError(what, where="--windows", mend=mend)

@@ -15,7 +15,7 @@ LONGEST = 300
 """Characters of a text in the list of mistakes."""
 
 
-def sections(review: Mapping[str, Any]) -> str:
+def sections(review: Mapping[str, Any], title: str = "What it answers") -> str:
     """What a model answers, as HTML; "" of an empty review."""
     dev = review.get("dev")
     if not isinstance(dev, Mapping):
@@ -24,7 +24,7 @@ def sections(review: Mapping[str, Any]) -> str:
     tables = [_confusion(dev), _confused(dev), _classes(dev, "classes"), _classes(dev, "entities")]
     return "".join(
         [
-            "<h2>What it answers</h2>",
+            f"<h2>{escape(title)}</h2>",
             _scores(review),
             f'<div class="charts">{"".join(figures)}</div>' if any(figures) else "",
             "".join(tables),

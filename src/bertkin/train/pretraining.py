@@ -18,7 +18,15 @@ from bertkin.models.heads import AnyModel, LanguageModel
 from bertkin.models.pretrained import marked, save_generation, save_model
 from bertkin.models.writers import start_of
 from bertkin.objectives.adaptive import Difficulty, Tally
-from bertkin.objectives.make import FILLERS, WRITERS, evaluation_batches, make_batch, side_count, side_weight
+from bertkin.objectives.make import (
+    FILLERS,
+    WRITERS,
+    asks_twice,
+    evaluation_batches,
+    make_batch,
+    side_count,
+    side_weight,
+)
 from bertkin.objectives.masking import rate_at
 from bertkin.text.batches import Batch, Specials, SplitLike, rows_per_epoch
 from bertkin.text.words import described
@@ -161,8 +169,12 @@ class Pretraining:
             self.difficulty.learn(self.tally.ids, self.tally.asked, world.sum(self.tally.right.tolist()))
 
     def evaluate(self, model: AnyModel, world: World) -> dict[str, float]:
-        """On the same rows and masks every time; and on the text that is to be kept, where there is one."""
+        """On the same rows and masks every time; on those of a second question, where there is one, what is answered to that
+        alone; and on the text that is to be kept."""
         record = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device)
+        if asks_twice(self.objective, self.store.heldout):
+            both = evaluate(model, self.store.heldout, self.ids, self.recipe, world, self.device, second=True)
+            record |= {name: value for name, value in both.items() if name.startswith("pair_")}
         mixed = self.kind == "hybrid" and 0 < self.objective.causal_share < 1
         for name, share in HALVES if mixed else ():
             alone = replace(self.recipe, objective=replace(self.objective, causal_share=share))
@@ -236,17 +248,18 @@ def tensors(batch: Batch, device: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(
-    model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str
+    model: AnyModel, split: SplitLike, ids: Specials, recipe: Recipe, world: World, device: str, *, second: bool = False
 ) -> dict[str, float]:
     """Mean loss in nats and accuracy over all that is asked of the held-out rows, each token weighing the same; where a
-    second question is asked of them (which tokens are replaced), the same of that as pair_loss and pair_accuracy."""
+    second question is asked of them (which tokens are replaced, or with `second` the run's own), the same of that as
+    pair_loss and pair_accuracy."""
     sums = [0.0] * 6
     t = recipe.train
     rows = max(1, min(32, 8192 // t.length))
     named = {"length": t.length, "n_rows": t.eval_rows, "batch_rows": rows}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)  # ELECTRA's generator draws the same words for the same chances
-        for batch in evaluation_batches(split, ids, **named, objective=recipe.objective):
+        for batch in evaluation_batches(split, ids, **named, objective=recipe.objective, second=second):
             part = batch.slice(world.rank, world.size)
             if not len(part.asked):
                 continue

@@ -69,6 +69,7 @@ class Roles:
         texts: joined in this order.
         choices: a column for each choice, or one that holds a list.
         holds: what a row is: "" for texts and a label, else "words", "entities", "choices" or "answers" (spans).
+        classes: names of the label's classes in order, where the file declares them.
     """
 
     texts: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Roles:
     id: str = ""
     choices: tuple[str, ...] = ()
     holds: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def said(self) -> str:

@@ -107,6 +107,8 @@ def guess_task(
     if output == "sequence":
         return Task("sequence", inputs)
     names = ordered(map(name_of, values))
+    if set(names) <= set(roles.classes):
+        names = tuple(name for name in roles.classes if name in names)
     if len(names) < 2:
         only = names[0] if names else "none"
         raise UserError(f"every row has the label {only!r}", where=label, mend="give rows of at least two classes")

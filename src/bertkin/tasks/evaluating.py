@@ -1,0 +1,156 @@
+"""Many tasks, one table: a model fine-tuned on each task of a suite, over several seeds, with honest spreads.
+
+    results = run_suite(model, read_suite("glue", folder), out, seeds=5)
+    print(results)
+
+Every run is a run folder of its own; a suite that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from bertkin.config import fill_auto, merge
+from bertkin.errors import UserError
+from bertkin.models.folders import find_folder
+from bertkin.tasks.finetune import finetune, is_tuning, resume
+from bertkin.tasks.gathering import read_data
+from bertkin.tasks.metrics import METRICS, constant, measure
+from bertkin.tasks.predict import Reader, open_reader
+from bertkin.tasks.reading import Splits
+from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answers, other_model
+from bertkin.tasks.significance import interval
+from bertkin.tasks.submitting import FILES, submit
+from bertkin.tasks.suites import Entry, entries_of
+from bertkin.tasks.task import Example
+from bertkin.tasks.tuning import Tuning, load_tuning, settled
+from bertkin.train.folder import RECIPE, TASK
+from bertkin.train.progress import Listener
+from bertkin.train.state import kept_evaluation, read_log, write_text
+
+
+def run_suite(
+    model: str,
+    tasks: Mapping[str, Tuning],
+    out: Path,
+    *,
+    seeds: int = 1,
+    change: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+    suite: str = "",
+    against: Path | None = None,
+    submission: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Results:
+    """Fine-tune a model on every task and seed that is not done yet, and gather what they came to.
+
+    Args:
+        tasks: from `read_suite`.
+        out: a folder; each run is out/TASK/seed-N, and results.json and results.md beside them are written anew after each
+            task.
+        change: fields of `Tuning` for all tasks, where they differ from the defaults; the rest is as a task says.
+        suite: its name, for what people score and for further development data.
+        against: the `out` of another model, to compare with on the same examples.
+        submission: a folder for GLUE's submission files, answered by the middle seed.
+        say: told what was submitted.
+
+    Raises:
+        UserError: as `bertkin.tasks.finetune.finetune`; a task that GLUE does not have, where files are to be submitted.
+    """
+    entries = {entry.name: entry for entry in (entries_of(suite) if suite else ())}
+    other, called = (None, "") if against is None else other_model(against)
+    if submission is not None and (odd := [name for name in tasks if name not in FILES]):
+        raise UserError(f"{odd[0]} is no task of GLUE", where="--submit", mend="choose GLUE's own with --only")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a suite runs in one process", where="evaluate", mend="start it without torchrun")
+    results = Results(model, "full", {}, called)
+    for name, task in tasks.items():
+        tuning = merge(task, Tuning(model=model, **dict(change or {})))
+        tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
+        runs = [out / name / f"seed-{seed}" for seed in range(seeds)]
+        for seed, run in enumerate(runs):
+            wanted = replace(tuning, train=replace(tuning.train, seed=tuning.train.seed + seed))
+            if is_tuning(run):
+                _see_same(run, wanted)
+                resume(run, listener=listener)
+            else:
+                finetune(wanted, run, listener=listener)
+        entry, splits = entries.get(name, Entry(name, "")), read_data(tuning)
+        found, reader = _measured(entry, splits, runs)
+        differences = dict(results.differences)
+        for part, dev in parts_of(entry, splits).items():
+            if other is not None and (both := compare(other, out, part, splits.task, dev)) is not None:
+                differences[part] = both
+        results = Results(model, tuning.strategy.kind, results.tasks | found, called, differences)
+        if submission is not None:
+            for line in submit(name, reader, splits, Path(tuning.data[0]).parent, submission):
+                say(line)
+        write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
+        write_text(out / "results.md", f"{results}\n")
+    return results
+
+
+def _see_same(run: Path, wanted: Tuning) -> None:
+    """Refuse to take a run for one of another model, other data or other options."""
+    before = load_tuning(run / RECIPE)
+    asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
+    whole = merge(before, asked)  # options at their defaults are not asked for
+    odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]
+    # Of those with a default of their own, which nothing fills in, the default is asked for too.
+    plain = [one.name for one in fields(Tuning) if isinstance(one.default, bool | int | float)]
+    odd += [name for name in plain if getattr(asked, name) != getattr(before, name)]
+    odd += ["strategy"] if asked.strategy.kind != before.strategy.kind else []
+    if odd:
+        what = f"begun with another {odd[0]}"
+        raise UserError(what, where=run, mend="choose another --out, or remove the folder")
+
+
+def parts_of(entry: Entry, splits: Splits) -> dict[str, Sequence[Example]]:
+    """The development data of a task by their name in the table: its own, and further ones."""
+    further = {}
+    for part, (name, _) in _further(entry):
+        found = splits.others.get(part) or splits.others.get(part.replace("dev", "validation"))
+        if found is not None:
+            further[name] = found.examples
+    return {entry.name: splits.dev.examples, **further}
+
+
+def _further(entry: Entry) -> Iterable[tuple[str, tuple[str, float | None]]]:
+    return (entry.parts or {}).items()
+
+
+def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[str, Scores], Reader]:
+    """What the runs of a task say in their logs, and what their models answer; and the model of the middle seed."""
+    told = json.loads((runs[0] / TASK).read_text(encoding="utf-8"))["task"]
+    metric, last, best, minutes = str(told["metric"]), [], [], []
+    for run in runs:
+        records = read_log(run)
+        found = [record for record in records if record.get("kind") == "evaluation"]
+        last.append(float((kept_evaluation(records) or found[-1])[metric]))
+        best.append(METRICS[metric].best(float(record[metric]) for record in found))
+        minutes.append(round(float(found[-1]["minutes"]), 3))
+    middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
+    parts, humans = parts_of(entry, splits), dict(pair for _, pair in _further(entry))
+    answers: dict[str, list[list[Any]]] = {name: [] for name in parts}
+    for seed, run in enumerate(runs):  # a model at a time
+        reader = open_reader(run)
+        for name, dev in parts.items():
+            answers[name].append([p.answer for p in reader.examples(dev)])
+        if seed == middle:
+            chosen = reader
+    task, table = splits.train.task, {}
+    for name, dev in parts.items():
+        same = tuple(seed for seed, given in enumerate(answers[name]) if constant(task, given))
+        low, high = interval(metric, task, dev, answers[name][middle])
+        keep_answers(runs[0].parents[1] / name, task, dev, metric, answers[name][middle])
+        if name == entry.name:
+            table[name] = Scores(metric, tuple(last), tuple(best), low, high, same, tuple(minutes), entry.human)
+        else:
+            here = tuple(round(measure(task, dev, given, [metric])[metric], 5) for given in answers[name])
+            table[name] = Scores(metric, here, here, low, high, same, (), humans[name], of=entry.name)
+    return table, chosen
