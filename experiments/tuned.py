@@ -112,7 +112,11 @@ def task(name: str, options: Options, folder: Path) -> Tuning:
         tuning = read_suite("glue", data("glue"), [name])[name]
         paths, dev = list(tuning.data), None
     parts = find_parts(paths[0]) if Path(paths[0]).is_dir() else {"train": paths[0], "dev": dev or ""}
-    files = {part: Path(str(parts[part])) for part in ("train", "dev")}
+    files = {}
+    for part in ("train", "dev"):
+        if not isinstance(found := parts[part], str):
+            raise UserError(f"{name}: its {part} data are in several files", mend="join them")
+        files[part] = Path(found)
     if options.limit is not None:
         aside = folder / "data" / f"{name}-{options.limit}"
         files = {part: cut(file, options.limit, aside / f"{part}{file.suffix}") for part, file in files.items()}

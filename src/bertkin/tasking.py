@@ -59,7 +59,8 @@ def finetune(
         Empty the run folder first if it exists.
     together
         Several tasks at once over one stock: glue, or a YAML file, a list of tasks with name, data, and perhaps metric,
-        text, text2, label. DATA is then the folder of their data; by default it is beside the YAML file.
+        text, text2, label. DATA is then the folder of their data; by default it is beside the YAML file, and of glue on
+        the hub.
     sampling
         How the task of a step is drawn by its examples: annealed from proportional to nearly alike; proportional; by the
         square root; or all alike.
@@ -287,14 +288,14 @@ def predict(
         Write a JSON object a line.
     """
     from bertkin.tasks.predict import by_beams, by_windows, open_reader
-    from bertkin.tasks.several import ask, open_readers, tasks_in
+    from bertkin.tasks.several import all_by_windows, ask, open_readers, tasks_in
 
     lines = texts_of(texts, file, "text", "A film to forget.")
     groups = [line.split("\t") for line in lines]
     if also or task or tasks_in(model):
         readers = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
-        readers = {name: by_windows(by_beams(reader, beams), windows) for name, reader in readers.items()}
-        for one in ask(readers, groups):
+        readers = {name: by_beams(reader, beams) for name, reader in readers.items()}
+        for one in ask(all_by_windows(readers, windows), groups):
             name = one["model"]
             print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
         return

@@ -17,7 +17,7 @@ from bertkin.config import Model
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
 from bertkin.tasks.evaluating import parts_of
-from bertkin.tasks.reading import find_parts, read_splits
+from bertkin.tasks.reading import find_parts, read_examples, read_splits
 from bertkin.tasks.submitting import official
 from bertkin.tasks.suites import GLUE, read_suite
 from bertkin.text.tokenizer import train_tokenizer
@@ -131,6 +131,43 @@ def test_a_list_of_ones_own_may_name_the_hub(cache: Path, tmp_path: Path) -> Non
     assert read_suite(tmp_path / "mine.yaml")["same"].metric == "f1"
 
 
+def test_a_list_may_have_its_own_development_data_beside_it(cache: Path, tmp_path: Path) -> None:
+    mrpc(cache)
+    (tmp_path / "mine.yaml").write_text("- {name: same, hub: 'nyu-mll/glue:mrpc', dev: mine.tsv}\n")
+    (tmp_path / "mine.tsv").write_text("sentence1\tsentence2\tlabel\nwarm\twarm\tequivalent\n")
+    tuning = read_suite(tmp_path / "mine.yaml")["same"]
+    assert len(read_splits(tuning.data[0], dev=tuning.dev).dev) == 1
+
+
+def test_classes_by_number_are_named_only_where_classes_are_asked_for(tmp_path: Path) -> None:
+    stars = {"label": classes("1 star", "2 stars", "3 stars")}
+    write(tmp_path / "stars.parquet", {"text": ["a", "b", "c"], "label": [0, 2, 1]}, stars)
+    found = read_examples(tmp_path / "stars.parquet")
+    assert found.task.labels == ("1 star", "2 stars", "3 stars") and [e.label for e in found.examples] == [0, 2, 1]
+    scored = read_examples(tmp_path / "stars.parquet", output="score")
+    assert [e.label for e in scored.examples] == [0.0, 2.0, 1.0]
+    which = {"label": classes("choice1", "choice2")}
+    columns = {"premise": ["a", "b"], "choice1": ["x", "y"], "choice2": ["z", "w"], "label": [0, 1]}
+    write(tmp_path / "copa.parquet", columns, which)
+    assert [e.label for e in read_examples(tmp_path / "copa.parquet").examples] == [0, 1]
+    pairs = {"premise": ["a", "b", "c"], "hypothesis": ["x", "y", "z"], "label": [0, -1, 1]}
+    write(tmp_path / "snli.parquet", pairs, {"label": classes("entailment", "neutral", "contradiction")})
+    found = read_examples(tmp_path / "snli.parquet")
+    assert len(found) == 2 and "people did not agree" in found.left_out[0][1]
+    odd = {"label": classes("no", "yes"), "list": [{"x": {"dtype": "string"}}]}
+    write(tmp_path / "odd.parquet", {"text": ["a", "b"], "label": ["yes", "no"]}, odd)
+    assert read_examples(tmp_path / "odd.parquet").task.labels == ("no", "yes")
+
+
+def test_a_label_of_minus_one_is_a_label_where_the_task_has_it(tmp_path: Path) -> None:
+    for part, labels in (("train", [-1, 0, 1]), ("dev", [0, 1, -1]), ("test", [-1, -1, -1])):
+        lines = [f"text {at}\t{label}" for at, label in enumerate(labels)]
+        (tmp_path / f"{part}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    splits = read_splits(tmp_path)
+    assert splits.task.labels == ("-1", "0", "1")
+    assert splits.test is not None and [example.label for example in splits.test.examples] == [0, 0, 0]
+
+
 def test_the_command_line_trains_from_the_hubs_cache(cache: Path, tmp_path: Path) -> None:
     mrpc(cache)
     tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
@@ -166,3 +203,17 @@ def test_a_part_may_be_in_several_files(tmp_path: Path) -> None:
         "train-00001-of-00002.parquet",
     ]
     assert len(read_splits(tmp_path / "data").train) == 4
+
+
+def test_what_lies_about_in_a_folder_of_a_part_is_left_alone(tmp_path: Path) -> None:
+    for name in ("0000.parquet", "0001.parquet"):
+        write(tmp_path / "data" / "train" / name, {"text": [name, "b"], "label": ["x", "y"]})
+    for name in ("._0000.parquet", "dataset_info.json", "notes.txt"):
+        (tmp_path / "data" / "train" / name).write_text("{}")
+    assert [Path(one).name for one in find_parts(tmp_path / "data")["train"]] == ["0000.parquet", "0001.parquet"]
+    (tmp_path / "data" / "train.tsv").write_text("text\tlabel\na\tx\nb\ty\n")  # a file goes before a folder
+    assert Path(str(find_parts(tmp_path / "data")["train"])).name == "train.tsv"
+    (tmp_path / "one" / "test").mkdir(parents=True)
+    (tmp_path / "one" / "test" / "some.json").write_text("{}")
+    (tmp_path / "one" / "data.csv").write_text("text,label\na,x\n")
+    assert Path(str(find_parts(tmp_path / "one")["train"])).name == "data.csv"

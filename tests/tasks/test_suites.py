@@ -108,11 +108,31 @@ def test_a_suite_of_ones_own(desk: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (recipe.length, recipe.batch, recipe.train.steps) == (24, 4, 2) and "films" in other.tasks
 
 
+def test_options_hold_for_all_tasks_that_have_them(desk: Path) -> None:
+    lines = "\n".join("\n".join([f"{name} B-PLACE", "is O", "warm O", ""]) for name in ("Rome", "Oslo") * 20)
+    (desk / "places.conll").write_text(lines)
+    (desk / "both.yaml").write_text(
+        "- {name: films, data: glue/SST-2-part, windows: 4, batch: 8}\n- {name: places, data: places.conll}\n"
+    )
+    options = ["--windows", "1", "--length", "24", "--batch", "32", "--crf"]
+    command = ["evaluate", str(desk / "stock"), str(desk / "both.yaml"), "--out", str(desk / "both")]
+    assert main([*command, *options, *OPTIONS]) == 0
+    films, places = (load_tuning(desk / "both" / name / "seed-0" / "recipe.yaml") for name in ("films", "places"))
+    assert (films.windows, films.length, films.batch, films.crf) == (1, 24, 32, False)  # before what the list says
+    assert (places.windows, places.length, places.batch, places.crf) == (1, 24, 32, True)
+    shutil.rmtree(desk / "both")
+    assert main([*command, "--windows", "3", *OPTIONS]) == 0
+    films, places = (load_tuning(desk / "both" / name / "seed-0" / "recipe.yaml") for name in ("films", "places"))
+    assert (films.windows, places.windows) == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{}", "expected a list of tasks"),
         ("- {name: x}", "a task without name or data"),
+        ("- {name: x, hub: nyu-mll/glue}", "write OWNER/NAME:CONFIGURATION"),
+        ("- {name: x, hub: }", "a task without name or data"),
         ("- {name: x, data: nowhere}", "none of its tasks is there"),
         ("- {name: x, data: glue, colour: red}", "unknown field 'colour'"),
         ("[", "not YAML"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,41 +61,61 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return desk
 
 
-@settings(max_examples=40, deadline=None)
+SIGNS = [chr(0x4E00 + 7 * i) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def signs() -> Tokenizer:
+    """A tokenizer that reads each of sixty signs as a token of its own, so that a token tells where it stood."""
+    return train_tokenizer(["".join(SIGNS)] * 3, vocab_size=len(SIGNS) + 5)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    words=st.lists(st.sampled_from(FILL), min_size=1, max_size=60),
-    beside=st.lists(st.sampled_from(FILL), max_size=12),
+    length=st.integers(1, 60),
+    beside=st.integers(0, 12),
     windows=st.integers(2, 9),
     first=st.booleans(),
+    more=st.booleans(),
 )
-def test_windows_cover_a_text_unless_they_are_too_few(
-    desk: Path, words: list[str], beside: list[str], windows: int, first: bool
+def test_windows_cover_a_text_in_order_unless_they_are_too_few(
+    signs: Tokenizer, length: int, beside: int, windows: int, first: bool, more: bool
 ) -> None:
-    tokenizer = Tokenizer.load(desk / "stock")
-    texts = [" ".join(words), *([" ".join(beside)] if beside else [])]
+    long, short = "".join(SIGNS[:length]), "".join(SIGNS[::-1][:beside])
+    texts = [long, *([short] if short else []), *([SIGNS[0]] if more and short else [])]
     texts = texts if first else texts[::-1]
     task = Task("class", len(texts), ("bad", "good"))
-    rows = encode([Example(tuple(texts), 1)], task, tokenizer, max_length=LENGTH, windows=windows)
+    rows = encode([Example(tuple(texts), 1)], task, signs, max_length=LENGTH, windows=windows)
+    whole = encode([Example(tuple(texts), 1)], task, signs, max_length=LENGTH)
     assert len(rows.rows) <= windows and all(len(row.ids) <= LENGTH and row.target == 1 for row in rows.rows)
-    ids = [tokenizer.encode(text) for text in texts]
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    for number, text in enumerate(ids):
-        if number != longest and len(text) <= (LENGTH - 4) // 2:  # a short one stands whole beside every window
-            assert all(_holds(row.ids.tolist(), text) for row in rows.rows)
-    read = set()
-    for row in rows.rows:
-        piece = [one for one in row.ids.tolist() if one not in (tokenizer.cls_id, tokenizer.sep_id)]
-        read |= {(one, piece.count(one)) for one in piece}
-    seen = {one for one, _ in read}
-    if not rows.cut:
-        assert {one for text in ids for one in text} <= seen
-    whole = encode([Example(tuple(texts), 1)], task, tokenizer, max_length=LENGTH)
     if not whole.cut:  # what fits is read as ever
         assert len(rows.rows) == 1 and rows.rows[0].ids.tolist() == whole.rows[0].ids.tolist()
+        return
+    parts = [_parts(row.ids.tolist(), signs) for row in rows.rows]
+    ids = [signs.encode(text) for text in texts]
+    slides = max(range(len(ids)), key=lambda i: len(ids[i]))
+    for number, text in enumerate(ids):
+        if number != slides:  # the others stand beside each window, cut only where they leave it too little room
+            assert len({tuple(part[number]) for part in parts}) == 1
+            assert rows.cut or parts[0][number] == text
+    places = [[ids[slides].index(one) for one in part[slides]] for part in parts]
+    assert all(piece == list(range(piece[0], piece[0] + len(piece))) for piece in places)
+    assert places[0][0] == 0 and all(a[0] < b[0] <= a[-1] + 1 for a, b in pairwise(places))
+    if not rows.cut:
+        assert places[-1][-1] == len(ids[slides]) - 1
+    else:
+        assert len(rows.rows) == windows or sum(map(len, ids)) - len(ids[slides]) > (LENGTH - 1 - len(texts)) // 2
 
 
-def _holds(ids: list[int], part: list[int]) -> bool:
-    return any(ids[at : at + len(part)] == part for at in range(len(ids) - len(part) + 1))
+def _parts(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
+    """A row's texts: what stands between [CLS] and [SEP]s."""
+    found: list[list[int]] = [[]]
+    for one in ids[1:-1]:
+        if one == tokenizer.sep_id:
+            found.append([])
+        else:
+            found[-1].append(one)
+    return found
 
 
 @pytest.mark.parametrize("output", ["class", "classes", "score"])
@@ -130,8 +152,9 @@ def test_what_only_the_end_tells_is_learnt_and_remembered(desk: Path) -> None:
     text, label = document(random.Random(7))
     with pytest.warns(UserWarning, match=r"1 of 1 inputs are longer .* lost their ends"):
         bertkin.predict(desk / "all", [text], windows=1)
-    told = bertkin.predict(desk / "all", [text])[0]  # all of it: nothing is warned of
-    assert told["label"] == label
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # all of it is read, and nothing said
+        assert bertkin.predict(desk / "all", [text])[0]["label"] == label
     with pytest.warns(UserWarning, match="1 of 1 inputs are longer"):
         assert main(["predict", str(desk / "all"), text, "--windows", "1"]) == 0
 

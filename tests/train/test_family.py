@@ -19,10 +19,13 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from bertkin.config import Recipe, load_recipe
 from bertkin.errors import UserError
+from bertkin.models.continuing import load_whole
 from bertkin.models.generate import Decoding
-from bertkin.objectives.make import SERVES
+from bertkin.objectives.make import SERVES, evaluation_batches
 from bertkin.tasks.generate import generate, open_writer
-from bertkin.train.pretraining import pretrain, resume
+from bertkin.text.batches import Specials
+from bertkin.train.folder import reopen
+from bertkin.train.pretraining import pretrain, resume, tensors
 from bertkin.train.setup import complete
 from bertkin.train.state import read_log
 
@@ -89,6 +92,18 @@ def test_a_second_question_is_measured_beside_the_words(
         assert 0 <= record["pair_accuracy"] <= 1 and 0 < record["pair_loss"] < 20
     if "boundary" in objective:  # it is of words, as the first, and learnt from the first step on
         assert records[-1]["pair_loss"] < records[0]["pair_loss"]
+    # Counted again, from the model that was saved: of the sentences' own labels, or the words at spans' places.
+    run = tmp_path / "run"
+    found = reopen(run, lambda *_: None)
+    asked, tokenizer = found.recipe.objective, found.tokenizer
+    model = load_whole(run / "model", sentence=asked.sentence != "none", boundary=asked.boundary).eval()
+    right = count = 0
+    named = {"length": found.recipe.train.length, "n_rows": found.recipe.train.eval_rows, "batch_rows": 4}
+    for batch in evaluation_batches(found.store.heldout, Specials.of(tokenizer), **named, objective=asked, second=True):
+        assert (batch.edges is not None) == asked.boundary and bool(len(batch.pairs)) != asked.boundary
+        losses = model(**tensors(batch, "cpu"))
+        right, count = right + int(losses.pair_correct), count + losses.n_pairs
+    assert right / count == pytest.approx(records[-1]["pair_accuracy"], abs=1e-4)
 
 
 @members

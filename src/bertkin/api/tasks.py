@@ -150,7 +150,7 @@ def finetune_together(
         tasks: a suite (glue, or a YAML file; see `bertkin.tasks.suites`), or for each task by name its fields of
             `bertkin.tasks.tuning.Tuning`, such as {"films": {"data": "films.tsv"}}.
         out: the run folder.
-        data: where a suite's data lie; by default beside the YAML file.
+        data: where a suite's data lie; by default beside the YAML file, or of a suite that is known on the hub.
         sampling: how the task of a step is drawn; see `bertkin.tasks.sampling`.
         strategy, train: as for `finetune`.
         options: fields that are the same for all tasks: batch, dropout, attention_dropout, length, pooling, skip_bad.
@@ -206,12 +206,13 @@ def predict_all(
     *,
     tasks: str | Sequence[str] = (),
     precision: str = "auto",
+    windows: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """What several models answer, light ones of one stock over that stock, which is in memory once.
 
     Args:
         models: one or several, each what `predict` takes or the run of tasks that were trained together.
-        texts, precision: as for `predict`.
+        texts, precision, windows: as for `predict`; windows are of those models that give one answer to a whole text.
         tasks: which of the tasks that were trained together; by default all.
 
     Returns:
@@ -220,10 +221,10 @@ def predict_all(
     Raises:
         UserError: as `predict`; or there is no such task.
     """
-    from bertkin.tasks.several import open_readers
+    from bertkin.tasks.several import all_by_windows, open_readers
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    readers = open_readers(listed(models), tasks=names, precision=precision)
+    readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision), windows)
     return {name: _said(reader, texts) for name, reader in readers.items()}
 
 

@@ -68,15 +68,21 @@ def fetched(
         MissingExtra: huggingface_hub is not installed.
     """
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub import errors, snapshot_download
     except ImportError:
         raise MissingExtra("huggingface_hub", "hub", f"{name}: {missing}looking on the hub") from None
+    refusals = _refusals(errors)
     try:
         return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except refusals as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{missing}the hub does not give it ({why})", where=name, mend=mend) from None
+
+
+def _refusals(errors: Any) -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where a hub or a network refuses; its client's own errors are none of the system's."""
+    names = ("HfHubHTTPError", "HFValidationError", "LocalEntryNotFoundError", "HTTPError")
+    return (OSError, *(getattr(errors, name) for name in names if hasattr(errors, name)))
 
 
 def told(folder: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
     tuning, task = found.tuning, found.task
     name, folder = of or out.resolve().name, out / "model" / of
     trained, parameters = trainable(model)
-    stock, data = source(found.stock), ", ".join(shown(path) for path in tuning.data)
+    stock, data = source(found.stock), ", ".join(map(_set, tuning.data))
     budgets = [(getattr(tuning.train, unit), unit) for unit in ("steps", "tokens", "epochs", "minutes")]
     budget = next(f"{amount:g} {unit}" for amount, unit in budgets if amount)
     facts = {
@@ -77,7 +77,7 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
         f"---\n{_front(found, folder, name, told)}---\n",
         f"# {name}\n\nA model fine-tuned with bertkin.\n\n| | |\n|---|---|\n{rows}\n",
         f"## Scores\n\n{_scores(told)}\n{warning}",
-        f"## Use\n\n```\n{use}\n```\n{_transformers(found, folder)}",
+        f"## Use\n\n```\n{use}\n```\n{_transformers(found, folder, of)}",
         f"## Make it again\n\n{again}",
     ]
     return "\n".join(parts)
@@ -87,6 +87,12 @@ def source(stock: Path) -> str:
     """How a model is called: its hub id where it came from there, else where it lies."""
     match = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", f"{stock}/")
     return match[1].replace("--", "/", 1) if match else shown(stock)
+
+
+def _set(path: str) -> str:
+    """How labelled data are called: OWNER/NAME:CONFIGURATION where they came from the hub, else where they lie."""
+    match = re.search(r"datasets--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\](.+)", path)
+    return f"{match[1].replace('--', '/', 1)}:{match[2]}" if match else shown(path)
 
 
 def shown(path: str | Path) -> str:
@@ -106,7 +112,7 @@ def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) ->
     config = folder / "config.json"
     library = "transformers" if config.exists() and OURS not in config.read_text(encoding="utf-8") else "bertkin"
     peft = (folder / "adapter_config.json").exists()
-    data = Path(found.tuning.data[0]).name
+    data = Path(_set(found.tuning.data[0])).name
     scores = [
         {"type": metric, "value": score["value"], "name": f"{metric} ({part})"}
         for part in ("dev", "test")
@@ -153,18 +159,22 @@ def _asked(task: Task) -> str:
     return '"' + names[0] + '"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"
 
 
-def _transformers(found: Gathered, folder: Path) -> str:
+def _transformers(found: Gathered, folder: Path, of: str) -> str:
     """How transformers opens it, where it does."""
     task = found.task
     if (folder / "adapter_config.json").exists():
         return (
-            "\nThe changes of a LoRA, as PEFT keeps them; `bertkin finetune … --merge` makes a whole model of them.\n"
+            "\nThe changes of a LoRA, as PEFT keeps them"
+            + ("" if of else "; `bertkin finetune … --merge` makes a whole model of them")
+            + ".\n"
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:
-        if (folder / STOCK).is_dir():
-            return f"\n`{STOCK}/` is the encoder as it was trained, what was put around it is beside; bertkin joins them.\n"
+        apart = next((place / STOCK for place in (folder, folder.parent) if (place / STOCK).is_dir()), None)
+        if apart is not None:
+            told = "is the encoder as it was trained, what was put around it is beside; bertkin joins them"
+            return f"\n`{shown(apart)}` {told}.\n"
         return f"\nOnly what changed in `{source(found.stock)}` is here; bertkin puts it on again.\n"
     names = config.get("architectures") or [""]
     end = re.search(r"For[A-Z]\w+$|LMHeadModel$|EncoderDecoderModel$", names[0])

@@ -18,7 +18,7 @@ from bertkin.tasks.card import card
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.review import Mistake, mistakes, review
-from bertkin.train.folder import EACH, MISTAKES, REVIEW, TESTED
+from bertkin.train.folder import MISTAKES, REVIEW, TESTED
 from bertkin.train.progress import Listener
 from bertkin.train.report import write_report
 from bertkin.train.state import write_text
@@ -49,28 +49,38 @@ def conclude(out: Path, found: Gathered, model: nn.Module, ask: Ask, listener: L
     told, wrong, tested = _looked_over(found, model, ask)
     if tested:
         write_text(out / TESTED, json.dumps(tested, indent=1) + "\n")
-    _keep(out, told, wrong)
+    _keep(out, told, [one.to_mapping() for one in wrong])
     write_text(out / "model" / "README.md", card(found, model, out, told))
     write_report(out)
     for line in _said(out, found.task.metric, told, wrong):
         listener.message(line)
 
 
-def conclude_one(out: Path, name: str, found: Gathered, model: nn.Module, ask: Ask, listener: Listener) -> None:
-    """The same for one of several tasks that were trained together: its review and mistakes are in out/tasks/NAME, its card
-    in out/model/NAME. What its test data came to is for all tasks in one file, and the report is of all of them.
+def conclude_all(
+    out: Path, tasks: Mapping[str, tuple[Gathered, nn.Module, Ask]], listener: Listener
+) -> dict[str, dict[str, float]]:
+    """The same for tasks that were trained together: review.json has them by name, each line of mistakes.jsonl its task's
+    name, and each task its card in model/NAME.
+
+    Returns:
+        What the test data of those that have some came to, which is not written.
 
     Raises:
         UserError: the disk refuses.
     """
-    told, wrong, _ = _looked_over(found, model, ask)
-    place = out / EACH / name
-    place.mkdir(parents=True, exist_ok=True)
-    _keep(place, told, wrong)
-    write_text(out / "model" / name / "README.md", card(found, model, out, told, name))
-    listener.message(name)
-    for line in _said(place, found.task.metric, told, wrong, out / TESTED):
-        listener.message(line)
+    reviews: dict[str, Any] = {}
+    lines: list[dict[str, Any]] = []
+    tests = {}
+    for name, (found, model, ask) in tasks.items():
+        told, wrong, tested = _looked_over(found, model, ask)
+        reviews[name], tests[name] = told, tested
+        lines += [{"task": name} | one.to_mapping() for one in wrong]
+        write_text(out / "model" / name / "README.md", card(found, model, out, told, name))
+        for line in _said(out, found.task.metric, told, wrong):
+            listener.message(f"{name}: {line}" if not line.startswith(" ") else line)
+    _keep(out, {"tasks": reviews}, lines)
+    write_report(out)
+    return {name: tested for name, tested in tests.items() if tested}
 
 
 def _looked_over(found: Gathered, model: nn.Module, ask: Ask) -> tuple[dict[str, Any], list[Mistake], dict[str, float]]:
@@ -91,21 +101,19 @@ def _looked_over(found: Gathered, model: nn.Module, ask: Ask) -> tuple[dict[str,
     return told, wrong, tested
 
 
-def _keep(place: Path, told: Mapping[str, Any], wrong: Sequence[Mistake]) -> None:
-    write_text(place / MISTAKES, "".join(json.dumps(one.to_mapping(), ensure_ascii=False) + "\n" for one in wrong))
-    write_text(place / REVIEW, json.dumps(told, ensure_ascii=False) + "\n")
+def _keep(out: Path, told: Mapping[str, Any], wrong: Sequence[Mapping[str, Any]]) -> None:
+    write_text(out / MISTAKES, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in wrong))
+    write_text(out / REVIEW, json.dumps(told, ensure_ascii=False) + "\n")
 
 
-def _said(
-    out: Path, metric: str, told: Mapping[str, Any], wrong: Sequence[Mistake], tested: Path | None = None
-) -> list[str]:
+def _said(out: Path, metric: str, told: Mapping[str, Any], wrong: Sequence[Mistake]) -> list[str]:
     """What people are told at the end."""
     lines = []
     for part in ("dev", "test"):
         if part in told:
             score, count = told[part]["scores"][metric], told[part]["examples"]
             between = f"95% between {score['low']:.4f} and {score['high']:.4f}"
-            where = f", in {tested or out / TESTED}" if part == "test" else ""
+            where = f", in {out / TESTED}" if part == "test" else ""
             lines.append(f"{part:<11} {metric} {score['value']:.4f}, {between} ({count:,} examples){where}")
     if same := told["dev"]["degenerate"]:
         lines.append(f"degenerate  it says {same} everywhere; train longer, at another rate, or with another seed")

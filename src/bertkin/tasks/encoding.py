@@ -211,6 +211,8 @@ def _slid(
 ) -> Made:
     """A row for each of the first `windows` windows of the longest text, the other texts beside each; all of one answer."""
     parts: list[Sequence[int]] = [ids for ids, _ in texts]
+    if sum(map(len, parts)) <= room:
+        return _whole(number, example, texts, template, room, stride)
     longest = max(range(len(parts)), key=lambda i: len(parts[i]))
     others, lost = fit([ids for i, ids in enumerate(parts) if i != longest], room // 2)
     left = room - sum(map(len, others))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answer
 from bertkin.tasks.significance import interval
 from bertkin.tasks.submitting import FILES, submit
 from bertkin.tasks.suites import Entry, entries_of
-from bertkin.tasks.task import Example
+from bertkin.tasks.task import ONE_ANSWER, Example, Task
 from bertkin.tasks.tuning import Tuning, load_tuning, settled
+from bertkin.tasks.weighing import WEIGHED
 from bertkin.train.folder import RECIPE, TASK
 from bertkin.train.progress import Listener
 from bertkin.train.state import kept_evaluation, read_log, write_text
@@ -53,7 +55,7 @@ def run_suite(
         tasks: from `read_suite`.
         out: a folder; each run is out/TASK/seed-N, and results.json and results.md beside them are written anew after each
             task.
-        change: fields of `Tuning` for all tasks, where they differ from the defaults; the rest is as a task says.
+        change: fields of `Tuning` for all tasks that have them; the rest is as a task says.
         suite: its name, for what people score and for further development data.
         against: the `out` of another model, to compare with on the same examples.
         submission: a folder for GLUE's submission files, answered by the middle seed.
@@ -72,6 +74,8 @@ def run_suite(
     for name, task in tasks.items():
         tuning = merge(task, Tuning(model=model, **dict(change or {})))
         tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
+        splits = read_data(tuning)
+        tuning = replace(tuning, **_fitting(change or {}, splits.task))
         runs = [out / name / f"seed-{seed}" for seed in range(seeds)]
         for seed, run in enumerate(runs):
             wanted = replace(tuning, train=replace(tuning.train, seed=tuning.train.seed + seed))
@@ -80,7 +84,7 @@ def run_suite(
                 resume(run, listener=listener)
             else:
                 finetune(wanted, run, listener=listener)
-        entry, splits = entries.get(name, Entry(name, "")), read_data(tuning)
+        entry = entries.get(name, Entry(name, ""))
         found, reader = _measured(entry, splits, runs)
         differences = dict(results.differences)
         for part, dev in parts_of(entry, splits).items():
@@ -95,10 +99,28 @@ def run_suite(
     return results
 
 
+def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Options for all tasks as one of them takes them: as they were given, though they be the default, and not where its
+    answers have none."""
+    have = {
+        "windows": task.output in ONE_ANSWER,
+        "crf": task.output == "tokens",
+        "class_weights": task.output in WEIGHED,
+        "reinit": task.output != "sequence",
+    }
+    plain = {name: value for name, value in change.items() if name not in ("strategy", "train")}
+    return {name: value if have.get(name, True) else getattr(Tuning, name) for name, value in plain.items()}
+
+
+HASH = re.compile(r"(?<=[/\\]snapshots[/\\])[0-9a-f]{40}")
+
+
 def _see_same(run: Path, wanted: Tuning) -> None:
     """Refuse to take a run for one of another model, other data or other options."""
     before = load_tuning(run / RECIPE)
     asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
+    if [HASH.sub("", path) for path in asked.data] == [HASH.sub("", path) for path in before.data]:
+        asked = replace(asked, data=before.data)  # the hub may have converted a set again since
     whole = merge(before, asked)  # options at their defaults are not asked for
     odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]
     # Of those with a default of their own, which nothing fills in, the default is asked for too.

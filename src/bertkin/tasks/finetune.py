@@ -272,16 +272,18 @@ class FineTuning:
         size = f"the whole model, {4 * parameters / 1e6:,.1f} MB" if whole else f"{4 * trained / 1e6:,.2g} MB"
         kind = self.tuning.strategy.kind
         said.append(f"strategy    {kind}: {trained:,} of {parameters:,} are trained; saved: {size}")
+        return said + self.cut()
+
+    def cut(self, name: str = "") -> list[str]:
+        """How many examples (of a task of this name) are read in windows, and how many lost text."""
+        said, reads = [], f"{self.tuning.length} tokens"
+        if self.tuning.windows > 1:
+            reads = f"{self.tuning.windows} windows of {reads}"
         for part, rows in (("", self.examples), ("dev ", self.dev)):
             if self.tuning.windows > 1 and len(rows.rows) > len(rows.examples):
-                said.append(f"windows     {len(rows.rows):,} of {len(rows.examples):,} {part}examples")
+                said.append(f"windows     {name}{len(rows.rows):,} of {len(rows.examples):,} {part}examples")
             if rows.cut:
-                longer = (
-                    "are longer than that"
-                    if self.tuning.windows > 1
-                    else f"are longer than {self.tuning.length} tokens"
-                )
-                said.append(f"cut         {rows.cut:,} {part}examples {longer}")
+                said.append(f"cut         {name}{rows.cut:,} {part}examples are longer than {reads}")
         return said
 
 

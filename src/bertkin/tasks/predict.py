@@ -165,7 +165,7 @@ def by_beams(reader: Reader, beams: int) -> Reader:
 
 
 def by_windows(reader: Reader, windows: int | None) -> Reader:
-    """The same model, that reads a long text in at most so many windows; None as it was trained.
+    """The same model, that reads a long text in at most so many windows; None for as many as it was trained with.
 
     Raises:
         UserError: it does not give one answer to a whole text, or less than one.

@@ -21,8 +21,19 @@ from typing import Any
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
 from bertkin.tasks.data.columns import IDS, KNOWN, Columns, Roles, choose_roles
-from bertkin.tasks.data.files import KINDS, PLAIN, Gate, Row, normal, open_file, read_table, read_text, suffix_of
-from bertkin.tasks.data.labels import guess_task, number_choices, to_example
+from bertkin.tasks.data.files import (
+    KINDS,
+    PLAIN,
+    Gate,
+    Row,
+    Table,
+    normal,
+    open_file,
+    read_table,
+    read_text,
+    suffix_of,
+)
+from bertkin.tasks.data.labels import guess_task, named_classes, number_choices, to_example
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
 from bertkin.tasks.task import Example, Task
@@ -203,9 +214,14 @@ class _Reader:
             if self.labelled is not True and columns.label not in table.columns:
                 columns = replace(columns, label="")
             roles = choose_roles(table, columns, output, inputs, labelled=self.labelled is True)
-        if roles.label and self.labelled is not True and all(r.values.get(roles.label) in WITHHELD for r in table.rows):
+        if roles.label and self.labelled is not True and self._withheld(table, roles.label):
+            self.said.append(f"{source.label}: {roles.label} is -1 everywhere, so that labels are withheld")
             roles = replace(roles, label="")
-        self.roles = roles = replace(roles, classes=table.classes.get(roles.label, ()))
+        classes = table.classes.get(roles.label, ())
+        if classes and roles.holds in ("", "words") and output not in ("score", "choice"):
+            table = named_classes(table, roles.label, classes)
+            roles = replace(roles, classes=classes)
+        self.roles = roles
         self.said.append(f"{source.label}: {roles.said}" + ("" if table.header else " (columns by number, no header)"))
         if self.labelled and not roles.label:
             mend = f"name the label's column with --label; there are {', '.join(table.columns[:20])}"
@@ -214,6 +230,12 @@ class _Reader:
             return self._choices(table.rows, roles)
         found = [self._row(row, roles) for row in table.rows]
         return [raw for raw in found if raw is not None]
+
+    def _withheld(self, table: Table, label: str) -> bool:
+        """Whether nothing but -1 stands in a column, where that is no label of the task."""
+        task = self.task
+        known = task is not None and ("-1" in task.labels or (task.output == "score" and task.low <= -1))
+        return not known and all(row.values.get(label) in WITHHELD for row in table.rows)
 
     def _row(self, row: Row, roles: Roles) -> Raw | None:
         values = row.values
@@ -316,34 +338,46 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
         return {"train": root}
     found: dict[str, list[str]] = {}
     pieces: dict[str, list[str]] = {}
+    folders: set[str] = set()
     for name in sorted(os.listdir(root)):
-        path = os.path.join(root, name)
+        path = whole = os.path.join(root, name)
         if name.startswith(".") or NUMBERS.search(name.lower()) or not part_of(name):
             continue
-        if os.path.isdir(path) and not class_folders(path):
-            inside = [os.path.join(path, file) for file in sorted(os.listdir(path)) if suffix_of(file) in KINDS]
-            whole, files = path, [file for file in inside if os.path.isfile(file)]
-        else:
-            whole, files = PIECE.sub("", path), [path] * (os.path.isdir(path) or suffix_of(name) in (*KINDS, *PLAIN))
+        files = [path]
+        if os.path.isdir(path):
+            if not class_folders(path):
+                files = _of_one_kind(path)
+                folders.add(path)
+        elif suffix_of(name) not in (*KINDS, *PLAIN):
+            continue
+        elif not os.path.exists(PIECE.sub("", path)):
+            whole = PIECE.sub("", path)
         if files and whole not in pieces:
             found.setdefault(part_of(name), []).append(whole)
         pieces.setdefault(whole, []).extend(files)
     if "train" not in found:
         files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
-        if len(files) == 1 and not found:
+        if len(files) == 1 and folders.issuperset(path for paths in found.values() for path in paths):
             return {"train": os.path.join(root, files[0])}
         mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
         raise UserError("no training data here", where=root, mend=mend)
     parts: dict[str, str | list[str]] = {}
     for part, paths in found.items():
-        spread = {path: os.path.isdir(path) and pieces[path] != [path] for path in paths}
-        paths.sort(key=lambda path: ("mismatched" in path, spread[path], len(os.path.basename(path)), path))
+        paths.sort(key=lambda path: ("mismatched" in path, path in folders, len(os.path.basename(path)), path))
         parts[part] = _one_or_all(pieces[paths[0]])
         for path in paths[1:]:
             if suffix_of(path) != suffix_of(paths[0]):
                 continue  # the same data in the form they were first given out in, as MRPC's
             parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = _one_or_all(pieces[path])
     return parts
+
+
+def _of_one_kind(folder: str) -> list[str]:
+    """The labelled files of a folder that end as most of them do: what is there in two forms is read in one."""
+    named = [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and suffix_of(name) in KINDS]
+    named = [name for name in named if os.path.isfile(os.path.join(folder, name))]
+    ends = Counter(map(suffix_of, named)).most_common(1)
+    return [os.path.join(folder, name) for name in named if suffix_of(name) == ends[0][0]]
 
 
 def _one_or_all(files: list[str]) -> str | list[str]:

@@ -18,7 +18,8 @@ from bertkin.models.folders import find_folder, told
 from bertkin.models.light import answer_told, is_light, named_stock
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.task_heads import Answer, Head, TaskModel
-from bertkin.tasks.predict import Reader, open_reader, writes
+from bertkin.tasks.predict import Reader, by_windows, open_reader, writes
+from bertkin.tasks.task import ONE_ANSWER
 from bertkin.train.machine import pick_precision
 
 
@@ -61,6 +62,20 @@ def open_readers(
         key = _stock(lights[name]) if name in lights else None
         found[name] = open_reader(place, precision=precision, stock=stocks[key] if key is not None else None)
     return found
+
+
+def all_by_windows(readers: Mapping[str, Reader], windows: int | None) -> dict[str, Reader]:
+    """The same models; those that give one answer to a whole text read it in at most so many windows.
+
+    Raises:
+        UserError: none of them does, or less than one window.
+    """
+    if windows is None or not any(reader.task.output in ONE_ANSWER for reader in readers.values()):
+        return {name: by_windows(reader, windows) for name, reader in readers.items()}
+    return {
+        name: by_windows(reader, windows) if reader.task.output in ONE_ANSWER else reader
+        for name, reader in readers.items()
+    }
 
 
 def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str | Path]:

@@ -8,6 +8,7 @@ A suite is data: `SUITES` has those that are known, others are a YAML file of su
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,12 @@ GLUE = (
 )
 """The tasks of Wang et al. (2018), each with its official metric; what people score is from Nangia & Bowman (2019)."""
 SQUAD = (
-    Entry("SQuAD-1.1", "train-v1.1.json", "answer_f1", {"dev": "dev-v1.1.json"}, 0.912, hub="rajpurkar/squad"),
-    Entry("SQuAD-2.0", "train-v2.0.json", "answer_f1", {"dev": "dev-v2.0.json"}, 0.895, hub="rajpurkar/squad_v2"),
+    Entry(
+        "SQuAD-1.1", "train-v1.1.json", "answer_f1", {"dev": "dev-v1.1.json"}, 0.912, hub="rajpurkar/squad:plain_text"
+    ),
+    Entry(
+        "SQuAD-2.0", "train-v2.0.json", "answer_f1", {"dev": "dev-v2.0.json"}, 0.895, hub="rajpurkar/squad_v2:squad_v2"
+    ),
 )
 """Questions on Wikipedia (Rajpurkar et al. 2016; 2018); what people score is from their page of results."""
 CMRC = (
@@ -77,7 +82,7 @@ UD = (
     Entry("UD-Chinese-GSD", "UD_Chinese-GSD", "accuracy", also="Chinese-GSD"),
 )
 """Parts of speech (Nivre et al. 2020)."""
-NER = (Entry("WNUT-17", "wnut17", "span_f1", hub="leondz/wnut_17"), Entry("Resume-zh", "resume-zh", "span_f1"))
+NER = (Entry("WNUT-17", "wnut17", "span_f1", hub="leondz/wnut_17:wnut_17"), Entry("Resume-zh", "resume-zh", "span_f1"))
 """Entities (Derczynski et al. 2017; Zhang & Yang 2018)."""
 DNA = (Entry("splice", "splice.csv", "accuracy"), Entry("promoters", "promoters.data", "accuracy"))
 """What is not language: splice junctions and promoters of the UCI repository; a tenth is held out, by a hash."""
@@ -114,7 +119,7 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
         place = next((place for place in places if place is not None), None)
         if place is None:
             if entry.hub and not is_known(suite):
-                found[entry.name] = _from_hub(entry, suite)
+                found[entry.name] = _from_hub(entry, suite, root)
             continue
         fields = {**(entry.options or {}), "data": [str(place)]} | ({"metric": entry.metric} if entry.metric else {})
         for part in ("dev", "test"):
@@ -131,11 +136,14 @@ CONVERTED = "refs/convert/parquet"
 """Where the hub has every set that it can read in one layout: CONFIGURATION/PART/0000.parquet."""
 
 
-def _from_hub(entry: Entry, suite: str | Path) -> Tuning:
+def _from_hub(entry: Entry, suite: str | Path, root: Path | None = None) -> Tuning:
     """A task whose data the hub has.
 
+    Args:
+        root: where development and test data of a user's own lie; those of a suite that is known come from the hub, too.
+
     Raises:
-        UserError: it does not give them, or has several configurations and none is named.
+        UserError: it does not give them, or no one configuration of them.
     """
     name, _, configuration = entry.hub.partition(":")
     patterns = [f"{configuration or '*'}/*.parquet"]  # a star goes into folders, too
@@ -145,7 +153,12 @@ def _from_hub(entry: Entry, suite: str | Path) -> Tuning:
     if len(places) != 1:
         what = f"{len(places)} configurations" if places else f"no configuration {configuration!r}"
         raise UserError(f"{what} on the hub", where=entry.hub, mend="name one: OWNER/NAME:CONFIGURATION")
-    own = {name: value for name, value in (entry.options or {}).items() if name not in ("dev", "test")}
+    own = dict(entry.options or {})
+    for part in ("dev", "test"):
+        if part in own and root is None:
+            del own[part]
+        elif part in own:
+            own[part] = str(root / own[part])  # type: ignore[operator]
     fields = {**own, "data": [str(places[0])]} | ({"metric": entry.metric} if entry.metric else {})
     tuning: Tuning = from_mapping(Tuning, fields, f"{suite}: {entry.name}")
     return tuning
@@ -175,9 +188,11 @@ def entries_of(suite: str | Path) -> Sequence[Entry]:
         raise UserError("expected a list of tasks, each with name and data", where=path)
     entries: list[Entry] = []
     for row in rows:
-        hub = str(row.get("hub", ""))
+        hub = row.get("hub") or ""
         if not isinstance(row.get("name"), str) or not isinstance(row.get("data", hub or None), str):
             raise UserError(f"a task without name or data: {row!r}", where=path)
+        if hub and not re.fullmatch(r"[\w.-]+/[\w.-]+:[\w.-]+", str(hub)):
+            raise UserError(f"hub: {hub!r}", where=path, mend="write OWNER/NAME:CONFIGURATION")
         if row["name"] in [entry.name for entry in entries]:
             raise UserError(f"two tasks are called {row['name']!r}", where=path, mend="give each a name of its own")
         ours = ("name", "data", "metric", "human", "hub")

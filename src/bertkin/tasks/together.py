@@ -27,8 +27,7 @@ from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import BESIDE
 from bertkin.models.many import Many, begin_many, save_many
 from bertkin.tasks.carrying import as_measured, carry_out
-from bertkin.tasks.concluding import conclude_one
-from bertkin.tasks.encoding import Rows
+from bertkin.tasks.concluding import conclude_all
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
 from bertkin.tasks.metrics import METRICS, metric
@@ -38,7 +37,6 @@ from bertkin.train.loop import Result, Training
 from bertkin.train.parallel import World
 from bertkin.train.price import Price
 from bertkin.train.progress import Listener
-from bertkin.train.report import write_report
 from bertkin.train.state import Position, kept_evaluation, read_log, write_text
 
 RIGHT_OR_WRONG = METRICS["accuracy"].outputs
@@ -124,24 +122,23 @@ class Joint:
 
     def evaluate(self, model: Many, world: World) -> dict[str, float]:
         """Every task's loss and metrics on its dev examples, as NAME/METRIC; the means of losses and of headlines."""
-        found = self.measured(model, {name: work.dev for name, work in self.works.items()})
+        scored = {
+            name: work.measured(one, work.dev)
+            for (name, work), one in zip(self.works.items(), model.models, strict=True)
+        }
+        found = self.joined(scored)
         signs = [1 if metric(work.task.metric, work.task).higher else -1 for work in self.each]
         headlines = [found[f"{name}/{work.task.metric}"] for name, work in self.works.items()]
         return found | {"score": mean(sign * one for sign, one in zip(signs, headlines, strict=True))}
 
-    def measured(self, model: Many, rows: Mapping[str, Rows]) -> dict[str, float]:
-        """The same on labelled examples of some of the tasks."""
+    def joined(self, scored: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The scores of some of the tasks as NAME/METRIC, and the means of their losses and headlines."""
         found: dict[str, float] = {}
-        losses, headlines = [], []
-        for (name, work), one in zip(self.works.items(), model.models, strict=True):
-            if name in rows:
-                scored = work.measured(one, rows[name])
-                losses.append(scored["loss"])
-                headlines.append(scored[work.task.metric])
-                if work.task.output not in RIGHT_OR_WRONG:
-                    del scored["accuracy"]
-                found |= {f"{name}/{one}": value for one, value in scored.items()}
-        return {"loss": mean(losses), "accuracy": mean(headlines), "mean": mean(headlines)} | found
+        for name, scores in scored.items():
+            right = self.works[name].task.output in RIGHT_OR_WRONG
+            found |= {f"{name}/{one}": value for one, value in scores.items() if right or one != "accuracy"}
+        headline = mean(scores[self.works[name].task.metric] for name, scores in scored.items())
+        return {"loss": mean(s["loss"] for s in scored.values()), "accuracy": headline, "mean": headline} | found
 
     def show(self, finished: Many) -> list[dict[str, Any]]:
         return []
@@ -187,11 +184,8 @@ class Joint:
             f"task        {name:<{wide}}  {work.task}; examples {size:,}, dev {len(work.dev.examples):,}"
             for (name, work), size in zip(self.works.items(), self.sizes, strict=True)
         ]
-        said += [
-            f"cut         {name:<{wide}}  {work.examples.cut:,} examples are longer than {work.tuning.length} tokens"
-            for name, work in self.works.items()
-            if work.examples.cut
-        ]
+        for name, work in self.works.items():
+            said += work.cut(f"{name:<{wide}}  ")
         trained, parameters = trainable(model)
         shared = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("stack.", "source.")))
         how = "left as it is" if self.recipe.strategy.light else "trained"
@@ -224,15 +218,14 @@ def resume_together(out: Path, *, listener: Listener | None = None) -> Result:
 def _run(recipe: Together, out: Path, listener: Listener | None, **how: bool) -> Result:
     def end(found: Found, training: Training, listener: Listener) -> None:
         joint, finished = cast(Joint, training.work), as_measured(training)
-        for (name, part), work, model in zip(found.parts.items(), joint.each, finished.models, strict=True):
-            conclude_one(out, name, part, model, partial(work.asked, model), listener)
-        write_report(out)
-        test = {name: part.test for name, part in found.parts.items() if part.test.rows}
-        if test:
-            measured = joint.measured(finished, test)
-            scored = {name: round(value, 5) for name, value in measured.items()}
+        each = zip(found.parts.items(), joint.each, finished.models, strict=True)
+        tested = conclude_all(
+            out, {n: (part, model, partial(w.asked, model)) for (n, part), w, model in each}, listener
+        )
+        if tested:
+            scored = {name: round(value, 5) for name, value in joint.joined(tested).items()}
             write_text(out / TESTED, json.dumps(scored, indent=1) + "\n")
-            listener.message(f"test        mean {scored['mean']:.4f} of {len(test)} tasks, in {out / TESTED}")
+            listener.message(f"test        mean {scored['mean']:.4f} of {len(tested)} tasks, in {out / TESTED}")
 
     return carry_out(
         out,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECIPE, CORPUS, TASK, TESTED = "recipe.yaml", "corpus.json", "task.json", "test.json"
-REVIEW, MISTAKES, TASKS, EACH = "review.json", "mistakes.jsonl", "tasks.json", "tasks"
+REVIEW, MISTAKES, TASKS = "review.json", "mistakes.jsonl", "tasks.json"
 SEARCH, SEARCHED, TRIALS = "search.json", "search.md", "trials"
 OURS = (
     "checkpoints",
@@ -36,7 +36,6 @@ OURS = (
     "report.html",
     TASK,
     TASKS,
-    EACH,
     TESTED,
     REVIEW,
     MISTAKES,

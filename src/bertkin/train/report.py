@@ -34,8 +34,7 @@ def write_report(run: str | Path) -> Path:
     records = read_log(run)
     with disk_errors(path):
         recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
-        each = {place.name: _review(place) for place in sorted((run / "tasks").glob("*")) if place.is_dir()}
-        write_text(path, page(run.resolve().name, recipe, records, _review(run), each))
+        write_text(path, page(run.resolve().name, recipe, records, _review(run)))
     return path
 
 
@@ -51,18 +50,12 @@ def _review(run: Path) -> Record:
     return found
 
 
-def page(
-    name: str,
-    recipe: str,
-    records: list[Record],
-    review: Record | None = None,
-    each: dict[str, Record] | None = None,
-) -> str:
+def page(name: str, recipe: str, records: list[Record], review: Record | None = None) -> str:
     """The page as HTML.
 
     Args:
-        review: of a fine-tuning, its task, and what `bertkin.tasks.review` found of its answers.
-        each: the same of several tasks that were trained together, by name.
+        review: of a fine-tuning, its task, and what `bertkin.tasks.review` found of its answers; of several tasks trained
+            together the same by their names, as tasks.
     """
     named = dict(line.strip().split(": ", 1) for line in recipe.splitlines() if ": " in line)
     preset, kind = named.get("preset", ""), named.get("kind", "masked")
@@ -79,7 +72,7 @@ def page(
         _tiles(records, headline),
         f'<div class="charts">{"".join(_figures(records, asked, headline))}</div>',
         sections(review or {}),
-        *(sections(found, f"What it answers to {task}") for task, found in (each or {}).items()),
+        *(sections(found, f"What it answers to {task}") for task, found in ((review or {}).get("tasks") or {}).items()),
         _changes(records),
         _samples(records),
         f"<details><summary>recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",

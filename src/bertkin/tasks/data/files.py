@@ -89,7 +89,7 @@ class Table:
     rows: tuple[Row, ...]
     header: bool = True
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By column the names of its classes, where the file declares them."""
+    """By column the names of its classes, where the file declares them and holds their numbers."""
 
 
 # Files.
@@ -378,9 +378,6 @@ def _parquet(source: Source) -> Table:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"not a whole parquet file ({why})", where=source.label, mend="download it again") from None
     classes = _classes(table.schema.metadata or {})
-    for name, names in classes.items():
-        for value in values:
-            value[name] = _named(value.get(name), names)
     rows = tuple(Row(value, f"{source.label}: row {number}") for number, value in enumerate(values, 1))
     if not rows:
         raise UserError("no rows", where=source.label, mend="give a file with rows")
@@ -390,17 +387,12 @@ def _parquet(source: Source) -> Table:
 def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """What the library `datasets` writes into a file's schema of columns that hold classes, or lists of them, by number."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        inner = {name: said.get("feature", said) for name, said in features.items()}
-        return {
-            name: tuple(map(str, said["names"])) for name, said in inner.items() if said.get("_type") == "ClassLabel"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        features = dict(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
+    except (ValueError, KeyError, TypeError):
         return {}
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """A class by its name, or a list of them; None for a number that is none, as -1 is where labels are withheld."""
-    if isinstance(value, list):
-        return [_named(one, names) for one in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    found = {}
+    for name, said in features.items():
+        inner = said.get("feature", said) if isinstance(said, dict) else said
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and isinstance(inner.get("names"), list):
+            found[name] = tuple(map(str, inner["names"]))
+    return found

@@ -10,11 +10,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.columns import TARGETS, Roles
-from bertkin.tasks.data.files import Gate, is_number, normal
+from bertkin.tasks.data.files import Gate, Table, is_number, normal
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.schemes import convert, faults, guess_scheme, parts
 from bertkin.tasks.task import Example, Task
@@ -62,6 +63,29 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=key))
 
 
+def named_classes(table: Table, column: str, names: Sequence[str]) -> Table:
+    """A table whose column holds the numbers of classes, with their names instead."""
+    undecided = UNDECIDED if "entailment" in names else None  # -1, in copies of SNLI and MNLI
+    rows = [
+        replace(row, values={**row.values, column: _named(row.values.get(column), names, undecided)})
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(rows))
+
+
+def _named(value: Any, names: Sequence[str], otherwise: str | None) -> Any:
+    """A class by its name, or a list of them. A number that is none is no label, as is a list of such numbers alone; what is
+    no number stays as it is."""
+    if isinstance(value, list):
+        known = any(isinstance(one, int) and 0 <= one < len(names) for one in value) or not value
+        return (
+            [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in value] if known else None
+        )
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else otherwise
+
+
 # Which task.
 
 
@@ -95,7 +119,8 @@ def guess_task(
     values = [value for value in values if not missing(value)]
     if "entailment" in values:
         values = [value for value in values if value != UNDECIDED]
-    output = output or _output(values, roles.label, label)
+    declared = "class" if roles.classes and not any(isinstance(value, list) for value in values) else ""
+    output = output or declared or _output(values, roles.label, label)
     if output == "classes":
         return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
     if output == "score":
