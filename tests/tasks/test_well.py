@@ -33,6 +33,7 @@ from bertkin.tasks.tuning import Tuning
 from bertkin.tasks.weighing import weights_of
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
+from bertkin.train import loop
 from bertkin.train.loop import Training
 from bertkin.train.state import kept_evaluation, read_log
 
@@ -164,6 +165,37 @@ def test_a_killed_run_ends_with_the_same_best(
     assert (cut.step, cut.loss, cut.accuracy) == (whole.step, whole.loss, whole.accuracy)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("at", [None, 3, 5, 7])
+@pytest.mark.parametrize("final", ["best", "last"])
+def test_checkpoints_that_wait_change_nothing(
+    final: Any, at: int | None, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": final})
+    fixed(monkeypatch, RISING_AND_FALLING)
+    whole = finetune(tuning, tmp_path / "whole")
+    monkeypatch.setattr(loop, "SLOW", 0.0)  # as if the disk were slow
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+    if at is None:
+        waited = finetune(tuning, tmp_path / "waited")
+    else:
+        with dying("step", at):
+            finetune(tuning, tmp_path / "waited")
+        names = [folder.name for folder in (tmp_path / "waited" / "checkpoints").iterdir()]
+        assert names == ["step-00000002"]  # the first told how long one takes; step 4, the best, waited
+        waited = resume(tmp_path / "waited")
+    assert (waited.step, waited.loss, waited.accuracy) == (whole.step, whole.loss, whole.accuracy)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "waited")
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert {"step-00000004", "step-00000008"} <= {
+        folder.name for folder in (tmp_path / "waited" / "checkpoints").iterdir()
+    }
+    shown = [
+        [(record["step"], record["loss"]) for record in read_log(tmp_path / name) if record["kind"] == "evaluation"]
+        for name in ("whole", "waited")
+    ]
+    assert shown[0] == shown[1]
 
 
 def test_a_best_checkpoint_that_is_damaged_costs_the_best_and_nothing_else(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ from bertkin.train.work import Work
 
 CHECKPOINT_SECONDS = 120
 LOG_SECONDS = 0.5
+RARELY, SLOW = 10, 0.25
+"""Where writing a checkpoint takes more than SLOW seconds, those of evaluations wait for RARELY times as long as it took: a few
+hundred examples are gone through faster than their model is written down."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,10 @@ class Training:
         self.position = Position()
         self.loss, self.accuracy = math.nan, math.nan
         self.stop = False
+        self.cost = 0.0
+        """Seconds that the last checkpoint took."""
+        self.held: tuple[Position, dict[str, torch.Tensor]] | None = None
+        """The best so far, where its checkpoint waits to be written."""
         if resumed:
             if world.first:
                 sweep(out)
@@ -131,19 +138,23 @@ class Training:
         while (progress := self.progress()) < 1.0 and not self._tired():
             window.add(self.step(progress))
             now = time.perf_counter()
-            self.position.seconds, age, stop = self._agree(before + now - begun, now - saved)
+            self.position.seconds, age, cost, stop = self._agree(before + now - begun, now - saved, self.cost)
             due = self._evaluation_due(progress)
             if due or window.age() > LOG_SECONDS:
                 self._tell(window, progress)
                 window = Window()
             if due:
                 self.evaluate()
-            if due or stop or self._checkpoint_due(age):
+            over = self.progress() >= 1.0 or self._tired()
+            waits = cost > SLOW and age < RARELY * cost and not over and not self.train.checkpoint_every
+            if stop or self._checkpoint_due(age) or (due and not waits):
                 self.checkpoint()
                 saved = time.perf_counter()
+            elif due:
+                self._hold()
             if due:
                 window = Window()  # evaluating is no training
-            if stop and self.progress() < 1.0 and not self._tired():
+            if stop and not over:
                 raise Stopped(self.out)
         if self.position.loss is None:
             self.evaluate()
@@ -235,13 +246,25 @@ class Training:
             self.listener.evaluation(record)
 
     def checkpoint(self) -> None:
-        """Write down everything, and the model as it is now."""
+        """Write down everything, and the model as it is now; before it the best, if that still waits."""
 
         def write() -> None:
+            if self.held is not None:
+                save_checkpoint(self.out, *self.held, self.train.keep)
             save_checkpoint(self.out, self.position, self.optimizer.state() | self.work.state(), self.train.keep)
             self._export_if_best()
 
+        begun = time.perf_counter()
         self.world.lead(write)
+        self.cost, self.held = time.perf_counter() - begun, None
+
+    def _hold(self) -> None:
+        """Remember the best until the next checkpoint. Who is killed before goes on from the last one, and comes by here
+        again."""
+        if self.world.first and self.position.best_step == self.position.step:
+            table = self.optimizer.state() | self.work.state()
+            copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in table.items()}
+            self.held = replace(self.position, rows=dict(self.position.rows)), copied
 
     def _tired(self) -> bool:
         """Whether there were too many evaluations without a better score."""
@@ -343,11 +366,11 @@ class Training:
         every = self.train.checkpoint_every
         return self.position.step % every == 0 if every else age > CHECKPOINT_SECONDS
 
-    def _agree(self, *numbers: float) -> tuple[float, float, bool]:
+    def _agree(self, *numbers: float) -> tuple[float, float, float, bool]:
         """The first process's numbers, and whether any process was asked to stop; in one message."""
         mine = numbers if self.world.first else (0.0,) * len(numbers)
-        seconds, age, stops = self.world.sum([*mine, float(self.stop)])
-        return seconds, age, stops > 0
+        seconds, age, cost, stops = self.world.sum([*mine, float(self.stop)])
+        return seconds, age, cost, stops > 0
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
