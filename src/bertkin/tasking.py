@@ -52,7 +52,8 @@ def finetune(
     model
         A run folder, a model folder (ours or transformers'), or a hub id.
     data
-        Labelled files (.csv .tsv .jsonl .parquet, CoNLL, CoNLL-U, SQuAD's JSON), or a folder with train, dev and test.
+        Labelled files (.csv .tsv .jsonl .parquet, CoNLL, CoNLL-U, SQuAD's JSON), a folder with train, dev and test, or a
+        set of the hub as OWNER/NAME:CONFIGURATION.
     out
         Run folder to make. [default: runs/NAME-OF-DATA]
     overwrite
@@ -75,6 +76,7 @@ def finetune(
     from dataclasses import replace
 
     from bertkin.tasks.finetune import finetune as run
+    from bertkin.tasks.hub import here
 
     if not data and together is None:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
@@ -82,7 +84,7 @@ def finetune(
         "strategy": replace(Strategy(), **typed(strategy)),
         "train": replace(Train(), **typed(train)),
     }
-    recipe = replace(Tuning(), model=model, data=tuple(data), **typed(tuning), **parts)
+    recipe = replace(Tuning(), model=model, data=here(data), **typed(tuning), **parts)
     if together is not None:
         if search is not None or search_minutes is not None:
             raise UserError("of one task, not of several together", where="--search", mend="search for each by itself")
@@ -92,7 +94,7 @@ def finetune(
             )
         _together(recipe, together, sampling, out, quiet=quiet, overwrite=overwrite)
         return
-    where = out or Path("runs") / (Path(data[0]).name.split(".")[0] or "tuned")
+    where = out or Path("runs") / (Path(data[0]).name.split(".")[0].replace(":", "-") or "tuned")
     if seeds != 1:
         if search is not None or search_minutes is not None:
             raise UserError("of one run, not of several seeds", where="--search", mend="search first, then take seeds")

@@ -181,6 +181,21 @@ def test_the_command_line_trains_from_the_hubs_cache(cache: Path, tmp_path: Path
     assert "| MRPC" in done.stdout
 
 
+def test_a_set_of_the_hub_is_named_like_a_file(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mrpc(cache)
+    assert main(["check", "data", "nyu-mll/glue:mrpc"]) == 0
+    assert "train: 67 examples (equivalent" in capsys.readouterr().out
+    tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
+    shape = Model(family="bert", layers=1, hidden=32, heads=2, max_length=32, start="random")
+    save_model(build(resolve_model(shape, tokenizer.vocab_size)), tmp_path / "stock", tokenizer=tokenizer)  # type: ignore[arg-type]
+    command = ["finetune", str(tmp_path / "stock"), "nyu-mll/glue:mrpc", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main([*command, "--train.steps", "2"]) == 0
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "`nyu-mll/glue:mrpc`" in card and f"{tmp_path / 'stock'} nyu-mll/glue:mrpc" in card
+    assert main(["finetune", str(tmp_path / "stock"), "nyu-mll/glue:none", "--out", str(tmp_path / "other")]) == 2
+    assert "no configuration 'none' on the hub" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
 def test_what_the_hub_does_not_give_is_one_line(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

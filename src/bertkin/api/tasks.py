@@ -23,7 +23,7 @@ def check_data(data: Paths, **how: Any) -> Checked:
     """Look labelled data over: duplicates, leaks from training, skewed labels, empty and overlong texts, unusable rows.
 
     Args:
-        data: a folder with parts named train, dev and test; or files, told apart by their names.
+        data: a folder with parts named train, dev and test; files, told apart by their names; or a set of the hub.
         how: dev, test, tokenizer, max_length, and columns, output, scheme and more; see
             `bertkin.tasks.checking.check_data`.
 
@@ -34,8 +34,9 @@ def check_data(data: Paths, **how: Any) -> Checked:
         UserError: files that cannot be read, or labels that make no task.
     """
     from bertkin.tasks import checking
+    from bertkin.tasks.hub import here
 
-    return checking.check_data(data, **how)
+    return checking.check_data(here(listed(data)), **how)
 
 
 def finetune(
@@ -53,7 +54,7 @@ def finetune(
 
     Args:
         model: a run folder, a model folder (ours or transformers'), or a hub id.
-        data: labelled files, or one folder with train, dev and test.
+        data: labelled files, one folder with train, dev and test, or a set of the hub as "OWNER/NAME:CONFIGURATION".
         out: the run folder.
         strategy: how much is trained: a kind, such as "lora", or fields of `bertkin.models.strategy.Strategy`.
         train: fields of `bertkin.config.Train`, such as {"epochs": 3}.
@@ -65,10 +66,11 @@ def finetune(
         UserError: anything about the data, the model or the disk.
     """
     from bertkin.tasks.finetune import finetune as run
+    from bertkin.tasks.hub import here
     from bertkin.tasks.tuning import Tuning
     from bertkin.train.progress import RichListener
 
-    fields = {"model": os.fspath(model), "data": list(listed(data))} | _how(strategy, train)
+    fields = {"model": os.fspath(model), "data": list(here(listed(data)))} | _how(strategy, train)
     tuning = from_mapping(Tuning, fields | options, "options")
     return run(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 

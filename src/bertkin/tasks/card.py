@@ -22,6 +22,7 @@ from bertkin.models.adapt import trainable
 from bertkin.models.configs import OURS
 from bertkin.models.many import STOCK
 from bertkin.tasks.gathering import Gathered
+from bertkin.tasks.hub import named
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import RECIPE
@@ -90,9 +91,9 @@ def source(stock: Path) -> str:
 
 
 def _set(path: str) -> str:
-    """How labelled data are called: OWNER/NAME:CONFIGURATION where they came from the hub, else where they lie."""
-    match = re.search(r"datasets--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\](.+)", path)
-    return f"{match[1].replace('--', '/', 1)}:{match[2]}" if match else shown(path)
+    """How labelled data are called: by the hub's name where they came from there, else where they lie."""
+    name = named(path)
+    return name if name != path else shown(path)
 
 
 def shown(path: str | Path) -> str:
@@ -200,7 +201,7 @@ def _transformers(found: Gathered, folder: Path, of: str) -> str:
 def command(tuning: Tuning, stock: Path, out: Path) -> str:
     """The command that makes a run again: every option that is not as it is by default, those that were measured or
     filled in among them, so that it holds when the defaults change."""
-    words = ["bertkin finetune", shlex.quote(source(stock)), *(shlex.quote(shown(path)) for path in tuning.data)]
+    words = ["bertkin finetune", shlex.quote(source(stock)), *(shlex.quote(_set(path)) for path in tuning.data)]
     options = [f"--out {shlex.quote(shown(out))}"]
     for name, value in differing(tuning):
         if name in PYTHON:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from bertkin.errors import UserError
 from bertkin.models.folders import find_folder
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
+from bertkin.tasks.hub import named
 from bertkin.tasks.metrics import METRICS, constant, measure
 from bertkin.tasks.predict import Reader, open_reader
 from bertkin.tasks.reading import Splits
@@ -112,14 +112,11 @@ def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return {name: value if have.get(name, True) else getattr(Tuning, name) for name, value in plain.items()}
 
 
-HASH = re.compile(r"(?<=[/\\]snapshots[/\\])[0-9a-f]{40}")
-
-
 def _see_same(run: Path, wanted: Tuning) -> None:
     """Refuse to take a run for one of another model, other data or other options."""
     before = load_tuning(run / RECIPE)
     asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
-    if [HASH.sub("", path) for path in asked.data] == [HASH.sub("", path) for path in before.data]:
+    if list(map(named, asked.data)) == list(map(named, before.data)):
         asked = replace(asked, data=before.data)  # the hub may have converted a set again since
     whole = merge(before, asked)  # options at their defaults are not asked for
     odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]

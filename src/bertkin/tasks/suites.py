@@ -8,7 +8,6 @@ A suite is data: `SUITES` has those that are known, others are a YAML file of su
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from bertkin.config import from_mapping, load_yaml
 from bertkin.errors import UserError, nearest
-from bertkin.models.folders import fetched
+from bertkin.tasks.hub import PLACE, fetch
 from bertkin.tasks.tuning import Tuning
 
 
@@ -32,7 +31,7 @@ class Entry:
         human: what people score, on the metric's own scale from 0 to 1, where that was measured.
         parts: further development data, by the names of their files: what the table calls them, and what people score.
         also: another name that its folder goes by.
-        hub: where the hub has it: OWNER/NAME, or OWNER/NAME:CONFIGURATION.
+        hub: where the hub has it, as `bertkin.tasks.hub.fetch` takes it.
     """
 
     name: str
@@ -72,7 +71,7 @@ SQUAD = (
 )
 """Questions on Wikipedia (Rajpurkar et al. 2016; 2018); what people score is from their page of results."""
 CMRC = (
-    Entry("CMRC-2018", "cmrc2018_train.json", "cmrc_f1", {"dev": "cmrc2018_dev.json"}, 0.973, hub="hfl/cmrc2018"),
+    Entry("CMRC-2018", "cmrc2018_train.json", "cmrc_f1", {"dev": "cmrc2018_dev.json"}, 0.973, hub="hfl/cmrc2018:*"),
     Entry("CMRC-2018-trial", "cmrc2018_dev.json", "cmrc_f1", {"dev": "cmrc2018_trial.json"}),
 )
 """Chinese questions (Cui et al. 2019). The second is for those who have no training data: it is trained on the development
@@ -132,10 +131,6 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
     return found
 
 
-CONVERTED = "refs/convert/parquet"
-"""Where the hub has every set that it can read in one layout: CONFIGURATION/PART/0000.parquet."""
-
-
 def _from_hub(entry: Entry, suite: str | Path, root: Path | None = None) -> Tuning:
     """A task whose data the hub has.
 
@@ -143,23 +138,16 @@ def _from_hub(entry: Entry, suite: str | Path, root: Path | None = None) -> Tuni
         root: where development and test data of a user's own lie; those of a suite that is known come from the hub, too.
 
     Raises:
-        UserError: it does not give them, or no one configuration of them.
+        UserError: it does not give them.
     """
-    name, _, configuration = entry.hub.partition(":")
-    patterns = [f"{configuration or '*'}/*.parquet"]  # a star goes into folders, too
-    mend = "give --data FOLDER" if is_known(suite) else "put its data beside the list"
-    snapshot = fetched(name, patterns, mend=mend, repo_type="dataset", revision=CONVERTED)
-    places = sorted(place for place in snapshot.glob(configuration or "*") if place.is_dir())
-    if len(places) != 1:
-        what = f"{len(places)} configurations" if places else f"no configuration {configuration!r}"
-        raise UserError(f"{what} on the hub", where=entry.hub, mend="name one: OWNER/NAME:CONFIGURATION")
+    place = fetch(entry.hub, mend="give --data FOLDER" if is_known(suite) else "put its data beside the list")
     own = dict(entry.options or {})
     for part in ("dev", "test"):
         if part in own and root is None:
             del own[part]
         elif part in own:
             own[part] = str(root / own[part])  # type: ignore[operator]
-    fields = {**own, "data": [str(places[0])]} | ({"metric": entry.metric} if entry.metric else {})
+    fields = {**own, "data": [str(place)]} | ({"metric": entry.metric} if entry.metric else {})
     tuning: Tuning = from_mapping(Tuning, fields, f"{suite}: {entry.name}")
     return tuning
 
@@ -191,7 +179,7 @@ def entries_of(suite: str | Path) -> Sequence[Entry]:
         hub = row.get("hub") or ""
         if not isinstance(row.get("name"), str) or not isinstance(row.get("data", hub or None), str):
             raise UserError(f"a task without name or data: {row!r}", where=path)
-        if hub and not re.fullmatch(r"[\w.-]+/[\w.-]+:[\w.-]+", str(hub)):
+        if hub and not PLACE.fullmatch(str(hub)):
             raise UserError(f"hub: {hub!r}", where=path, mend="write OWNER/NAME:CONFIGURATION")
         if row["name"] in [entry.name for entry in entries]:
             raise UserError(f"two tasks are called {row['name']!r}", where=path, mend="give each a name of its own")
