@@ -178,6 +178,8 @@ class Train:
     """Peak learning rate (for muon: of everything but the matrices)."""
     matrix_lr: float = AUTO
     """Peak learning rate of Muon's matrices."""
+    table_lr: float = AUTO
+    """Peak learning rate of the table of tokens; by default that of all, but for T5, whose logits are made smaller."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = AUTO
     """Shape of the rate after warm-up; wsd stays at the peak and falls over the last part."""
     warmup: float = AUTO

@@ -184,7 +184,7 @@ def test_the_command_line_trains_from_the_hubs_cache(cache: Path, tmp_path: Path
 def test_a_set_of_the_hub_is_named_like_a_file(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mrpc(cache)
     assert main(["check", "data", "nyu-mll/glue:mrpc"]) == 0
-    assert "train: 67 examples (equivalent" in capsys.readouterr().out
+    assert "train: 67 examples (not_equivalent" in capsys.readouterr().out
     tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
     shape = Model(family="bert", layers=1, hidden=32, heads=2, max_length=32, start="random")
     save_model(build(resolve_model(shape, tokenizer.vocab_size)), tmp_path / "stock", tokenizer=tokenizer)  # type: ignore[arg-type]

@@ -77,6 +77,13 @@ def test_it_learns(make: Make, tmp_path: Path, preset: str, objective: dict[str,
     assert losses[-1] < losses[0] - 0.3 and losses[-1] < math.log(180) - 0.7, "better than by chance"
 
 
+def test_the_table_of_a_t5_learns_faster_by_what_its_logits_are_divided_by(make: Make) -> None:
+    plan = complete(make(preset="t5-tiny", lr=1e-3))
+    assert plan.train.table_lr == pytest.approx(1e-3 * math.sqrt(plan.model.hidden))
+    assert complete(make(preset="t5-tiny", lr=1e-3, table_lr=0.5)).train.table_lr == 0.5
+    assert complete(make(preset="bert-tiny", lr=1e-3)).train.table_lr is None
+
+
 @pytest.mark.parametrize(
     ("preset", "objective"),
     [("bert-tiny", {"unit": "span", "boundary": True}), ("bert-tiny", {"sentence": "next"}), ("albert-tiny", {})],

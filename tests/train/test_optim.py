@@ -270,6 +270,20 @@ def test_what_is_no_matrix_is_adamws_under_muon() -> None:
 # Clipping and averaging
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_the_table_of_tokens_may_have_a_rate_of_its_own(family: str) -> None:
+    own, same = tiny(family), tiny(family)
+    before, apart = weights(own), Optimizer(own, train(weight_decay=0.0, table_lr=12e-3))
+    learn(own, apart, 1)
+    learn(same, Optimizer(same, train(weight_decay=0.0)), 1)
+    tables = {"stack.embeddings.tokens", "head.table"}
+    for name, after in weights(same).items():
+        share = 4.0 if name in tables else 1.0
+        torch.testing.assert_close(
+            weights(own)[name] - before[name], share * (after - before[name]), rtol=1e-3, atol=1e-6
+        )
+
+
 def test_the_norm_is_that_of_all_gradients_together() -> None:
     model = tiny()
     give_gradients(model, 0)

@@ -97,6 +97,8 @@ class Optimizer:
             parts = stacked(name, model) if matrix else 1
             slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
             slot.rate = own[name] / train.lr if name in own and train.lr else train.layer_decay ** level[name]
+            if train.table_lr and TOKENS.search(name):
+                slot.rate *= train.table_lr / train.lr
             slot.opens = train.unfreeze * level[name] / deepest
             if parameter.ndim == 2 and "embeddings" in name:
                 slot.moved = torch.zeros(len(parameter), dtype=torch.uint8)
@@ -305,6 +307,8 @@ class Optimizer:
         return self.average or {slot.name: slot.master for slot in self.slots}
 
 
+TOKENS = re.compile(r"\b(embeddings\.tokens|head\.table)$")
+"""The table of tokens, or both where a model reads with one and answers with another."""
 ANSWERS = re.compile(
     r"embeddings|^(model\.)?(sentence|detect)\b|head\.table$|places$|distances$|\bclassifier\b|\bcrf\b"
 )

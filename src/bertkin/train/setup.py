@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,6 +53,8 @@ def complete(recipe: Recipe) -> Recipe:
         model = replace(resolve_model(model, model.vocab_size or 1024), vocab_size=model.vocab_size)
     train = with_budget(full.train, minutes=30.0)
     train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
+    if model.family == "t5":
+        train = fill_auto(train, table_lr=train.lr * math.sqrt(model.hidden))
     objective = _objective(full.objective, recipe.objective, str(model.family))
     for length, _ in parse_lengths(train):
         if length > model.max_length:
