@@ -160,29 +160,29 @@ class Row:
 
 
 ROWS = {
-    "class-one": Row("one text → class: CoLA", "CoLA", ("--metric", "matthews"), 3),
-    "class-several": Row("several → class: MRPC", "MRPC", ("--metric", "f1"), 4),
-    "tokens-one": Row("one text → tokens: WNUT-17", "WNUT-17", ("--task", "tokens"), 4),
+    "class-one": Row("one text → class: CoLA", "CoLA", ("--metric", "matthews"), 2),
+    "class-several": Row("several → class: MRPC", "MRPC", ("--metric", "f1"), 2),
+    "tokens-one": Row("one text → tokens: WNUT-17", "WNUT-17", ("--task", "tokens"), 2),
     "tokens-several": Row(
         "several → tokens: SQuAD's answers, tagged",
         marked,
         ("--task", "tokens", "--text", "tokens", "--text2", "question", "--label", "ner_tags"),
-        12,
+        7,
         4_000,
     ),
-    "span-one": Row("one text → span: the subject, UD English", subjects, ("--task", "span", "--text", "context"), 5),
-    "span-several": Row("several → span: SQuAD part", "SQuAD", ("--task", "span"), 25),
+    "span-one": Row("one text → span: the subject, UD English", subjects, ("--task", "span", "--text", "context"), 3),
+    "span-several": Row("several → span: SQuAD part", "SQuAD", ("--task", "span"), 12),
     "sequence-one": Row(
         "one text → sequence: parts of speech, UD English",
         parts_of_speech,
         ("--task", "sequence", "--text", "text", "--label", "target"),
-        10,
+        4,
     ),
     "sequence-several": Row(
         "several → sequence: MNLI part, in words",
         "MNLI",
         ("--task", "sequence", "--text", "premise", "--text2", "hypothesis", "--label", "label"),
-        10,
+        7,
     ),
 }
 

@@ -281,9 +281,7 @@ def _train_bart() -> Recipe:
 def _train_t5() -> Recipe:
     objective = _masking(kind="denoise", noise="spans", rate=0.15, rate_end=0.15)
     data = Data(tokenizer_kind="unigram", sentinels=100, lowercase=False)
-    train = replace(
-        _train_modern().train, matrix_lr=0.01
-    )  # queries and keys slowly: nothing divides the scores they give
+    train = replace(_train_modern().train, matrix_lr=0.01)  # slowly: nothing divides the scores of its queries
     return Recipe(data=data, objective=objective, train=train)
 
 
