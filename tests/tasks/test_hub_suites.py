@@ -60,6 +60,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
+def stock(folder: Path) -> None:
+    """A tiny model in folder/stock."""
+    tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
+    shape = Model(family="bert", layers=1, hidden=32, heads=2, max_length=32, start="random")
+    save_model(build(resolve_model(shape, tokenizer.vocab_size)), folder / "stock", tokenizer=tokenizer)  # type: ignore[arg-type]
+
+
 def mrpc(cache: Path, rows: int = 60) -> Path:
     """Pairs whose label is whether they are the same; training in two files, test labels withheld."""
     draw = random.Random(0)
@@ -154,6 +161,13 @@ def test_classes_by_number_are_named_only_where_classes_are_asked_for(tmp_path: 
     write(tmp_path / "snli.parquet", pairs, {"label": classes("entailment", "neutral", "contradiction")})
     found = read_examples(tmp_path / "snli.parquet")
     assert len(found) == 2 and "people did not agree" in found.left_out[0][1]
+    tags = {"ner_tags": {"feature": classes("O", "B-place"), "_type": "List"}}  # named in the file itself, and withheld
+    columns = {"tokens": [["Oslo", "is"], ["it", "is"]], "ner_tags": [["B-place", "O"], ["O", "O"]]}
+    write(tmp_path / "said.parquet", columns, tags)
+    assert [tag for *_, tag in read_examples(tmp_path / "said.parquet").examples[0].label] == [1, 0]
+    write(tmp_path / "kept.parquet", columns | {"ner_tags": [[-1, -1], [-100, -1]]}, tags)
+    task = read_examples(tmp_path / "said.parquet").task
+    assert [e.label for e in read_examples(tmp_path / "kept.parquet", task, labelled=None).examples] == [None, None]
     odd = {"label": classes("no", "yes"), "list": [{"x": {"dtype": "string"}}]}
     write(tmp_path / "odd.parquet", {"text": ["a", "b"], "label": ["yes", "no"]}, odd)
     assert read_examples(tmp_path / "odd.parquet").task.labels == ("no", "yes")
@@ -170,9 +184,7 @@ def test_a_label_of_minus_one_is_a_label_where_the_task_has_it(tmp_path: Path) -
 
 def test_the_command_line_trains_from_the_hubs_cache(cache: Path, tmp_path: Path) -> None:
     mrpc(cache)
-    tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
-    shape = Model(family="bert", layers=1, hidden=32, heads=2, max_length=32, start="random")
-    save_model(build(resolve_model(shape, tokenizer.vocab_size)), tmp_path / "stock", tokenizer=tokenizer)  # type: ignore[arg-type]
+    stock(tmp_path)
     command = [sys.executable, "-m", "bertkin", "evaluate", str(tmp_path / "stock"), "glue", "--only", "MRPC"]
     command += ["--out", str(tmp_path / "out"), "--train.steps", "2", "--quiet"]
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
@@ -185,9 +197,7 @@ def test_a_set_of_the_hub_is_named_like_a_file(cache: Path, tmp_path: Path, caps
     mrpc(cache)
     assert main(["check", "data", "nyu-mll/glue:mrpc"]) == 0
     assert "train: 67 examples (not_equivalent" in capsys.readouterr().out
-    tokenizer = train_tokenizer(["warm cold dull fine"] * 20, vocab_size=24)
-    shape = Model(family="bert", layers=1, hidden=32, heads=2, max_length=32, start="random")
-    save_model(build(resolve_model(shape, tokenizer.vocab_size)), tmp_path / "stock", tokenizer=tokenizer)  # type: ignore[arg-type]
+    stock(tmp_path)
     command = ["finetune", str(tmp_path / "stock"), "nyu-mll/glue:mrpc", "--out", str(tmp_path / "run"), "--quiet"]
     assert main([*command, "--train.steps", "2"]) == 0
     card = (tmp_path / "run" / "model" / "README.md").read_text()

@@ -156,6 +156,17 @@ def test_an_untied_table_grows_too(home: Home) -> None:
     assert not torch.equal(untied.stack.embeddings.tokens[40], rows)
 
 
+def test_a_table_learns_faster_only_where_its_logits_are_made_smaller(home: Home, tmp_path: Path) -> None:
+    tied = complete(going_on(home, saved(home, "t5", tmp_path / "tied"))).train
+    assert tied.table_lr == pytest.approx(tied.lr * SMALL["hidden"] ** 0.5)
+    resolved = presets.resolve_model(Model(family="t5", **SMALL), 180)  # type: ignore[arg-type]
+    apart = LanguageModel(
+        replace(presets.architecture(resolved), tied=False, logit_scale=1.0)
+    )  # as T5 1.1 is given out
+    save_model(apart, tmp_path / "apart")
+    assert complete(going_on(home, tmp_path / "apart")).train.table_lr is None
+
+
 def test_both_texts_are_measured_before_and_after(home: Home, tmp_path: Path, capsys: Any) -> None:
     first = make_recipe(
         [home[1]],

@@ -70,9 +70,8 @@ def loss_of(
         return distance.square().sum(), (distance.abs() <= task.near).sum(), len(rows)
     if task.output == "choice":
         spread = spread_choices(scores.squeeze(-1), rows)
-        first = [row.target for row, before in zip(rows, [None, *rows], strict=False) if _new(row, before)]
-        targets = torch.tensor(first, device=device)
-        return F.cross_entropy(spread, targets, reduction="sum"), (spread.argmax(-1) == targets).sum(), len(first)
+        targets = torch.tensor([rows[i].target for i in _opens(rows)], device=device)
+        return F.cross_entropy(spread, targets, reduction="sum"), (spread.argmax(-1) == targets).sum(), len(targets)
     if task.output == "tokens":
         starts = layout.starts[:-1].tolist()
         places = np.concatenate([row.places + start for row, start in zip(rows, starts, strict=True)])
@@ -93,13 +92,14 @@ def loss_of(
     return loss, right.sum(), len(rows)
 
 
-def _new(row: Row, before: Row | None) -> bool:
-    return before is None or row.example != before.example
+def _opens(rows: Sequence[Row]) -> list[int]:
+    """Where each example's rows begin."""
+    return [i for i, row in enumerate(rows) if not i or row.example != rows[i - 1].example]
 
 
 def by_example(scores: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Sequence[Row]]:
     """Scores [rows, outputs] of windows as their means [examples, outputs], and the first row of each example."""
-    opens = [i for i, (row, before) in enumerate(zip(rows, [None, *rows], strict=False)) if _new(row, before)]
+    opens = _opens(rows)
     if len(opens) == len(rows):
         return scores, rows
     sizes = torch.from_numpy(np.diff([*opens, len(rows)])).to(scores.device)
@@ -110,7 +110,7 @@ def by_example(scores: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Sequence[Ro
 
 def spread_choices(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     """Scores [rows] of choices as [examples, most choices], with the lowest number where an example has fewer."""
-    opens = [i for i, (row, before) in enumerate(zip(rows, [None, *rows], strict=False)) if _new(row, before)]
+    opens = _opens(rows)
     sizes = np.diff([*opens, len(rows)])
     return Layout.from_lengths(sizes).to(scores.device).padded(scores, torch.finfo(scores.dtype).min)
 

@@ -51,7 +51,7 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
     tuning, task = found.tuning, found.task
     name, folder = of or out.resolve().name, out / "model" / of
     trained, parameters = trainable(model)
-    stock, data = source(found.stock), ", ".join(map(_set, tuning.data))
+    stock, data = source(found.stock), ", ".join(map(_data_name, tuning.data))
     budgets = [(getattr(tuning.train, unit), unit) for unit in ("steps", "tokens", "epochs", "minutes")]
     budget = next(f"{amount:g} {unit}" for amount, unit in budgets if amount)
     facts = {
@@ -90,7 +90,7 @@ def source(stock: Path) -> str:
     return match[1].replace("--", "/", 1) if match else shown(stock)
 
 
-def _set(path: str) -> str:
+def _data_name(path: str) -> str:
     """How labelled data are called: by the hub's name where they came from there, else where they lie."""
     name = named(path)
     return name if name != path else shown(path)
@@ -113,7 +113,7 @@ def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) ->
     config = folder / "config.json"
     library = "transformers" if config.exists() and OURS not in config.read_text(encoding="utf-8") else "bertkin"
     peft = (folder / "adapter_config.json").exists()
-    data = Path(_set(found.tuning.data[0])).name
+    data = Path(_data_name(found.tuning.data[0])).name
     scores = [
         {"type": metric, "value": score["value"], "name": f"{metric} ({part})"}
         for part in ("dev", "test")
@@ -201,7 +201,7 @@ def _transformers(found: Gathered, folder: Path, of: str) -> str:
 def command(tuning: Tuning, stock: Path, out: Path) -> str:
     """The command that makes a run again: every option that is not as it is by default, those that were measured or
     filled in among them, so that it holds when the defaults change."""
-    words = ["bertkin finetune", shlex.quote(source(stock)), *(shlex.quote(_set(path)) for path in tuning.data)]
+    words = ["bertkin finetune", shlex.quote(source(stock)), *(shlex.quote(_data_name(path)) for path in tuning.data)]
     options = [f"--out {shlex.quote(shown(out))}"]
     for name, value in differing(tuning):
         if name in PYTHON:

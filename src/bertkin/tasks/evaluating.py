@@ -28,9 +28,9 @@ from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answer
 from bertkin.tasks.significance import interval
 from bertkin.tasks.submitting import FILES, submit
 from bertkin.tasks.suites import Entry, entries_of
-from bertkin.tasks.task import ONE_ANSWER, Example, Task
+from bertkin.tasks.task import OUTPUTS, Example, Task
 from bertkin.tasks.tuning import Tuning, load_tuning, settled
-from bertkin.tasks.weighing import WEIGHED
+from bertkin.tasks.weighing import HAVE
 from bertkin.train.folder import RECIPE, TASK
 from bertkin.train.progress import Listener
 from bertkin.train.state import kept_evaluation, read_log, write_text
@@ -102,14 +102,11 @@ def run_suite(
 def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Options for all tasks as one of them takes them: as they were given, though they be the default, and not where its
     answers have none."""
-    have = {
-        "windows": task.output in ONE_ANSWER,
-        "crf": task.output == "tokens",
-        "class_weights": task.output in WEIGHED,
-        "reinit": task.output != "sequence",
-    }
     plain = {name: value for name, value in change.items() if name not in ("strategy", "train")}
-    return {name: value if have.get(name, True) else getattr(Tuning, name) for name, value in plain.items()}
+    return {
+        name: value if task.output in HAVE.get(name, OUTPUTS) else getattr(Tuning, name)
+        for name, value in plain.items()
+    }
 
 
 def _see_same(run: Path, wanted: Tuning) -> None:

@@ -70,12 +70,8 @@ def all_by_windows(readers: Mapping[str, Reader], windows: int | None) -> dict[s
     Raises:
         UserError: none of them does, or less than one window.
     """
-    if windows is None or not any(reader.task.output in ONE_ANSWER for reader in readers.values()):
-        return {name: by_windows(reader, windows) for name, reader in readers.items()}
-    return {
-        name: by_windows(reader, windows) if reader.task.output in ONE_ANSWER else reader
-        for name, reader in readers.items()
-    }
+    able = [name for name, reader in readers.items() if reader.task.output in ONE_ANSWER] or list(readers)
+    return {name: by_windows(reader, windows if name in able else None) for name, reader in readers.items()}
 
 
 def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str | Path]:

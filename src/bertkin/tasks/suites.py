@@ -108,48 +108,28 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
         if name not in [entry.name for entry in entries]:
             raise UserError(f"no task {name!r}", where="--only", mend=nearest(name, [entry.name for entry in entries]))
     chosen = [entry for entry in entries if not only or entry.name in only]
-    if folder is None and is_known(suite):
-        if not any(entry.hub for entry in chosen):
-            raise UserError("where its data lie is not said", where=f"suite {suite}", mend="give --data FOLDER")
-        return {entry.name: _from_hub(entry, suite) for entry in chosen if entry.hub}
+    remote = folder is None and is_known(suite)  # all parts of its data come from the hub
+    if remote and not any(entry.hub for entry in chosen):
+        raise UserError("where its data lie is not said", where=f"suite {suite}", mend="give --data FOLDER")
     found: dict[str, Tuning] = {}
     for entry in chosen:
-        places = (_place(root, name) for name in (entry.data, entry.also) if name)
-        place = next((place for place in places if place is not None), None)
+        names = () if remote else (entry.data, entry.also)
+        place = next((place for name in names if name and (place := _place(root, name)) is not None), None)
+        if place is None and entry.hub and (remote or not is_known(suite)):
+            place = fetch(entry.hub, mend="give --data FOLDER" if remote else "put its data beside the list")
         if place is None:
-            if entry.hub and not is_known(suite):
-                found[entry.name] = _from_hub(entry, suite, root)
             continue
         fields = {**(entry.options or {}), "data": [str(place)]} | ({"metric": entry.metric} if entry.metric else {})
         for part in ("dev", "test"):
-            if isinstance(fields.get(part), str):
+            if remote:
+                fields.pop(part, None)
+            elif isinstance(fields.get(part), str):
                 fields[part] = str(_place(root, fields[part]) or root / fields[part])
         found[entry.name] = from_mapping(Tuning, fields, f"{suite}: {entry.name}")
     if not found:
         wanted = ", ".join(only or [entry.data for entry in entries][:4])
         raise UserError("none of its tasks is there", where=root, mend=f"put folders such as {wanted} there")
     return found
-
-
-def _from_hub(entry: Entry, suite: str | Path, root: Path | None = None) -> Tuning:
-    """A task whose data the hub has.
-
-    Args:
-        root: where development and test data of a user's own lie; those of a suite that is known come from the hub, too.
-
-    Raises:
-        UserError: it does not give them.
-    """
-    place = fetch(entry.hub, mend="give --data FOLDER" if is_known(suite) else "put its data beside the list")
-    own = dict(entry.options or {})
-    for part in ("dev", "test"):
-        if part in own and root is None:
-            del own[part]
-        elif part in own:
-            own[part] = str(root / own[part])  # type: ignore[operator]
-    fields = {**own, "data": [str(place)]} | ({"metric": entry.metric} if entry.metric else {})
-    tuning: Tuning = from_mapping(Tuning, fields, f"{suite}: {entry.name}")
-    return tuning
 
 
 def _place(root: Path, name: str) -> Path | None:

@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING
 from bertkin.errors import UserError, nearest
 from bertkin.models.architecture import Architecture
 from bertkin.models.levels import lowest_layer
-from bertkin.tasks.task import ONE_ANSWER, Example, Task
+from bertkin.tasks.task import ONE_ANSWER, OUTPUTS, Example, Task
 
 if TYPE_CHECKING:
     from bertkin.tasks.tuning import Tuning
 
-WEIGHED = ("class", "tokens")
-"""Outputs whose classes can be weighed."""
+HAVE: dict[str, tuple[str, ...]] = {
+    "class_weights": ("class", "tokens"),
+    "crf": ("tokens",),
+    "reinit": tuple(output for output in OUTPUTS if output != "sequence"),
+    "windows": ONE_ANSWER,
+}
+"""The outputs that have an option, where not all do."""
 
 
 def weights_of(said: str, task: Task, examples: Sequence[Example]) -> list[float] | None:
@@ -81,16 +86,16 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
         if not right:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)
     see_windowed(tuning.windows, task)
-    if tuning.reinit and task.output == "sequence":
+    if tuning.reinit and task.output not in HAVE["reinit"]:
         raise UserError("a model that writes keeps its layers", where="--reinit", mend="leave it out")
     if tuning.reinit and tuning.strategy.light:
         what = f"{tuning.strategy.kind} leaves the layers as they are, so new ones would never learn"
         raise UserError(what, where="--reinit", mend="leave it out, or train everything")
-    if tuning.crf and task.output != "tokens":
+    if tuning.crf and task.output not in HAVE["crf"]:
         raise UserError(f"a CRF is for tags, not for {task.output}", where="--crf", mend="leave it out")
     if tuning.class_weights == "none":
         return
-    if task.output not in WEIGHED:
+    if task.output not in HAVE["class_weights"]:
         what = f"a task of {task.output} has no classes to weigh"
         raise UserError(what, where="--class-weights", mend="leave it out")
     if tuning.crf:
@@ -105,7 +110,7 @@ def see_windowed(windows: int, task: Task) -> None:
     Raises:
         UserError: it does not.
     """
-    if windows > 1 and task.output not in ONE_ANSWER:
+    if windows > 1 and task.output not in HAVE["windows"]:
         what = f"a task of {task.output} is not answered by the mean of windows"
         mend = (
             "leave it out; all of a long text is read anyway" if task.output in ("tokens", "span") else "leave it out"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from bertkin.config import AUTO, Data, Objective, Recipe, fill_auto, merge
 from bertkin.errors import UserError
-from bertkin.models.presets import preset, resolve_model
+from bertkin.models.presets import architecture, preset, resolve_model
 from bertkin.objectives.make import SERVES, check_objective, check_tokenizer
 from bertkin.objectives.sentence import check_sentences
 from bertkin.text.batches import Specials, check_enough
@@ -21,7 +20,7 @@ from bertkin.text.tokenizer import Tokenizer
 from bertkin.text.words import mark
 from bertkin.train.checking import ZERO, check_ranges, check_train, with_budget
 from bertkin.train.schedule import parse_lengths
-from bertkin.train.start import continued
+from bertkin.train.start import continued, with_table_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,11 +49,11 @@ def complete(recipe: Recipe) -> Recipe:
     model = full.model
     if not full.train.init:
         # The vocabulary is the tokenizer's; any size will do for the check of the shape.
-        model = replace(resolve_model(model, model.vocab_size or 1024), vocab_size=model.vocab_size)
+        shape = resolve_model(model, model.vocab_size or 1024)
+        model = replace(shape, vocab_size=model.vocab_size)
+        full = replace(full, train=with_table_rate(full.train, architecture(shape)))
     train = with_budget(full.train, minutes=30.0)
     train = fill_auto(train, eval_every=0.1, matrix_lr=preset("modern-mini").train.matrix_lr)
-    if model.family == "t5":
-        train = fill_auto(train, table_lr=train.lr * math.sqrt(model.hidden))
     objective = _objective(full.objective, recipe.objective, str(model.family))
     for length, _ in parse_lengths(train):
         if length > model.max_length:

@@ -12,11 +12,12 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from bertkin.config import AUTO, Data, Objective, Recipe, fill_auto, load_recipe, merge
+from bertkin.config import AUTO, Data, Objective, Recipe, Train, fill_auto, load_recipe, merge
 from bertkin.errors import UserError
 from bertkin.models import presets
+from bertkin.models.architecture import Architecture
 from bertkin.models.configs import read_config
 from bertkin.models.continuing import grow_vocabulary, load_whole, set_dropout, shape_of
 from bertkin.models.folders import told
@@ -92,7 +93,7 @@ def continued(recipe: Recipe) -> Recipe:
     )
     optimizer = recipe.train.optimizer or "adamw"
     gentle = {name: rate / (2 if a.hidden >= 768 else 1) for name, rate in GENTLE[optimizer].items()}
-    train = fill_auto(recipe.train, optimizer=optimizer, warmup=WARMUP, **gentle)
+    train = with_table_rate(fill_auto(recipe.train, optimizer=optimizer, warmup=WARMUP, **gentle), a)
     objective = _asked_before(Path(init), recipe.objective)
     return replace(
         recipe,
@@ -101,6 +102,12 @@ def continued(recipe: Recipe) -> Recipe:
         objective=fill_auto(objective, sentence="none"),
         train=train,
     )
+
+
+def with_table_rate(train: Train, a: Architecture) -> Train:
+    """What scales a model's logits (T5's, where it answers with the table that it reads with) makes its table need to be as
+    much larger, and so to learn as much faster."""
+    return train if a.logit_scale == 1.0 else cast(Train, fill_auto(train, table_lr=train.lr / a.logit_scale))
 
 
 def _asked_before(path: Path, asked: Objective) -> Objective:

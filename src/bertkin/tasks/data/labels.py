@@ -73,14 +73,12 @@ def named_classes(table: Table, column: str, names: Sequence[str]) -> Table:
     return replace(table, rows=tuple(rows))
 
 
-def _named(value: Any, names: Sequence[str], otherwise: str | None) -> Any:
+def _named(value: Any, names: Sequence[str], otherwise: Any) -> Any:
     """A class by its name, or a list of them. A number that is none is no label, as is a list of such numbers alone; what is
     no number stays as it is."""
     if isinstance(value, list):
-        known = any(isinstance(one, int) and 0 <= one < len(names) for one in value) or not value
-        return (
-            [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in value] if known else None
-        )
+        withheld = bool(value) and all(isinstance(one, int) and not 0 <= one < len(names) for one in value)
+        return None if withheld else [_named(one, names, one) for one in value]
     if not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else otherwise
