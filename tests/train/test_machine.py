@@ -17,6 +17,19 @@ def test_a_machine_that_stalls_while_it_is_measured_still_has_a_rate(monkeypatch
     assert machine.product_rate.__wrapped__(torch.float32, size=8) > 0
 
 
+def test_a_machine_without_products_of_a_type_is_not_asked_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without bfloat16 took ten seconds to find that out, at the start of every command."""
+    sizes = []
+
+    def slow(dtype: torch.dtype, device: str, size: int, in_all: float = 0.0) -> float:
+        sizes.append(size)
+        return 4 * size**3 / 1.3e9
+
+    monkeypatch.setattr(machine, "_product_seconds", slow)
+    assert machine.product_rate.__wrapped__(torch.bfloat16) == pytest.approx(1.3e9)
+    assert set(sizes) == {256}
+
+
 def test_a_precision_that_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "product_rate", None)
     assert machine.pick_precision("float32") == torch.float32

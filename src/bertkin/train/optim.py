@@ -225,7 +225,7 @@ class Optimizer:
             shapes.setdefault((rows // slot.parts, cols), []).append(slot)
         for (rows, cols), group in shapes.items():
             ahead = torch.cat([self._momentum(slot, clip).view(-1, rows, cols) for slot in group])
-            update = orthogonalise(ahead).to(ahead.dtype).contiguous()
+            update = orthogonalise(ahead, group[0].parameter.dtype).to(ahead.dtype).contiguous()
             scaled = lr * max(1.0, rows / cols) ** 0.5
             for slot, part in zip(group, update.split([slot.parts for slot in group]), strict=True):
                 self._apply(slot, part.reshape(slot.master.shape), scaled * slot.rate)
@@ -328,14 +328,15 @@ def stacked(name: str, model: nn.Module) -> int:
     return 2 if getattr(owner, "gated", False) and name.endswith("up.weight") else 1
 
 
-def orthogonalise(g: Tensor) -> Tensor:
-    """About the nearest semi-orthogonal matrices to g [n, rows, cols], in bfloat16: singular values all come near 1.
+def orthogonalise(g: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """About the nearest semi-orthogonal matrices to g [n, rows, cols]: singular values all come near 1.
 
-    A polynomial iteration on the narrower side, of products only.
+    A polynomial iteration on the narrower side, of products only. bfloat16 does for it, where the processor has such
+    products; where it has none they can take seventy times as long as in float32.
     """
     tall = g.shape[1] > g.shape[2]
     x = g.transpose(1, 2) if tall else g
-    x = (x / (POLAR_SAFETY * x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (POLAR_SAFETY * x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for a, b, c in POLAR_EXPRESS[:POLAR_STEPS]:
         a, b, c = a / POLAR_SAFETY, b / POLAR_SAFETY**3, c / POLAR_SAFETY**5
         gram = torch.bmm(x, x.transpose(1, 2))
