@@ -128,7 +128,7 @@ def machine() -> str:
     except OSError:
         lines = []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    dots = "bf16 dot products" if kernels.has_attention() else "no bf16"
+    dots = "bf16 dot products" if kernels.has_dots() else "no bf16"
     return f"{name}, {'matrix tiles' if kernels.has_tiles() else dots}"
 
 

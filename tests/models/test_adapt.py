@@ -359,7 +359,7 @@ def test_what_makes_no_sense_is_refused_by_name(strategy: Strategy, message: str
 def test_a_language_model_writes_with_what_is_wrapped_around_it(family: str, strategy: Strategy) -> None:
     sizes = {"hidden": 96, "heads": 3, "intermediate": 160} | ({"decoder_layers": 2} if family == "t5" else {})
     model: LanguageModel = lively(build(shape(family, **sizes)), by=0.05)
-    assert Steps.usable(model.to(torch.bfloat16)) is kernels.has_attention()
+    assert Steps.usable(model.to(torch.bfloat16)) is kernels.has_dots()
     apply(model.float(), strategy)
     lively(model, by=0.05)
     assert not Steps.usable(copy.deepcopy(model).to(torch.bfloat16))

@@ -14,7 +14,7 @@ from bertkin.models import fused, kernels, ops, products
 pytestmark = pytest.mark.usefixtures("multiplied_by")
 
 sizes = st.integers(products.THIN, 200) | st.sampled_from([256, 257, 383, 640])
-needs_kernel = pytest.mark.skipif(not kernels.has_attention(), reason="needs AVX-512 with bf16 dot products")
+needs_kernel = pytest.mark.skipif(not kernels.has_dots(), reason="needs AVX-512 with bf16 dot products")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

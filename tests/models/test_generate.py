@@ -186,6 +186,7 @@ def test_a_prompt_is_continued_alike_in_any_company(lengths: list[int], seed: in
     draw = np.random.default_rng(seed)
     prompts = [draw.integers(5, VOCABULARY, n).tolist() for n in lengths]
     ends = draw.integers(5, VOCABULARY, 6).tolist()
+    drawn = drawn and kernels.get() is not None  # else last bits differ, and one draw in a million falls between them
     how = replace(GREEDY, temperature=0.7 if drawn else 0.0, max_new_tokens=12, seed=seed)
     for family in ("gpt2", "llama", "bart", "t5", "modern"):
         model = MODELS[family]

@@ -18,7 +18,7 @@ from .support import VOCABULARY, lively, shape
 
 pytestmark = [
     pytest.mark.usefixtures("multiplied_by"),
-    pytest.mark.skipif(not kernels.has_attention(), reason="no bfloat16 products here"),
+    pytest.mark.skipif(not kernels.has_dots(), reason="no bfloat16 products here"),
 ]
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,5 +1,5 @@
-// Attention inside each sequence, or from the sequences of another layout into them, on processors with AVX-512 bf16 dot
-// products.
+// Attention inside each sequence, or from the sequences of another layout into them: in float32 on any processor, in bfloat16
+// where there are dot products for it.
 //
 // One task is one head of keys and values of one sequence, with all the heads of queries that share it: what they add to
 // its gradient is summed in one place and in order. Everything a task needs fits in the second-level cache, so the scores
@@ -8,7 +8,7 @@
 
 #include <omp.h>
 
-#include "pairs.hpp"
+#include "words.hpp"
 
 // What is looked at, by whom. Mirrored by `looks.Looks`; outside of the namespace below, as functions named in C take it.
 struct Looks {
@@ -62,37 +62,42 @@ struct Dropped {
 constexpr int BLOCK = 64;  // queries (or keys) handled at a time: a multiple of 32, so that tiles are whole
 constexpr int SLACK = 64;  // numbers after a row that vectors may read or write beyond its end
 
+template <class T>
 struct Task {
     int sequence, q0, queries, k0, keys, kv, group;
-    const bf16 *q, *k, *v;  // of the first head of the group
+    const T *q, *k, *v;  // of the first head of the group
     Task(const Looks& s, int task) {
         sequence = task / s.kv_heads, kv = task % s.kv_heads, group = s.heads / s.kv_heads;
         q0 = s.query_starts[sequence], queries = s.query_starts[sequence + 1] - q0;
         k0 = s.key_starts[sequence], keys = s.key_starts[sequence + 1] - k0;
-        q = (const bf16*)s.q + q0 * s.q_stride + kv * group * s.dim;
-        k = (const bf16*)s.k + k0 * s.k_stride + kv * s.dim;
-        v = (const bf16*)s.v + k0 * s.v_stride + kv * s.dim;
+        q = (const T*)s.q + q0 * s.q_stride + kv * group * s.dim;
+        k = (const T*)s.k + k0 * s.k_stride + kv * s.dim;
+        v = (const T*)s.v + k0 * s.v_stride + kv * s.dim;
     }
 };
 
-void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
+template <class T>
+void attention_task(const Looks& s, const Task<T>& t, T* out, float* lse) {
+    typedef typename Words<T>::type Word;
+    constexpr int EACH = Words<T>::EACH;
     int kp = up(t.keys, 32), dim = s.dim, qp = up(t.queries, 16), columns = 2 * s.longest - 1;
     Buffer& b = buffer();
-    b.need(size_t(kp) * dim * 8 + size_t(BLOCK) * (kp * 6 + dim * 8) + size_t(qp) * 8 + size_t(columns + SLACK) * 4 + 4096);
-    bf16* rows = b.take<bf16>(size_t(kp) * dim);
-    pair* kt = b.take<pair>(size_t(dim / 2) * kp);
-    pair* vp = b.take<pair>(size_t(kp / 2) * dim);
-    bf16* qr = b.take<bf16>(size_t(BLOCK) * dim);
+    b.need(size_t(kp) * dim * sizeof(T) * 3 + size_t(BLOCK) * (kp + dim) * (4 + sizeof(T)) + size_t(qp) * 8 +
+           size_t(columns + SLACK) * 4 + 4096);
+    T* rows = b.take<T>(size_t(kp) * dim);
+    Word* kt = b.take<Word>(size_t(dim / EACH) * kp);
+    Word* vp = b.take<Word>(size_t(kp / EACH) * dim);
+    T* qr = b.take<T>(size_t(BLOCK) * dim);
     float* score = b.take<float>(size_t(BLOCK) * kp);
-    bf16* prob = b.take<bf16>(size_t(BLOCK) * kp);
+    T* prob = b.take<T>(size_t(BLOCK) * kp);
     float* mix = b.take<float>(size_t(BLOCK) * dim);
     Seen seen{b.take<int32_t>(qp), b.take<int32_t>(qp)};
     float* offset = s.distances ? b.take<float>(columns + SLACK) : nullptr;
 
     gather(t.k, s.k_stride, t.keys, kp, dim, s.cosine, s.sine, s.position + t.k0, rows);
-    pairs_across(rows, kp, dim, kt);
+    words_across(rows, kp, dim, kt);
     gather(t.v, s.v_stride, t.keys, kp, dim, nullptr, nullptr, nullptr, rows);
-    pairs_down(rows, kp, dim, vp);
+    words_down(rows, kp, dim, vp);
     seen.fill(s, t.q0, t.queries, qp, t.keys);
 
     for (int g = 0; g < t.group; ++g) {
@@ -108,7 +113,7 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
             gather(t.q + q0 * s.q_stride + g * dim, s.q_stride, m, m, dim, s.cosine, s.sine, place, qr);
             // The keys that any query of the block may see, widened to whole vectors.
             int lo = seen.from[q0] / 32 * 32, hi = up(seen.to[q0 + m - 1], 32), n = std::max(hi - lo, 0);
-            product(m, n, dim / 2, reinterpret_cast<pair*>(qr), dim / 2, kt + lo, kp, score, kp, false);
+            product(m, n, dim / EACH, reinterpret_cast<Word*>(qr), dim / EACH, kt + lo, kp, score, kp, false);
             float inverse[BLOCK];
             for (int r = 0; r < m; ++r) {
                 int from = seen.from[q0 + r] - lo, to = seen.to[q0 + r] - lo;
@@ -136,8 +141,9 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
                 // Who sees nothing gets nothing, and hands nothing back.
                 if (lse) lse[head * s.queries + t.q0 + q0 + r] = all > 0 ? top + std::log(all) : INFINITY;
             }
-            product(m, dim, n / 2, reinterpret_cast<pair*>(prob), kp / 2, vp + int64_t(lo / 2) * dim, dim, mix, dim, false);
-            bf16* to = out + (int64_t(t.q0 + q0) * s.heads + head) * dim;
+            Word* weights = reinterpret_cast<Word*>(prob);
+            product(m, dim, n / EACH, weights, kp / EACH, vp + int64_t(lo / EACH) * dim, dim, mix, dim, false);
+            T* to = out + (int64_t(t.q0 + q0) * s.heads + head) * dim;
             for (int r = 0; r < m; ++r)
                 for (int i = 0; i < dim; i += W)
                     store(to + int64_t(r) * s.heads * dim + i, load(mix + r * dim + i) * inverse[r]);
@@ -145,36 +151,41 @@ void attention_task(const Looks& s, const Task& t, bf16* out, float* lse) {
     }
 }
 
+template <class T>
 struct Gradients {
-    bf16 *q, *k, *v;
+    T *q, *k, *v;
     int64_t q_stride, kv_stride;
     float* distances;  // [sequences, heads, 2 longest - 1], each sequence's share; or null
 };
 
-void attention_backward_task(const Looks& s, const Task& t, const bf16* out, const bf16* d_out, const float* lse,
-                             const Gradients& d) {
+template <class T>
+void attention_backward_task(const Looks& s, const Task<T>& t, const T* out, const T* d_out, const float* lse,
+                             const Gradients<T>& d) {
+    typedef typename Words<T>::type Word;
+    constexpr int EACH = Words<T>::EACH;
     int dim = s.dim, queries = t.queries, keys = t.keys, qp = up(queries, 32), kp = up(keys, 32), columns = 2 * s.longest - 1;
     Buffer& b = buffer();
-    b.need(size_t(qp) * dim * 24 + size_t(kp) * dim * 16 + size_t(BLOCK) * (size_t(qp) * 16 + dim * 24) + size_t(qp) * 24 +
+    b.need(size_t(qp) * dim * (4 + 6 * sizeof(T)) + size_t(kp) * dim * (8 + 2 * sizeof(T)) +
+           size_t(BLOCK) * (size_t(qp) * (8 + 3 * sizeof(T)) + dim * sizeof(T)) + size_t(qp) * (16 + 64) +
            size_t(columns + SLACK) * 8 + 8192);
-    bf16* qr = b.take<bf16>(size_t(qp) * dim);
-    bf16* gr = b.take<bf16>(size_t(qp) * dim);
-    pair* qt = b.take<pair>(size_t(dim / 2) * qp);
-    pair* gt = b.take<pair>(size_t(dim / 2) * qp);
-    pair* qd = b.take<pair>(size_t(qp / 2) * dim);
-    pair* gd = b.take<pair>(size_t(qp / 2) * dim);
+    T* qr = b.take<T>(size_t(qp) * dim);
+    T* gr = b.take<T>(size_t(qp) * dim);
+    Word* qt = b.take<Word>(size_t(dim / EACH) * qp);
+    Word* gt = b.take<Word>(size_t(dim / EACH) * qp);
+    Word* qd = b.take<Word>(size_t(qp / EACH) * dim);
+    Word* gd = b.take<Word>(size_t(qp / EACH) * dim);
     float* dq_sum = b.take<float>(size_t(qp) * dim);
-    bf16* kr = b.take<bf16>(size_t(kp) * dim);
-    pair* kd = b.take<pair>(size_t(kp / 2) * dim);
+    T* kr = b.take<T>(size_t(kp) * dim);
+    Word* kd = b.take<Word>(size_t(kp / EACH) * dim);
     float* dk_sum = b.take<float>(size_t(kp) * dim);
     float* dv_sum = b.take<float>(size_t(kp) * dim);
-    bf16* vr = b.take<bf16>(size_t(BLOCK) * dim);
+    T* vr = b.take<T>(size_t(BLOCK) * dim);
     float* score = b.take<float>(size_t(BLOCK) * qp);
     float* d_prob = b.take<float>(size_t(BLOCK) * qp);
-    bf16* prob = b.take<bf16>(size_t(BLOCK) * qp);
-    bf16* d_score = b.take<bf16>(size_t(BLOCK) * qp);
-    pair* woven = b.take<pair>(size_t(16) * qp);
-    pair* d_score_across = b.take<pair>(size_t(BLOCK / 2) * qp);
+    T* prob = b.take<T>(size_t(BLOCK) * qp);
+    T* d_score = b.take<T>(size_t(BLOCK) * qp);
+    Word* woven = b.take<Word>(size_t(16) * qp);
+    Word* d_score_across = b.take<Word>(size_t(BLOCK / EACH) * qp);
     float* delta = b.take<float>(qp);
     float* norm = b.take<float>(qp);
     Seen seen{b.take<int32_t>(qp), b.take<int32_t>(qp)};
@@ -183,24 +194,24 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
     float* d_offset = s.distances ? b.take<float>(columns + SLACK) : nullptr;
 
     gather(t.k, s.k_stride, keys, kp, dim, s.cosine, s.sine, s.position + t.k0, kr);
-    pairs_down(kr, kp, dim, kd);
+    words_down(kr, kp, dim, kd);
     seen.fill(s, t.q0, queries, qp, keys);
     const int32_t* place = s.query_position + t.q0;
     bool limited = !s.across && (s.window >= 0 || s.causal || s.reach);
     bool in_a_row = queries > 0 && place[queries - 1] - place[0] == queries - 1;
     int64_t row = int64_t(s.heads) * dim;
-    bf16 *dk = d.k + t.k0 * d.kv_stride + t.kv * dim, *dv = d.v + t.k0 * d.kv_stride + t.kv * dim;
+    T *dk = d.k + t.k0 * d.kv_stride + t.kv * dim, *dv = d.v + t.k0 * d.kv_stride + t.kv * dim;
     for (int g = 0; g < t.group; ++g) {
         int head = t.kv * t.group + g;
         bool last = g == t.group - 1;
         Dropped dropped(s, head, t.q0);
-        const bf16 *o = out + t.q0 * row + head * dim, *from_above = d_out + t.q0 * row + head * dim;
+        const T *o = out + t.q0 * row + head * dim, *from_above = d_out + t.q0 * row + head * dim;
         gather(t.q + g * dim, s.q_stride, queries, qp, dim, s.cosine, s.sine, place, qr);
         gather(from_above, row, queries, qp, dim, nullptr, nullptr, nullptr, gr);
-        pairs_across(qr, qp, dim, qt);
-        pairs_across(gr, qp, dim, gt);
-        pairs_down(qr, qp, dim, qd);
-        pairs_down(gr, qp, dim, gd);
+        words_across(qr, qp, dim, qt);
+        words_across(gr, qp, dim, gt);
+        words_down(qr, qp, dim, qd);
+        words_down(gr, qp, dim, gd);
         std::memset(dq_sum, 0, size_t(qp) * dim * sizeof(float));
         for (int r = 0; r < qp; ++r) {
             vf x{};
@@ -230,14 +241,14 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
             float *dk_row = dk_sum + int64_t(k0) * dim, *dv_row = dv_sum + int64_t(k0) * dim;
             if (n > 0) {
                 gather(t.v + k0 * s.v_stride, s.v_stride, m, m, dim, nullptr, nullptr, nullptr, vr);
-                pair* left = reinterpret_cast<pair*>(kr + int64_t(k0) * dim);
-                product(m, n, dim / 2, left, dim / 2, qt + lo, qp, score, qp, false);
-                product(m, n, dim / 2, reinterpret_cast<pair*>(vr), dim / 2, gt + lo, qp, d_prob, qp, false);
+                Word *left = reinterpret_cast<Word*>(kr + int64_t(k0) * dim), *value = reinterpret_cast<Word*>(vr);
+                product(m, n, dim / EACH, left, dim / EACH, qt + lo, qp, score, qp, false);
+                product(m, n, dim / EACH, value, dim / EACH, gt + lo, qp, d_prob, qp, false);
             }
             for (int r = 0; r < whole && n > 0; ++r) {
-                bf16 *p_line = prob + int64_t(r) * qp, *d_line = d_score + int64_t(r) * qp;
+                T *p_line = prob + int64_t(r) * qp, *d_line = d_score + int64_t(r) * qp;
                 if (r >= m) {
-                    std::memset(d_line, 0, n * sizeof(bf16));
+                    std::memset(d_line, 0, n * sizeof(T));
                     continue;
                 }
                 int key = k0 + r, middle = s.longest - 1 - key;
@@ -266,16 +277,17 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
                 }
             }
             if (n > 0) {
-                // Queries by pairs of keys: [n, whole / 2].
-                for (int r = 0; r < whole; r += 32) {
-                    pairs_down(d_score + int64_t(r) * qp, 32, n, woven, qp);
-                    for (int c = 0; c < n; c += W)
-                        transpose16(woven + c, n, d_score_across + int64_t(c) * (BLOCK / 2) + r / 2, BLOCK / 2);
+                // Queries by words of keys: [n, whole / EACH].
+                for (int r = 0; r < whole; r += 16 * EACH) {
+                    words_down(d_score + int64_t(r) * qp, 16 * EACH, n, woven, qp);
+                    for (int c = 0; c < n; c += 16)
+                        transpose16(woven + c, n, d_score_across + int64_t(c) * (BLOCK / EACH) + r / EACH, BLOCK / EACH);
                 }
-                pair *p = reinterpret_cast<pair*>(prob), *ds = reinterpret_cast<pair*>(d_score);
-                product(m, dim, n / 2, p, qp / 2, gd + int64_t(lo / 2) * dim, dim, dv_row, dim, g > 0);
-                product(m, dim, n / 2, ds, qp / 2, qd + int64_t(lo / 2) * dim, dim, dk_row, dim, g > 0);
-                product(n, dim, whole / 2, d_score_across, BLOCK / 2, kd + int64_t(k0 / 2) * dim, dim, dq_sum + int64_t(lo) * dim, dim, true);
+                Word *p = reinterpret_cast<Word*>(prob), *ds = reinterpret_cast<Word*>(d_score);
+                float* dq_row = dq_sum + int64_t(lo) * dim;
+                product(m, dim, n / EACH, p, qp / EACH, gd + int64_t(lo / EACH) * dim, dim, dv_row, dim, g > 0);
+                product(m, dim, n / EACH, ds, qp / EACH, qd + int64_t(lo / EACH) * dim, dim, dk_row, dim, g > 0);
+                product(n, dim, whole / EACH, d_score_across, BLOCK / EACH, kd + int64_t(k0 / EACH) * dim, dim, dq_row, dim, true);
             } else if (g == 0) {
                 std::memset(dk_row, 0, size_t(m) * dim * sizeof(float));
                 std::memset(dv_row, 0, size_t(m) * dim * sizeof(float));
@@ -293,24 +305,26 @@ void attention_backward_task(const Looks& s, const Task& t, const bf16* out, con
     }
 }
 
-inline void attention(const Looks& s, bf16* out, float* lse) {
+template <class T>
+void attention(const Looks& s, T* out, float* lse) {
 #pragma omp parallel
     {
         tiles::Held held;
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < s.sequences * s.kv_heads; ++i) {
-            Task task(s, i);
+            Task<T> task(s, i);
             if (task.queries) attention_task(s, task, out, lse);
         }
     }
 }
 
-inline void attention_backward(const Looks& s, const bf16* out, const bf16* d_out, const float* lse, const Gradients& d) {
+template <class T>
+void attention_backward(const Looks& s, const T* out, const T* d_out, const float* lse, const Gradients<T>& d) {
 #pragma omp parallel
     {
         tiles::Held held;
 #pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < s.sequences * s.kv_heads; ++i) attention_backward_task(s, Task(s, i), out, d_out, lse, d);
+        for (int i = 0; i < s.sequences * s.kv_heads; ++i) attention_backward_task(s, Task<T>(s, i), out, d_out, lse, d);
     }
 }
 

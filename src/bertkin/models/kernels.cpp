@@ -1,8 +1,8 @@
 // Fused CPU kernels: what lies between the matrix products of a Transformer's training step.
 //
 // Each kernel reads and writes every tensor once, computes in float32 and stores in the tensor's own type (float32 or
-// bfloat16, picked by the first argument: 0 or 1). Any processor can compile it; matrix products and attention
-// (gemm.hpp, thin.hpp, attention.hpp) need AVX-512 with bf16 dot products and are left out elsewhere.
+// bfloat16, picked by the first argument: 0 or 1). Any processor can compile it; matrix products (gemm.hpp, thin.hpp) and
+// bfloat16's attention (attention.hpp) need AVX-512 with bf16 dot products and are left out elsewhere.
 //
 // Nothing here depends on the order in which threads finish, except where a comment says how it is made not to.
 
@@ -15,10 +15,10 @@
 
 #include <omp.h>
 
+#include "attention.hpp"
 #include "updates.hpp"
 #include "vectors.hpp"
 #ifdef HAVE_BF16_DOT
-#include "attention.hpp"
 #include "gemm.hpp"
 #include "gemm_tiles.hpp"
 #include "step.hpp"
@@ -264,7 +264,7 @@ void multiply(int64_t m, int64_t n, int64_t k, gemm::Matrix a, gemm::Matrix b, g
 
 extern "C" {
 
-int bk_has_attention() {
+int bk_has_dots() {
 #ifdef HAVE_BF16_DOT
     return 1;
 #else
@@ -339,6 +339,26 @@ double bk_square_sum(const Numbers* all, int64_t count) {
     return total;
 }
 
+// See `Looks` in attention.hpp. out, d_out [queries, heads * dim], lse [heads, queries].
+void bk_attention(int type, const Looks* looks, void* out, float* lse) {
+    if (type == 0) return attention(*looks, (float*)out, lse);
+#ifdef HAVE_BF16_DOT
+    attention(*looks, (bf16*)out, lse);
+#endif
+}
+void bk_attention_backward(int type, const Looks* looks, const void* out, const void* d_out, const float* lse, void* dq,
+                           void* dk, void* dv, int64_t dq_stride, int64_t dkv_stride, float* d_distances) {
+    auto backward = [=](auto of) {
+        typedef decltype(of) T;
+        Gradients<T> d{(T*)dq, (T*)dk, (T*)dv, dq_stride, dkv_stride, d_distances};
+        attention_backward(*looks, (const T*)out, (const T*)d_out, lse, d);
+    };
+    if (type == 0) return backward(float{});
+#ifdef HAVE_BF16_DOT
+    backward(bf16{});
+#endif
+}
+
 #ifdef HAVE_BF16_DOT
 int bk_tiles() { return tiles::usable(); }
 void bk_use_tiles(int wanted) { tiles::use(wanted != 0); }
@@ -409,13 +429,6 @@ void bk_look(const Kept* kept) {
         look<float>(*kept);
     else
         look<bf16>(*kept);
-}
-// See `Looks` in attention.hpp. out, d_out [queries, heads * dim], lse [heads, queries].
-void bk_attention(const Looks* looks, void* out, float* lse) { attention(*looks, (bf16*)out, lse); }
-void bk_attention_backward(const Looks* looks, const void* out, const void* d_out, const float* lse, void* dq, void* dk,
-                           void* dv, int64_t dq_stride, int64_t dkv_stride, float* d_distances) {
-    Gradients d{(bf16*)dq, (bf16*)dk, (bf16*)dv, dq_stride, dkv_stride, d_distances};
-    attention_backward(*looks, (const bf16*)out, (const bf16*)d_out, lse, d);
 }
 #endif
 }

@@ -30,7 +30,7 @@ BENDS = {"gelu": 0, "gelu-tanh": 1, "relu": 2, "silu": 3}
 P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float  # noqa: E741
 U32, U64 = ctypes.c_uint32, ctypes.c_uint64
 SIGNATURES: dict[str, tuple[list[type], type | None]] = {
-    "bk_has_attention": ([], I),
+    "bk_has_dots": ([], I),
     "bk_add_norm": ([I, P, P, P, P, P, P, P, P, L, I, F, I], None),
     "bk_add_norm_backward": ([I, P, P, P, P, P, P, P, P, P, L, I, I], None),
     "bk_bend": ([I, I, P, P, L], None),
@@ -45,6 +45,8 @@ SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_muon_momentum": ([I, P, P, P, L, F, F], None),
     "bk_muon_apply": ([I, P, P, P, L, F, F], None),
     "bk_square_sum": ([P, L], ctypes.c_double),
+    "bk_attention": ([I, P, P, P], None),
+    "bk_attention_backward": ([I, P, P, P, P, P, P, P, L, L, P], None),
 }
 DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_tiles": ([], I),
@@ -53,9 +55,7 @@ DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
     "bk_thin": ([L, L, L, P, P, P, P], None),
     "bk_look": ([P], None),
-    "bk_attention": ([P, P, P], None),
     "bk_step": ([P, P, P, P], None),
-    "bk_attention_backward": ([P, P, P, P, P, P, P, L, L, P], None),
 }
 
 
@@ -70,12 +70,12 @@ def get() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
         signatures = dict(SIGNATURES)
-        if library.bk_has_attention():
+        if library.bk_has_dots():
             signatures |= DOT_SIGNATURES
         for name, (arguments, result) in signatures.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, result
-        if library.bk_has_attention():
+        if library.bk_has_dots():
             library.bk_use_tiles(os.environ.get("BERTKIN_TILES") != "0")
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
@@ -91,28 +91,33 @@ def status() -> str:
     return "no working C++ compiler, so no fused CPU kernels: slower; install g++ to have them"
 
 
-def has_attention() -> bool:
-    """Whether the kernels of attention and of matrix products were compiled: they need AVX-512 with bf16 dot products."""
+def has_dots() -> bool:
+    """Whether the kernels of bfloat16's attention and products were compiled: they need AVX-512 with bf16 dot products."""
     return get() is not None and _has_dots()
+
+
+def attends(dtype: torch.dtype) -> bool:
+    """Whether there is a kernel of attention for this type: of float32 on any processor."""
+    return get() is not None if dtype == torch.float32 else dtype == torch.bfloat16 and has_dots()
 
 
 def has_tiles() -> bool:
     """Whether products go by matrix tiles: the processor has them, the system hands them out, and nobody said otherwise."""
     library = get()
-    return bool(library and has_attention() and library.bk_tiles())
+    return bool(library and has_dots() and library.bk_tiles())
 
 
 def use_tiles(wanted: bool) -> None:
     """Multiply by matrix tiles, where there are any, or by dot products, from now on."""
     library = get()
-    if library is not None and has_attention():
+    if library is not None and has_dots():
         library.bk_use_tiles(wanted)
 
 
 @functools.cache
 def _has_dots() -> bool:
     library = get()
-    return bool(library and library.bk_has_attention())
+    return bool(library and library.bk_has_dots())
 
 
 def usable(*tensors: torch.Tensor | None) -> bool:

@@ -65,7 +65,7 @@ class Attention(Function):
         wide = None if distances is None else distances.float().contiguous()
         ctx.starts, ctx.places, ctx.reach, ctx.rule, ctx.rotary, ctx.scale = starts, places, reach, rule, rotary, scale
         ctx.choice = fused.choice(dropout) if dropout else (0, 0, 1.0)
-        _call("attention", _looks(q, k, v, wide, ctx), out, lse)
+        _call("attention", kernels.TYPES[q.dtype], _looks(q, k, v, wide, ctx), out, lse)
         ctx.save_for_backward(q, k, v, wide, out, lse)
         ctx.type = None if distances is None else distances.dtype
         return out
@@ -83,8 +83,8 @@ class Attention(Function):
         shares = None
         if distances is not None:
             shares = distances.new_empty(len(ctx.starts[0]) - 1, *distances.shape)
-        looks, g = _looks(q, k, v, distances, ctx), gradients[0].contiguous()
-        _call("attention_backward", looks, out, g, lse, dq, dk, dv, dq.stride(0), dk.stride(0), shares)
+        read = kernels.TYPES[q.dtype], _looks(q, k, v, distances, ctx), out, gradients[0].contiguous(), lse
+        _call("attention_backward", *read, dq, dk, dv, dq.stride(0), dk.stride(0), shares)
         return dq, dk, dv, None if shares is None else shares.sum(0).to(ctx.type), *(None,) * 7
 
 
@@ -124,7 +124,7 @@ def look(
 def reads(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> bool:
     """Whether the kernel of `look` reads these: on the CPU, of one type, heads together, of a width divisible by 32, and
     with no gradient wanted."""
-    if q.dtype not in kernels.TYPES or q.dtype != keys.dtype or q.shape[2] % 32 or not kernels.has_attention():
+    if q.dtype not in kernels.TYPES or q.dtype != keys.dtype or q.shape[2] % 32 or not kernels.has_dots():
         return False
     if not q.is_cpu or lengths.dtype != torch.int32 or keys.stride() != values.stride() or q.dtype != values.dtype:
         return False
@@ -155,15 +155,21 @@ def _addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if x is None else x.data_ptr() for x in tensors]
 
 
-def _call(name: str, looks: Looks | Kept, *rest: Any) -> None:
+def _call(name: str, *arguments: Any) -> None:
     library = kernels.get()
     assert library is not None
-    plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in rest]
-    getattr(library, f"bk_{name}")(ctypes.byref(looks), *plain)
+    getattr(library, f"bk_{name}")(*(_plain(x) for x in arguments))
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.data_ptr()
+    return ctypes.byref(x) if isinstance(x, ctypes.Structure) else x
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the attention kernel reads these: bfloat16 on the CPU, heads together, of a width divisible by 32."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[2] % 32 or not kernels.has_attention():
+    """Whether an attention kernel reads these: on the CPU, of a type it is there for, heads together, of a width divisible by
+    32."""
+    if q.device.type != "cpu" or q.shape[2] % 32 or not kernels.attends(q.dtype):
         return False
     return all(t.dtype == q.dtype and t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (q, k, v))

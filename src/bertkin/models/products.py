@@ -96,7 +96,7 @@ def _thin(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if weight.dtype != x.dtype or not weight.is_contiguous() or len(weight) < 4:
         return False
-    return (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())) and kernels.has_attention()
+    return (bias is None or (bias.dtype == x.dtype and bias.is_contiguous())) and kernels.has_dots()
 
 
 def _library() -> CDLL:
@@ -116,7 +116,7 @@ def _at(x: Tensor | None) -> int | None:
 def _ours(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
         return False
-    return _fits(x) and _fits(weight) and kernels.has_attention()
+    return _fits(x) and _fits(weight) and kernels.has_dots()
 
 
 def _fits(m: Tensor) -> bool:

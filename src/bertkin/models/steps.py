@@ -110,7 +110,7 @@ class Steps:
         divisors = (a.hidden, 16), (a.head_dim, 32), (a.intermediate, 32 if a.gated else 16)
         fits = all(size % divisor == 0 for size, divisor in divisors) and a.row_width == a.hidden
         wrapped = any(isinstance(module, Linear) and type(module) is not Linear for module in model.modules())
-        return fits and not wrapped and kernels.has_attention()
+        return fits and not wrapped and kernels.has_dots()
 
     def bind(self, cache: Cache) -> Bound:
         """A step over what this cache keeps, once prompts have been read."""

@@ -6,10 +6,10 @@
 #pragma once
 
 #include <cstdint>
-#include <immintrin.h>
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #define HAVE_TILES
+#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif

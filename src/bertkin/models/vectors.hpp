@@ -1,4 +1,4 @@
-// Vectors of 16 float32 numbers, read from and written to float32 or bfloat16, and the few functions of them that a
+// Vectors of float32 numbers, as many as the processor takes at a time, read from and written to float32 or bfloat16, and the few functions of them that a
 // Transformer needs. GCC/Clang vector extensions, so any processor can compile it.
 #pragma once
 
@@ -15,11 +15,18 @@
 
 namespace {
 
+// Not more: of a vector that does not fit a register, compilers take the numbers one by one.
+#if defined(__AVX512F__)
 constexpr int W = 16;
-typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+typedef float vf __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 struct bf16 {
     uint16_t bits;
@@ -43,7 +50,7 @@ inline void store(bf16* p, vf x) {
     *reinterpret_cast<vh*>(p) = __builtin_convertvector(u, vh);
 #endif
 }
-// The last n < 16 elements of a row; missing lanes read as `fill`.
+// The last n < W elements of a row; missing lanes read as `fill`.
 template <class T>
 inline vf load(const T* p, int n, float fill) {
     if (n >= W) return load(p);
@@ -66,15 +73,19 @@ inline void store(T* p, vf x, int n) {
 inline float sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
 inline float largest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
 #else
+template <class Join>
+inline float joined(vf x, Join join) {
+    float lanes[W];
+    store(lanes, x);
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] = join(lanes[i], lanes[i + half]);
+    return lanes[0];
+}
 inline float sum(vf x) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+    return joined(x, [](float a, float b) { return a + b; });
 }
 inline float largest(vf x) {
-    float top = x[0];
-    for (int i = 1; i < W; ++i) top = std::max(top, x[i]);
-    return top;
+    return joined(x, [](float a, float b) { return a > b ? a : b; });
 }
 #endif
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
