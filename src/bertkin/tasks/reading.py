@@ -336,40 +336,70 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
     root = os.fspath(folder)
     if class_folders(root):
         return {"train": root}
-    found: dict[str, list[str]] = {}
-    pieces: dict[str, list[str]] = {}
-    folders: set[str] = set()
+    found: dict[str, list[_Source]] = {}
+    for source in _sources(root):
+        found.setdefault(part_of(os.path.basename(source.path)), []).append(source)
+    if "train" not in found:
+        return {"train": _lone_file(root, found)}
+    parts: dict[str, str | list[str]] = {}
+    for part, sources in found.items():
+        first, *others = sorted(sources, key=_Source.rank)
+        parts[part] = first.one_or_all()
+        for other in others:
+            if suffix_of(other.path) == suffix_of(first.path):  # else the form it was first given out in, as MRPC's
+                parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(other.path))] = other.one_or_all()
+    return parts
+
+
+@dataclass
+class _Source:
+    """What holds one part of a data set: a file, a folder, or several files that are numbered.
+
+    Attributes:
+        path: of the file or folder, or what the numbered ones share of their names.
+        folder: of files, rather than one for each class.
+    """
+
+    path: str
+    files: list[str]
+    folder: bool = False
+
+    def rank(self) -> tuple[bool, bool, int, str]:
+        """Of two sources of a part, the first is the part: MNLI's matched, a file rather than a folder, the shorter name."""
+        return "mismatched" in self.path, self.folder, len(os.path.basename(self.path)), self.path
+
+    def one_or_all(self) -> str | list[str]:
+        return self.files[0] if len(self.files) == 1 else self.files
+
+
+def _sources(root: str) -> Iterable[_Source]:
+    """What a folder holds that is named as a part is, in the order of the names."""
+    found: dict[str, _Source] = {}
     for name in sorted(os.listdir(root)):
-        path = whole = os.path.join(root, name)
+        path = os.path.join(root, name)
         if name.startswith(".") or NUMBERS.search(name.lower()) or not part_of(name):
             continue
-        files = [path]
         if os.path.isdir(path):
-            if not class_folders(path):
-                files = _of_one_kind(path)
-                folders.add(path)
-        elif suffix_of(name) not in (*KINDS, *PLAIN):
-            continue
-        elif not os.path.exists(PIECE.sub("", path)):
-            whole = PIECE.sub("", path)
-        if files and whole not in pieces:
-            found.setdefault(part_of(name), []).append(whole)
-        pieces.setdefault(whole, []).extend(files)
-    if "train" not in found:
-        files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
-        if len(files) == 1 and folders.issuperset(path for paths in found.values() for path in paths):
-            return {"train": os.path.join(root, files[0])}
-        mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
-        raise UserError("no training data here", where=root, mend=mend)
-    parts: dict[str, str | list[str]] = {}
-    for part, paths in found.items():
-        paths.sort(key=lambda path: ("mismatched" in path, path in folders, len(os.path.basename(path)), path))
-        parts[part] = _one_or_all(pieces[paths[0]])
-        for path in paths[1:]:
-            if suffix_of(path) != suffix_of(paths[0]):
-                continue  # the same data in the form they were first given out in, as MRPC's
-            parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(path))] = _one_or_all(pieces[path])
-    return parts
+            classes = bool(class_folders(path))
+            found[path] = _Source(path, [path] if classes else _of_one_kind(path), folder=not classes)
+        elif suffix_of(name) in (*KINDS, *PLAIN):
+            shared = PIECE.sub("", path)
+            path_of_all = path if os.path.exists(shared) else shared
+            found.setdefault(path_of_all, _Source(path_of_all, [])).files.append(path)
+    return [source for source in found.values() if source.files]
+
+
+def _lone_file(root: str, found: dict[str, list[_Source]]) -> str:
+    """The one labelled file of a folder in which nothing is named as training data are.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
+    if len(files) == 1 and all(source.folder for sources in found.values() for source in sources):
+        return os.path.join(root, files[0])
+    mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
+    raise UserError("no training data here", where=root, mend=mend)
 
 
 def _of_one_kind(folder: str) -> list[str]:
@@ -378,10 +408,6 @@ def _of_one_kind(folder: str) -> list[str]:
     named = [name for name in named if os.path.isfile(os.path.join(folder, name))]
     ends = Counter(map(suffix_of, named)).most_common(1)
     return [os.path.join(folder, name) for name in named if suffix_of(name) == ends[0][0]]
-
-
-def _one_or_all(files: list[str]) -> str | list[str]:
-    return files[0] if len(files) == 1 else files
 
 
 def read_splits(
