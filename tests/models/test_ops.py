@@ -311,6 +311,44 @@ def test_what_does_not_fit_is_refused() -> None:
         attention(q, q, q, layout, Rule(), distances=torch.zeros(2, 15))
 
 
+def test_tokens_that_the_layout_does_not_have_are_refused() -> None:
+    layout = Layout.from_lengths([5, 9]).to("cpu")
+    q, k = draw(14, 2, 32, dtype=torch.float32), draw(13, 2, 32, dtype=torch.float32)
+    for heads, more in (((q, k, k), {}), ((k, q, q), {}), ((q, q, q), {"queries": torch.tensor([1, 3])})):
+        with pytest.raises(ValueError, match="14 tokens"):
+            attention(*heads, layout, Rule(), **more)
+
+
+def test_values_of_another_width_are_mixed_without_the_kernel() -> None:
+    layout, wide = Layout.from_lengths([5, 9]).to("cpu"), draw(14, 2, 64, dtype=torch.float32)
+    q, k = draw(14, 2, 32, dtype=torch.float32), draw(14, 2, 32, seed=1, dtype=torch.float32)
+    found = attention(q, k, wide, layout, Rule()).view(14, 2, 64)
+    halves = [attention(q, k, wide[:, :, at : at + 32].contiguous(), layout, Rule()).view(14, 2, 32) for at in (0, 32)]
+    assert torch.allclose(found, torch.cat(halves, dim=-1), atol=1e-5)
+
+
+@KINDS
+def test_what_is_no_number_shows(dtype: torch.dtype, share: float) -> None:
+    """A run that diverges must not look well: no kernel makes a number of NaN."""
+    layout, sick = Layout.from_lengths([40]).to("cpu"), draw(40, 2, 32, dtype=dtype)
+    sick[7, 1, 3] = torch.nan
+    well = draw(40, 2, 32, seed=1, dtype=dtype)
+    assert attention(sick, well, well, layout, Rule())[7, 32:].isnan().all()
+    assert attention(well, sick, well, layout, Rule())[:, 32:].isnan().all()
+    for kind in ("gelu", "gelu-tanh", "relu"):
+        assert ops.bend(sick.flatten(1), kind)[7, 35].isnan()
+    hidden, table = sick.flatten(1), draw(300, 64, seed=2, dtype=dtype)
+    assert ops.vocabulary_loss(hidden, table, None, torch.arange(40))[0].isnan()
+
+
+@KINDS
+def test_a_second_derivative_is_refused(dtype: torch.dtype, share: float) -> None:
+    layout, q = Layout.from_lengths([5, 9]).to("cpu"), draw(14, 2, 32, dtype=dtype).requires_grad_()
+    (once,) = torch.autograd.grad(attention(q, q, q, layout, Rule()).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()
+
+
 @KINDS
 def test_numbers_are_the_same_to_the_bit_whatever_the_number_of_threads(dtype: torch.dtype, share: float) -> None:
     layout = Layout.from_lengths([60, 3, 100]).to("cpu")

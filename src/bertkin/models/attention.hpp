@@ -124,7 +124,7 @@ void attention_task(const Looks& s, const Task<T>& t, T* out, float* lse) {
                     scale = 1;
                 }
                 for (int c = 0; c < from; ++c) line[c] = -INFINITY;
-                for (int c = to; c < n; ++c) line[c] = -INFINITY;
+                for (int c = std::max(to, 0); c < n; ++c) line[c] = -INFINITY;
                 vf best = splat(-INFINITY);
                 for (int c = 0; c < n; c += W) best = larger(best, load(line + c));
                 float top = largest(best) * scale;
@@ -198,7 +198,8 @@ void attention_backward_task(const Looks& s, const Task<T>& t, const T* out, con
     seen.fill(s, t.q0, queries, qp, keys);
     const int32_t* place = s.query_position + t.q0;
     bool limited = !s.across && (s.window >= 0 || s.causal || s.reach);
-    bool in_a_row = queries > 0 && place[queries - 1] - place[0] == queries - 1;
+    bool in_a_row = true;
+    for (int i = 1; i < queries; ++i) in_a_row &= place[i] == place[i - 1] + 1;
     int64_t row = int64_t(s.heads) * dim;
     T *dk = d.k + t.k0 * d.kv_stride + t.kv * dim, *dv = d.v + t.k0 * d.kv_stride + t.kv * dim;
     for (int g = 0; g < t.group; ++g) {

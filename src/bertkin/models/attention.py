@@ -70,6 +70,11 @@ def attention(
     """
     if asking is not None and asking.n_sequences != layout.n_sequences:
         raise ValueError(f"{asking.n_sequences} sequences ask, {layout.n_sequences} are asked")
+    asked = (layout if asking is None else asking).n_tokens if queries is None else len(queries)
+    if (len(q), len(k), len(v)) != (asked, layout.n_tokens, layout.n_tokens):
+        raise ValueError(
+            f"{len(q)} queries, {len(k)} keys and {len(v)} values, where {asked} ask {layout.n_tokens} tokens"
+        )
     if distances is not None and distances.shape[1] // 2 < layout.max_length - 1:
         raise ValueError(f"{distances.shape[1]} offsets are too few for sequences of {layout.max_length} tokens")
     if dropout < 1 and looks.usable(q, k, v):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from bertkin.models import kernels, products
 
@@ -49,6 +50,7 @@ class AddNorm(Function):
         return total, out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         d_total, d_out = gradients
         total, weight, mean, scale = ctx.saved_tensors
@@ -76,6 +78,7 @@ class Linear(Function):
         return products.forward(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         g = gradients[0].contiguous()
@@ -97,6 +100,7 @@ class FeedForward(Function):
         return products.forward(bent, down, down_bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, up, down, wide, bent = ctx.saved_tensors
         g = gradients[0].contiguous()
@@ -127,6 +131,7 @@ class Bend(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
@@ -151,6 +156,7 @@ class Drop(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         dx = torch.empty_like(gradients[0], memory_format=torch.contiguous_format)
         _call("drop", dx, gradients[0].contiguous(), dx, dx.numel(), *ctx.choice)
@@ -170,6 +176,7 @@ class Gate(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
@@ -187,6 +194,7 @@ class Embed(Function):
         return table[ids]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None]:
         (ids,) = ctx.saved_tensors
         table = ctx.table
@@ -238,6 +246,7 @@ class VocabularyLoss(Function):
         return total.float() * scale, right
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         table, factor = ctx.table, float(gradients[0])
         found = [ctx.d_hidden, ctx.d_table, ctx.d_bias]
@@ -308,6 +317,7 @@ class SplitHeads(Function):
         return x.view(len(x), parts, heads, -1).unbind(1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         base = gradients[0]._base
         if base is not None and base.ndim == 4 and base.is_contiguous():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from bertkin.models import fused, kernels
 
@@ -71,6 +72,7 @@ class Attention(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, distances, out, lse = ctx.saved_tensors
         n, heads, dim = q.shape
@@ -168,8 +170,10 @@ def _plain(x: Any) -> Any:
 
 
 def usable(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether an attention kernel reads these: on the CPU, of a type it is there for, heads together, of a width divisible by
-    32."""
+    """Whether an attention kernel reads these: on the CPU, of a type it is there for, heads together, of one width, divisible
+    by 32."""
     if q.device.type != "cpu" or q.shape[2] % 32 or not kernels.attends(q.dtype):
+        return False
+    if k.shape != v.shape or k.shape[2] != q.shape[2] or q.shape[1] % k.shape[1]:
         return False
     return all(t.dtype == q.dtype and t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (q, k, v))

@@ -1,5 +1,5 @@
-// Vectors of float32 numbers, as many as the processor takes at a time, read from and written to float32 or bfloat16, and the few functions of them that a
-// Transformer needs. GCC/Clang vector extensions, so any processor can compile it.
+// Vectors of float32 numbers, as many as the processor takes at a time, read from and written to float32 or bfloat16, and the few
+// functions of them that a Transformer needs. GCC/Clang vector extensions, so any processor can compile it.
 #pragma once
 
 #include <algorithm>
@@ -88,6 +88,7 @@ inline float largest(vf x) {
     return joined(x, [](float a, float b) { return a > b ? a : b; });
 }
 #endif
+// Where one of them is no number (NaN), the second.
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
 inline vf smaller(vf a, vf b) { return a < b ? a : b; }
 
@@ -108,7 +109,7 @@ inline vu ladder(uint32_t from, uint32_t step) {
 
 // e^x to about 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, then n into the exponent.
 inline vf exponential(vf x) {
-    x = smaller(larger(x, splat(-87.3f)), splat(88.7f));
+    x = smaller(splat(88.7f), larger(splat(-87.3f), x));  // NaN stays NaN
     vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the addition rounds to the nearest integer
     vi n = reinterpret_cast<vi&>(shifted) - 0x4b400000;
     vf whole = __builtin_convertvector(n, vf);
@@ -210,9 +211,9 @@ struct GeluTanh {
 };
 
 struct Relu {
-    static vf value(vf x) { return larger(x, vf{}); }
+    static vf value(vf x) { return larger(vf{}, x); }
     static vf slope(vf x, vf& value) {
-        value = larger(x, vf{});
+        value = larger(vf{}, x);
         return x > 0.0f ? splat(1) : vf{};
     }
 };

@@ -155,6 +155,7 @@ inline void product(int m, int n, int k, const float* a, int64_t a_row, const fl
                     bool add) {
     for (; n >= WIDEST * W; n -= WIDEST * W, b += WIDEST * W, c += WIDEST * W)
         tile_rows<WIDEST>(m, a, a_row, b, b_row, c, c_row, k, add);
+    for (; n >= 2 * W; n -= 2 * W, b += 2 * W, c += 2 * W) tile_rows<2>(m, a, a_row, b, b_row, c, c_row, k, add);
     for (; n > 0; n -= W, b += W, c += W) tile_rows<1>(m, a, a_row, b, b_row, c, c_row, k, add);
 }
 
