@@ -181,7 +181,7 @@ def test_a_step_gives_what_reading_all_again_gives(family: str, way: str) -> Non
 
 @given(st.lists(st.integers(1, 18), min_size=1, max_size=6), st.integers(0, 5), st.booleans())
 @example([8, 18, 13], 0, True)  # two tokens with all but the same chance, which company made change places
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_prompt_is_continued_alike_in_any_company(lengths: list[int], seed: int, drawn: bool) -> None:
     draw = np.random.default_rng(seed)
     prompts = [draw.integers(5, VOCABULARY, n).tolist() for n in lengths]

@@ -83,7 +83,7 @@ def test_pieces_are_whole_characters_and_make_the_text(seed: int, length: int) -
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_stop_string_ends_the_text_before_it_wherever_tokens_fall(seed: int) -> None:
     for writer in WRITERS:
         how = replace(HOT, seed=seed)

@@ -18,7 +18,7 @@ def test_a_machine_that_stalls_while_it_is_measured_still_has_a_rate(monkeypatch
 
 
 def test_a_machine_without_products_of_a_type_is_not_asked_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor without bfloat16 took ten seconds to find that out, at the start of every command."""
+    """A processor without bfloat16 took a quarter of a minute to find that out, at the start of every command."""
     sizes = []
 
     def slow(dtype: torch.dtype, device: str, size: int, in_all: float = 0.0) -> float:

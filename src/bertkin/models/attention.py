@@ -70,7 +70,8 @@ def attention(
     """
     if asking is not None and asking.n_sequences != layout.n_sequences:
         raise ValueError(f"{asking.n_sequences} sequences ask, {layout.n_sequences} are asked")
-    asked = (layout if asking is None else asking).n_tokens if queries is None else len(queries)
+    owners = layout if asking is None else asking
+    asked = owners.n_tokens if queries is None else len(queries)
     if (len(q), len(k), len(v)) != (asked, layout.n_tokens, layout.n_tokens):
         raise ValueError(
             f"{len(q)} queries, {len(k)} keys and {len(v)} values, where {asked} ask {layout.n_tokens} tokens"
@@ -78,7 +79,6 @@ def attention(
     if distances is not None and distances.shape[1] // 2 < layout.max_length - 1:
         raise ValueError(f"{distances.shape[1]} offsets are too few for sequences of {layout.max_length} tokens")
     if dropout < 1 and looks.usable(q, k, v):
-        owners = layout if asking is None else asking
         starts = layout.starts, (owners if queries is None else layout_of(queries, owners)).starts
         places, reach = owners.positions, layout.reach if asking is None else None
         if queries is not None:

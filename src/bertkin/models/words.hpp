@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "pairs.hpp"
@@ -97,12 +98,6 @@ void scatter(const float* x, int rows, int dim, const float* cosine, const float
 
 // ----------------------------------------------------------------------------------------------------------- float32
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int WIDEST = 4;  // vectors that each of six rows has room to sum in: of 32 registers, or of 16
-#else
-constexpr int WIDEST = 2;
-#endif
-
 // The loops are unrolled by order: sums that an index chooses would live in memory.
 template <int M, int N>
 inline void tile(const float* a, int64_t a_row, const float* b, int64_t b_row, float* c, int64_t c_row, int k, bool add) {
@@ -137,6 +132,12 @@ inline void words_down(const float* x, int rows, int cols, float* out, int64_t x
 
 // ------------------------------------------------------------------------------------------------------------- of both
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int WIDEST = 4;  // vectors that each of six rows has room to sum in: of 32 registers, or of 16
+#else
+constexpr int WIDEST = 2;
+#endif
+
 template <int N, class Word>
 inline void tile_rows(int m, const Word* a, int64_t a_row, const Word* b, int64_t b_row, float* c, int64_t c_row, int k,
                       bool add) {
@@ -150,34 +151,20 @@ inline void tile_rows(int m, const Word* a, int64_t a_row, const Word* b, int64_
     }
 }
 
-// c [m, n] (+)= a [m, k] b [k, n]; n a multiple of 16.
-inline void product(int m, int n, int k, const float* a, int64_t a_row, const float* b, int64_t b_row, float* c, int64_t c_row,
-                    bool add) {
+// c [m, n] (+)= a [m, k] b [k, n], k counted in words, as are the strides of a; n a multiple of 16, and k where tiles are held,
+// which go to the end of 16 rows of a and c.
+template <class Word>
+void product(int m, int n, int k, const Word* a, int64_t a_row, const Word* b, int64_t b_row, float* c, int64_t c_row,
+             bool add) {
+#ifdef HAVE_TILES
+    if constexpr (std::is_same_v<Word, pair>)
+        if (tiles::usable()) return tiled(m, n, k, a, a_row, b, b_row, c, c_row, add);
+#endif
     for (; n >= WIDEST * W; n -= WIDEST * W, b += WIDEST * W, c += WIDEST * W)
         tile_rows<WIDEST>(m, a, a_row, b, b_row, c, c_row, k, add);
     for (; n >= 2 * W; n -= 2 * W, b += 2 * W, c += 2 * W) tile_rows<2>(m, a, a_row, b, b_row, c, c_row, k, add);
     for (; n > 0; n -= W, b += W, c += W) tile_rows<1>(m, a, a_row, b, b_row, c, c_row, k, add);
 }
-
-#ifdef HAVE_BF16_DOT
-// c [m, n] (+)= a [m, 2 k2] b [2 k2, n]; n a multiple of 16, and k2 where tiles are held, which go to the end of 16 rows of
-// a and c; the element strides of a count pairs.
-inline void product(int m, int n, int k2, const pair* a, int64_t a_row, const pair* b, int64_t b_row, float* c,
-                    int64_t c_row, bool add) {
-#ifdef HAVE_TILES
-    if (tiles::usable()) return tiled(m, n, k2, a, a_row, b, b_row, c, c_row, add);
-#endif
-    while (n >= 64) {
-        tile_rows<4>(m, a, a_row, b, b_row, c, c_row, k2, add);
-        n -= 64, b += 64, c += 64;
-    }
-    switch (n / W) {
-        case 3: tile_rows<3>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
-        case 2: tile_rows<2>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
-        case 1: tile_rows<1>(m, a, a_row, b, b_row, c, c_row, k2, add); break;
-    }
-}
-#endif
 
 // [rows, dim] -> words along dim, transposed: [dim / EACH, rows]; rows and words a multiple of 16.
 template <class T>

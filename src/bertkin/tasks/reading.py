@@ -372,7 +372,7 @@ class _Source:
         return self.files[0] if len(self.files) == 1 else self.files
 
 
-def _sources(root: str) -> Iterable[_Source]:
+def _sources(root: str) -> list[_Source]:
     """What a folder holds that is named as a part is, in the order of the names."""
     found: dict[str, _Source] = {}
     for name in sorted(os.listdir(root)):
@@ -384,8 +384,8 @@ def _sources(root: str) -> Iterable[_Source]:
             found[path] = _Source(path, [path] if classes else _of_one_kind(path), folder=not classes)
         elif suffix_of(name) in (*KINDS, *PLAIN):
             shared = PIECE.sub("", path)
-            path_of_all = path if os.path.exists(shared) else shared
-            found.setdefault(path_of_all, _Source(path_of_all, [])).files.append(path)
+            whole = path if os.path.exists(shared) else shared
+            found.setdefault(whole, _Source(whole, [])).files.append(path)
     return [source for source in found.values() if source.files]
 
 

@@ -34,7 +34,7 @@ def product_rate(dtype: torch.dtype, device: str = "cpu", size: int = 1024) -> f
     """Floating-point operations a second of a matrix product of this type: the best of a few, about 0.1 s in all.
 
     A processor without bfloat16 products works them out number by number, some seventy times as slowly as float32's:
-    there a smaller one tells as much, and no command begins with ten seconds of silence.
+    there a smaller one tells as much, and no command begins with a quarter of a minute of silence.
     """
     small = min(size, 256)
     if _product_seconds(dtype, device, small) * (size / small) ** 3 > 1:
