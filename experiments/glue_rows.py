@@ -23,7 +23,7 @@ import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
 from starts import beyond_usual, called, headless, random_start, weights
-from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, shown, summary, task
+from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, in_order, shown, summary, task
 
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
@@ -125,6 +125,7 @@ def _features(examples: Sequence[Example], tokenizer: Tokenizer, vectors: Any) -
 def table(rows: dict[str, Any]) -> str:
     """A line a way, a column a task, as GLUE's own."""
     lines = []
+    rows = {way: in_order(scores) for way, scores in rows.items()}
     for way, scores in rows.items():
         mean = statistics.mean(one["median"] for one in scores.values())
         lines.append([TITLES[way], *(shown(one) for one in scores.values()), f"{100 * mean:.1f}"])
@@ -136,7 +137,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     """Medians by task, a mark a way."""
     with picture(path) as axes:
         axis = axes[0, 0]
-        for colour, (way, scores) in enumerate(content["rows"].items()):
+        for colour, (way, found) in enumerate(content["rows"].items()):
+            scores = in_order(found)
             places = np.arange(len(scores)) + 0.13 * (colour - 2)
             medians = [100 * one["median"] for one in scores.values()]
             axis.bar(places, medians, width=0.13, label=TITLES[way], color=f"C{colour}")

@@ -4,7 +4,7 @@
     BERTKIN_DATA=shared/data python experiments/pretrained.py --tasks CoLA --seeds 1
 
 Both begin with the same tokenizer, rows and recipe (`bertkin finetune`'s own); the random start's weights are all drawn, as
-published. The real encoder is always among the models.
+published. The real encoder is among the models unless --no-real is said.
 
 Results go into pretrained.json and pretrained.png beside this file, and as a table into docs/results-finetuning.md.
 """
@@ -22,7 +22,7 @@ from sharing import markdown, picture, run
 from starts import called, encoder, random_start
 from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary, task
 
-TASKS = ("CoLA", "MRPC", "UD-English")
+TASKS = ("CoLA", "STS-B", "UD-English")
 STARTS = ("pretrained", "random")
 POINTS = 20
 """Evaluations of a training."""
@@ -34,6 +34,7 @@ def main(
     options: Options = Options(),  # noqa: B008
     *,
     models: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    real: bool = True,
 ) -> None:
     """Every model, task, start and seed that is not there yet; then all of them, written down.
 
@@ -41,10 +42,12 @@ def main(
     ----------
     models
         Run or model folders besides the real encoder.
+    real
+        Whether the real encoder is among the models.
     """
     folder = options.folder("pretrained")
     jobs = []
-    for model, stock in {called(model): model for model in (encoder(), *models)}.items():
+    for model, stock in {called(model): model for model in (*([encoder()] if real else []), *models)}.items():
         for name in options.chosen(TASKS):
             for start in STARTS:
                 for seed in range(options.seeds):

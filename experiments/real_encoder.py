@@ -30,7 +30,7 @@ from cyclopts import App
 from sharing import markdown, once, picture, run
 from starts import beyond_usual, encoder
 from trainer import trained
-from tuned import ALL, LAST, Job, Options, answers_of, finish, price, shown, summary, task, tuned
+from tuned import ALL, LAST, Job, Options, answers_of, finish, in_order, price, shown, summary, task, tuned
 
 from bertkin.errors import UserError
 from bertkin.tasks.gathering import read_data
@@ -142,7 +142,7 @@ def table(rows: dict[str, Any]) -> str:
     """A line a task: scores of the three, what is said of ours, and minutes."""
     head = ["task (metric)", "Trainer", "ours, same settings", "is", "ours, default", "is", "Trainer, min"]
     lines = []
-    for name, row in rows.items():
+    for name, row in in_order(rows).items():
         cells = [f"{name} ({row['same']['metric']})", shown(row["trainer"])]
         for side in SIDES[1:]:
             cells += [shown(row[side]), f"{row[side]['said']} (p = {row[side]['p']:.2g})"]
@@ -152,7 +152,7 @@ def table(rows: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Every seed of every side, by task, as differences to the Trainer's median."""
-    names = list(content["tasks"])
+    names = list(in_order(content["tasks"]))
     with picture(path) as axes:
         axis = axes[0, 0]
         for number, side in enumerate(SIDES):

@@ -76,8 +76,12 @@ def put(page: Path, lines: str, name: str = "table") -> None:
     """The lines in place of what stands between a page's two marks, `<!-- NAME -->` and `<!-- end -->`.
 
     Raises:
-        UserError: the page has no such marks.
+        UserError: there is no such page, or it has no such marks.
     """
+    if not page.is_file():
+        raise UserError(
+            "no such page", where=page, mend=f"make it, with <!-- {name} --> and <!-- end --> where the table goes"
+        )
     inside = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     text, count = inside.subn(lambda mark: mark[1] + lines + mark[2], page.read_text())
     if not count:

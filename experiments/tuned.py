@@ -307,6 +307,11 @@ def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows by task as the tasks are usually named, whichever was measured first."""
+    return {name: rows[name] for name in sorted(rows, key=ALL.index)}
+
+
 def shown(row: dict[str, Any]) -> str:
     """A median in hundredths with the deviation over seeds."""
     spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"

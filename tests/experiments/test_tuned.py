@@ -174,6 +174,12 @@ def test_a_table_goes_between_its_own_marks(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no marks"):
         sharing.put(page, "", "three")
+    with pytest.raises(UserError, match="no such page"):
+        sharing.put(tmp_path / "none.md", "", "one")
+
+
+def test_tasks_stand_in_their_usual_order_whichever_was_measured_first() -> None:
+    assert list(tuned.in_order({"WNUT-17": 1, "SST-2": 2, "CoLA": 3})) == ["CoLA", "SST-2", "WNUT-17"]
 
 
 def test_a_record_keeps_earlier_rows_and_takes_new_ones() -> None:
