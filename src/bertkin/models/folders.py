@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,18 @@ class Weights:
             name = self.names[part]
             found = self.files[self.owners[name]].get_tensor(name)
             place.copy_(found.t() if turned(ours, self.family) else found.reshape(place.shape))
+
+
+def matrix_size(folder: Path) -> float:
+    """How large the numbers in a model's layers are: the median over its matrices of their root mean square, tables of
+    words and positions left out. About 0.05 in BERT; several times as much where Muon trained them."""
+    found = []
+    for path in _weight_files(folder):
+        opened = open_tensors(path)
+        for name in opened.keys():  # noqa: SIM118
+            if "embed" not in name and len(opened.get_slice(name).get_shape()) == 2:
+                found.append(float(opened.get_tensor(name).float().square().mean().sqrt()))
+    return statistics.median(found) if found else 0.0
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from bertkin.config import AUTO, fill_auto
 from bertkin.errors import UserError
 from bertkin.models.architecture import Architecture
+from bertkin.models.folders import matrix_size, told
 from bertkin.models.strategy import check
-from bertkin.models.task_heads import usual_pooling
+from bertkin.models.task_heads import Pooling, usual_pooling
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.tasks.weighing import check_choices
@@ -31,8 +33,17 @@ WRAPPED = ("adapter", "prefix", "layers", "pals")
 """Strategies whose models are not ordinary ones."""
 
 
-def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuning:
-    """The recipe with every field filled in: rates by width, epochs by how many examples there are.
+USUAL, MOST = 0.065, 10.0
+"""What numbers measure in the layers of BERTs (`matrix_size`), and how many times their rate a model grown here takes at
+most whose numbers are larger."""
+
+
+def complete(tuning: Tuning, task: Task, examples: int, a: Architecture, stock: Path) -> Tuning:
+    """The recipe with every field filled in: rates by width and by how large the model's numbers are, epochs by how many
+    examples there are.
+
+    AdamW moves every number by about the rate, whatever its size. Muon leaves numbers that are three times as large as
+    Adam's, of which such steps change next to nothing: their rate grows by the square (docs/log.md).
 
     Few examples are gone through more often, with bias-corrected AdamW and a longer warm-up: what steadies small sets
     (Mosbach et al. 2021; Zhang et al. 2021).
@@ -49,7 +60,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
     train = fill_auto(
         train,
         optimizer="adamw",
-        lr=min(2e-4, 4e-5 * 768 / a.hidden) * (FASTER[tuning.strategy.kind] if tuning.strategy.light else 1.0),
+        lr=usual_lr(tuning, a, stock) if tuning.train.lr is AUTO else AUTO,
         matrix_lr=1e-3,
         schedule="linear",
         warmup=0.1,
@@ -69,4 +80,22 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture) -> Tuni
             where="--length",
             mend=f"choose at most {a.max_length}",
         )
-    return replace(tuning, length=length, pooling=tuning.pooling or usual_pooling(a), train=train)
+    return replace(tuning, length=length, pooling=tuning.pooling or pooling_for(a), train=train)
+
+
+def usual_lr(tuning: Tuning, a: Architecture, stock: Path) -> float:
+    """The rate of a strategy for a model, where none is given.
+
+    Args:
+        stock: the pretrained model's folder, of whose weights the size is taken where they are what is trained.
+    """
+    kind, base = tuning.strategy.kind, min(2e-4, 4e-5 * 768 / a.hidden)
+    if kind in ("full", "last") and told(stock).get("objective"):  # strangers' (GPT-2, T5) were not measured
+        base *= min(max(1.0, (matrix_size(stock) / USUAL) ** 2), MOST)
+    return base * (FASTER[kind] if tuning.strategy.light else 1.0)
+
+
+def pooling_for(a: Architecture) -> Pooling:
+    """What stands for a whole sequence in a new head. Where transformers' models can do so (ModernBERT's), it is the mean:
+    pretraining that asks for hidden words alone leaves nothing in the first token (docs/log.md)."""
+    return "mean" if a.family == "modern" else usual_pooling(a)

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
 from bertkin.tasks.completing import complete
@@ -90,13 +89,10 @@ def gather(tuning: Tuning, device: str) -> Gathered:
     a, _ = read_config(stock / "config.json")
     splits = read_data(tuning)
     task = splits.train.task
-    tuning = complete(tuning, task, len(splits.train.examples), a)
+    tuning = complete(tuning, task, len(splits.train.examples), a, stock)
     precision: Any = str(pick_precision(tuning.train.precision, device)).split(".")[1]
     tuning = replace(tuning, train=replace(tuning.train, precision=precision))
-    tokenizer = Tokenizer.load(stock)
-    if tokenizer.vocab_size > a.vocab_size:
-        what = f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model's table {a.vocab_size:,} rows"
-        raise UserError(what, where=stock, mend="put back the tokenizer that the model was trained with")
+    tokenizer = Tokenizer.load(stock, a.vocab_size)
     test = splits.test.examples if splits.test is not None else ()
     known = [example for example in test if example.label is not None]
     long: dict[str, Any] = {"max_length": tuning.length, "stride": tuning.stride, "windows": tuning.windows}

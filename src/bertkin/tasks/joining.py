@@ -119,7 +119,7 @@ def gather_all(recipe: Together, device: str) -> Found:
     name, first = next(iter(parts.items()))
     examples = sum(len(part.train.examples) for part in parts.values())
     a, _ = read_config(first.stock / "config.json")
-    train = complete(tunings[name], first.task, examples, a).train
+    train = complete(tunings[name], first.task, examples, a, first.stock).train
     train = replace(train, precision=first.tuning.train.precision)
     parts = {name: replace(part, tuning=replace(part.tuning, train=train)) for name, part in parts.items()}
     own = {name: recipe.tasks[name] | _settled(part.tuning) for name, part in parts.items()}

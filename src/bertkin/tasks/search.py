@@ -31,7 +31,7 @@ from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.tuning import Tuning, settled
-from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing
+from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing, refuse_needed
 from bertkin.train.loop import Stopped
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
@@ -206,10 +206,12 @@ def search(
         raise UserError(
             "a search began here", where=out, mend=f"go on with `bertkin resume {out}`, or give --overwrite"
         )
+    refuse_needed(out, tuning.paths)
     _alone()
-    a, _ = read_config(find_folder(tuning.model) / "config.json")
+    stock = find_folder(tuning.model)
+    a, _ = read_config(stock / "config.json")
     train = read_data(tuning).train
-    complete(tuning, train.task, len(train.examples), a)  # what is wrong is said before anything is written
+    complete(tuning, train.task, len(train.examples), a, stock)  # what is wrong is said before anything is written
     model = str(Path(tuning.model).absolute()) if Path(tuning.model).exists() else tuning.model
     begun = {"tuning": to_mapping(replace(settled(tuning), model=model)), "fixed": sorted(fixed)}
     with disk_errors(out):
@@ -239,8 +241,9 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     done = [Trial(**trial) for trial in told["done"]]
     splits = read_data(tuning)
     task = splits.train.task
-    a, _ = read_config(find_folder(tuning.model) / "config.json")
-    full = complete(tuning, task, len(splits.train.examples), a)
+    stock = find_folder(tuning.model)
+    a, _ = read_config(stock / "config.json")
+    full = complete(tuning, task, len(splits.train.examples), a, stock)
     varied = space(tuning, full, len(splits.train.examples), a.layers, told["fixed"])
     while len(done) < told["trials"] and not _spent(done, told["minutes"]):
         number = len(done)

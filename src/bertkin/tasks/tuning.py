@@ -76,6 +76,11 @@ class Tuning:
     train: Train = field(default_factory=Train)
     """Budget, optimiser and schedule, as for pretraining."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that is read: the model and the data."""
+        return tuple(path for path in (self.model, *self.data, self.dev, self.test) if path)
+
 
 def settled(tuning: Tuning) -> Tuning:
     """The recipe with its files named from the root, so that it can be gone on with from anywhere."""

@@ -267,13 +267,23 @@ class Tokenizer:
         return folder
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, rows: int | None = None) -> Tokenizer:
         """Open a tokenizer.json, or a folder with one (or, as older BERTs have, with only a vocab.txt).
 
+        Args:
+            rows: of the table of the model that it belongs to.
+
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, it is damaged, or it has tokens that the model has no row for.
         """
-        path = Path(path).expanduser()
+        found = cls._load(Path(path).expanduser())
+        if rows is not None and found.vocab_size > rows:
+            what = f"the tokenizer has {found.vocab_size:,} tokens, the model's table {rows:,} rows"
+            raise UserError(what, where=path, mend="put back the tokenizer that the model was trained with")
+        return found
+
+    @classmethod
+    def _load(cls, path: Path) -> Tokenizer:
         if not path.exists():
             raise UserError("no such tokenizer", where=path, mend="give a tokenizer.json or a folder that holds one")
         folder = path if path.is_dir() else path.parent

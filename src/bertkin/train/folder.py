@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +49,11 @@ OURS = (
 """What a run writes at the top of its folder; the marks of a run folder go last when it is cleared."""
 
 
-def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
-    """Stop before a folder that holds something, or, to overwrite it, something other than a run.
+def refuse_existing(out: Path, *, overwrite: bool = False, needed: Iterable[str | Path] = ()) -> None:
+    """Stop before a folder that holds something, or, to overwrite it, something other than a run or what is still needed.
+
+    Args:
+        needed: files and folders that the new run reads.
 
     Raises:
         UserError: offering to resume it, if it is a run.
@@ -66,6 +70,21 @@ def refuse_existing(out: Path, *, overwrite: bool = False) -> None:
         more = f"go on with `bertkin resume {out}`, or " if (out / RECIPE).exists() or (out / SEARCH).exists() else ""
         last = "choose another --out or give --overwrite" if is_run else "choose another --out"
         raise UserError("already exists", where=out, mend=more + last)
+    refuse_needed(out, needed)
+
+
+def refuse_needed(out: Path, needed: Iterable[str | Path]) -> None:
+    """Stop before a run is cleared away that is itself, or holds, something that the new one reads.
+
+    Raises:
+        UserError: saying what.
+    """
+    for path in needed:
+        if not (os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())):
+            continue
+        inside = Path(path).resolve().relative_to(out.resolve()).parts
+        if not inside or inside[0] in OURS:
+            raise UserError(f"cannot be overwritten, for {path} is needed", where=out, mend="choose another --out")
 
 
 def begin(out: Path, recipe: Recipe, tokenizer: Tokenizer, store: Store, start: Start | None = None) -> None:
