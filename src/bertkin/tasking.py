@@ -293,7 +293,7 @@ def predict(
     from bertkin.tasks.several import all_by_windows, ask, open_readers, tasks_in
 
     lines = texts_of(texts, file, "text", "A film to forget.")
-    groups = [line.split("\t") for line in lines]
+    groups = [[text.strip() for text in line.split("\t")] for line in lines]
     if also or task or tasks_in(model):
         readers = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
         readers = {name: by_beams(reader, beams) for name, reader in readers.items()}
@@ -337,7 +337,7 @@ def embed(
     model
         A run folder, a model folder (ours or transformers'), or a hub id.
     file
-        A text on each line.
+        A text on each line; an empty one has its vector, too, so that vectors and lines go together.
     out
         A .npy file, [lines, width]; with tokens an .npz of one array a line.
     pooling
@@ -354,16 +354,21 @@ def embed(
     from bertkin.errors import disk_errors
     from bertkin.tasks.embed import Embedder
 
-    lines = lines_of(file)
-    if not lines:
+    if out.is_dir():
+        raise UserError("a folder", where=out, mend="name a file, such as vectors.npy")
+    lines = lines_of(file, every=True)
+    if not any(lines):
         raise UserError("no text", where=file, mend="write a text on each line")
     way: Any = "mean" if pooling == "tokens" else pooling
     embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision)
     aside = out.with_name(f".{out.name}.part")
-    with disk_errors(out), aside.open("wb") as stream:
-        if pooling == "tokens":
-            np.savez(stream, *embedder.tokens(lines))
-        else:
-            np.save(stream, embedder.encode(lines))
-    aside.replace(out)
+    try:
+        with disk_errors(out), aside.open("wb") as stream:
+            if pooling == "tokens":
+                np.savez(stream, *embedder.tokens(lines))
+            else:
+                np.save(stream, embedder.encode(lines))
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
     print(f"{len(lines):,} texts, {embedder.width} numbers each: {out}")

@@ -46,8 +46,11 @@ def texts_of(texts: Sequence[str], file: Path | None, what: str, example: str) -
     return wanted
 
 
-def lines_of(path: Path | None) -> list[str]:
-    """The lines of a file, or of standard input, that hold something."""
+def lines_of(path: Path | None, *, every: bool = False) -> list[str]:
+    """The lines of a file, or of standard input, that hold something; or every one, as many as its line ends.
+
+    The blanks around a line are none of it, but for the tabs of one whose cells they part.
+    """
     try:
         content = sys.stdin.buffer.read() if path is None else path.read_bytes()
         text = content.decode("utf-8-sig")
@@ -56,7 +59,10 @@ def lines_of(path: Path | None) -> list[str]:
     except UnicodeDecodeError as error:
         where = f"{path or '<stdin>'}@{error.start}"
         raise UserError("bytes that are not UTF-8", where=where, mend="convert it (iconv -t utf-8)") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line.strip(" \r") if "\t" in line else line.strip() for line in text.split("\n")]
+    if every:
+        return lines if lines[-1] else lines[:-1]
+    return [line for line in lines if line.strip()]
 
 
 def whole_text(text: str) -> str:

@@ -17,6 +17,7 @@ from bertkin.models.adapt import (
     apply,
     changed,
     fingerprint,
+    flops_per_token,
     layer_shares,
     merge,
     restore,
@@ -187,6 +188,21 @@ def test_full_trains_everything() -> None:
     model = adapted("bert", Strategy("full"))
     trained, total = trainable(model)
     assert trained == total
+
+
+def test_a_step_costs_what_is_computed_forward_passed_back_and_trained() -> None:
+    base = model_of("bert")
+    read = sum(p.numel() for name, p in base.named_parameters() if "embeddings" not in name)
+    block = sum(p.numel() for p in base.stack.layers[0].parameters())
+
+    def cost(strategy: Strategy) -> int:
+        return flops_per_token(adapted("bert", strategy))
+
+    assert cost(Strategy("full")) == 6 * read
+    assert cost(Strategy("frozen")) < 2 * read + 4 * (read - LAYERS * block)
+    two, one = (cost(Strategy("last", last=k)) for k in (2, 1))
+    assert two - one == 4 * block
+    assert cost(Strategy("frozen")) < one < cost(Strategy("lora", rank=1)) < cost(Strategy("full"))
 
 
 def test_a_low_rank_change_is_scaled_by_alpha_over_rank() -> None:

@@ -24,6 +24,7 @@ from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import load_model, save_model
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.answering import answers
+from bertkin.tasks.completing import USUAL
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Template, encode
 from bertkin.tasks.finetune import finetune, resume
@@ -390,6 +391,84 @@ def test_from_the_terminal(stock: Path, tmp_path: Path, capsys: pytest.CaptureFi
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.shape == (2, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_model_grown_here_whose_numbers_are_large_takes_a_higher_rate(stock: Path, tmp_path: Path) -> None:
+    """By the square, for that many times as little is changed by a step; not a stranger's, nor what is put beside it."""
+    data, model = written(tmp_path, "class"), load_model(stock)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embeddings" not in name:
+                parameter.mul_(2 * USUAL / parameter.square().mean().sqrt())
+    for folder, extra in (("ours", {"objective": "masked"}), ("strangers", {})):
+        save_model(model, tmp_path / folder, tokenizer=Tokenizer.load(stock), extra=extra)
+
+    def rate(folder: Path, kind: str = "full") -> Any:
+        return gather(plan(folder, data, strategy=Strategy(kind), train={"lr": None}), "cpu").tuning.train.lr  # type: ignore[arg-type]
+
+    usual = rate(stock)
+    assert rate(tmp_path / "ours") == pytest.approx(4 * usual, rel=0.01)
+    assert rate(tmp_path / "strangers") == usual
+    assert rate(tmp_path / "ours", "lora") == rate(stock, "lora")
+
+
+def test_a_whole_text_is_its_mean_where_transformers_can_say_so(stock: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(stock)
+    shape = Model(family="modern", layers=1, hidden=32, heads=1, max_length=64)
+    save_model(build(resolve_model(shape, tokenizer.vocab_size)), tmp_path / "modern", tokenizer=tokenizer)  # type: ignore[arg-type]
+    data = written(tmp_path, "class")
+    assert gather(plan(stock, data), "cpu").tuning.pooling == "first"
+    assert gather(plan(tmp_path / "modern", data), "cpu").tuning.pooling == "mean"
+    finetune(plan(tmp_path / "modern", data, train={"steps": 2}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classifier_pooling"] == "mean"
+
+
+def test_a_line_without_text_has_its_vector_too(stock: Path, tmp_path: Path) -> None:
+    """So that vectors and the lines of another file go together."""
+    lines, out = tmp_path / "lines.txt", tmp_path / "v.npy"
+    lines.write_bytes(b"it was warm\r\n\r\n  cold \r\n\r\n")
+    assert main(["embed", str(stock), str(lines), "--out", str(out)]) == 0
+    vectors = np.load(out)
+    assert vectors.shape == (4, 64) and np.array_equal(vectors[1], vectors[3])
+    lines.write_text("cold\n")
+    assert main(["embed", str(stock), str(lines), "--out", str(out)]) == 0
+    np.testing.assert_allclose(np.load(out)[0], vectors[2], atol=1e-5)
+
+
+def test_vectors_go_into_a_file_and_are_pooled_as_is_known(
+    stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bertkin
+
+    (tmp_path / "lines.txt").write_text("cold\n")
+    assert main(["embed", str(stock), str(tmp_path / "lines.txt"), "--out", str(tmp_path)]) == 2
+    assert "name a file, such as vectors.npy" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no pooling 'cls'"):
+        bertkin.embed(stock, ["cold"], pooling="cls")
+
+
+def test_a_second_text_may_be_empty(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--train.steps", "2", "--train.precision", "float32", "--quiet"]
+    assert (
+        main(["finetune", str(stock), str(written(tmp_path, "score")), "--out", str(tmp_path / "run"), *options]) == 0
+    )
+    (tmp_path / "pairs.txt").write_text("it was warm\t\n\nit was warm\tcold\n")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--file", str(tmp_path / "pairs.txt"), "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["texts"] for one in told] == [["it was warm", ""], ["it was warm", "cold"]]
+
+
+def test_a_tokenizer_of_another_model_is_refused_by_whoever_reads(stock: Path, tmp_path: Path) -> None:
+    import bertkin
+
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 2}), tmp_path / "run")
+    words = " ".join(f"w{at}" for at in range(300))
+    other = train_tokenizer([words] * 3, kind="wordpiece", vocab_size=300)
+    other.save(tmp_path / "run" / "model")
+    for ask in (bertkin.predict, bertkin.embed):
+        with pytest.raises(UserError, match=r"the tokenizer has .* tokens, the model's table"):
+            ask(tmp_path / "run" / "model", ["it was warm"])
 
 
 def test_from_python(stock: Path, tmp_path: Path) -> None:

@@ -228,6 +228,52 @@ def test_choices_are_read_however_they_are_numbered(tmp_path: Path, rows: list[A
     assert found.examples[0].choices[:2] == ("a", "b")
 
 
+def test_the_first_choice_has_the_number_it_has_in_training(tmp_path: Path) -> None:
+    def rows(*labels: int) -> list[dict[str, Any]]:
+        return [{"premise": "s", "choice1": "a", "choice2": "b", "label": at} for at in labels]
+
+    for training, first in (((0, 1), 1), ((1, 2), 0)):
+        written(tmp_path, "train.jsonl", rows(*training))
+        written(tmp_path, "dev.jsonl", rows(1, 1))
+        found = read_splits(tmp_path)
+        assert [example.label for example in found.dev.examples] == [first, first]
+
+
+def test_zero_and_one_are_classes_though_written_with_a_point(tmp_path: Path) -> None:
+    """As pandas writes whole numbers of a column that has gaps."""
+    assert read_examples(written(tmp_path, "a.csv", "text,label\na,1.0\nb,0.0\n")).task == Task(
+        "class", 1, ("0.0", "1.0")
+    )
+    assert read_examples(written(tmp_path, "b.csv", "text,label\na,1.0\nb,4.0\n")).task.output == "score"
+
+
+def test_rows_of_several_classes_have_some(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", [{"text": "a", "labels": []}, {"text": "b", "labels": []}])
+    with pytest.raises(UserError, match="no row has any class"):
+        read_examples(path, output="classes")
+
+
+def test_choices_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    row = {"question": "q"} | {f"choice{at}": f"text {at}" for at in range(1, 12)} | {"label": 10}
+    (example,) = read_examples(written(tmp_path, "a.jsonl", [row])).examples
+    assert example.choices == tuple(f"text {at}" for at in range(1, 12)) and example.label == 9
+
+
+def test_files_are_the_parts_that_their_names_say(tmp_path: Path) -> None:
+    """As a folder's: what is named dev or test is never trained on."""
+    files = [
+        written(tmp_path, f"{name}.csv", "text,label\n" + "".join(f"{name} {at},{at % 2}\n" for at in range(4)))
+        for name in ("train", "more", "dev", "test")
+    ]
+    found = read_splits(files)
+    assert [example.texts[0].split()[0] for example in found.train.examples] == ["train"] * 4 + ["more"] * 4
+    assert {example.texts[0].split()[0] for example in found.dev.examples} == {"dev"}
+    assert found.test is not None and {example.texts[0].split()[0] for example in found.test.examples} == {"test"}
+    assert len(read_splits(files[2]).train) + len(read_splits(files[2]).dev) == 4  # alone, it is all there is
+
+
+# Words.
+
 # Words.
 
 
@@ -255,6 +301,18 @@ def test_every_scheme_becomes_iob2(tmp_path: Path, tags: str, scheme: str) -> No
     assert found.task.labels == ("O", "B-X", "I-X") and found.task.scheme == scheme
     names = [found.task.labels[tag] for _, _, tag in found.examples[0].label]
     assert names[:3] == ["B-X", "I-X", "B-X"]
+
+
+def test_comments_stand_among_words_from_the_first_line_on(tmp_path: Path) -> None:
+    text = "# id 1 domain=en\nParis B-LOC\n# O\n\n# id 2 domain=en\nfell O\n"
+    found = read_examples(written(tmp_path, "a.conll", text))
+    assert [example.texts for example in found.examples] == [("Paris #",), ("fell",)]
+
+
+def test_a_word_that_is_missing_is_named_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.conll", "1\tParis\tB-LOC\n2\t\tO\n")
+    with pytest.raises(UserError, match=r"a.conll:2: a tag without a word"):
+        read_examples(path, columns=Columns(text="2"))
 
 
 def test_characters_of_chinese_stand_together(tmp_path: Path) -> None:

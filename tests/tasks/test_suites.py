@@ -359,6 +359,26 @@ def test_two_models_are_compared_on_the_same_examples(tmp_path: Path) -> None:
         compare(tmp_path / "one", tmp_path / "two", "T", task, dev)
 
 
+def test_written_answers_are_scored_whole(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though fewer are written while training goes on, which is what the log tells of."""
+    from bertkin.tasks import writing
+
+    monkeypatch.setattr(writing, "LOOKED_AT", 1)
+    data, out = tmp_path / "rows.tsv", tmp_path / "run"
+    rows = [f"the film was warm\t{place}" for place in ["Rome", "Oslo"] * 12]
+    data.write_text("\n".join(["text\ttarget", *rows]) + "\n")
+    given = ["--task", "sequence", "--dev", str(data), "--seeds", "2", "--out", str(out), *OPTIONS[2:]]
+    given += ["--train.steps", "40", "--train.lr", "0.01"]  # enough to say a town, and half are right
+    assert main(["finetune", str(desk / "stock"), str(data), *given]) == 0
+    (task,) = json.loads((out / "results.json").read_text())["tasks"].values()
+    dev = read_splits(data, dev=data, output="sequence").dev.examples
+    runs = sorted(path.parent for path in out.rglob("task.json"))
+    for run, told in zip(runs, task["last"], strict=True):
+        answers = [one.answer for one in open_reader(run).examples(dev)]
+        assert told == pytest.approx(measure(Task("sequence"), dev, answers)[task["metric"]], abs=1e-5)
+        assert told == 0.5
+
+
 def test_a_second_model_is_compared_with_the_first(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(desk / "stock"), "glue", "--data", str(desk / "glue"), "--only", "SST-2", *OPTIONS]
     assert main([*command, "--out", str(desk / "first")]) == 0

@@ -280,6 +280,31 @@ def test_what_does_not_go_together_is_a_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_a_run_is_not_overwritten_that_the_new_one_begins_with(inside: str, stock: Path, tmp_path: Path) -> None:
+    data, run = written(tmp_path, "class"), tmp_path / "run"
+    finetune(steps(stock, data), run)
+    before = weights(run)
+    with pytest.raises(UserError, match=r"cannot be overwritten, for .* is needed; choose another --out"):
+        finetune(steps(run / inside, data), run, overwrite=True)
+    with pytest.raises(UserError, match="is needed"):
+        search(steps(run / inside, data), run, trials=1, overwrite=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+
+
+def test_a_model_that_cannot_be_made_leaves_nothing_and_an_earlier_run_whole(stock: Path, tmp_path: Path) -> None:
+    data, run = written(tmp_path, "class"), tmp_path / "run"
+    tuning = steps(stock, data, strategy=Strategy("last", last=99))
+    with pytest.raises(UserError):
+        finetune(tuning, run)
+    assert not run.exists()
+    finetune(steps(stock, data), run)
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(UserError):
+        finetune(tuning, run, overwrite=True)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
 # Tags as a chain
 
 

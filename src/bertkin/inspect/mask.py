@@ -135,7 +135,7 @@ def inspect_mask(
         a = read_config(folder / "config.json")[0]
         own = _trained_as(Path(what), asked)
         recipe = complete(Recipe(preset=f"{a.family}-tiny", objective=own))
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder, a.vocab_size)
     tokenizer = tokenizer or _words_of(text or TEXT, sentinels=a.family == "t5")
     with torch.device("meta"):  # the rules are wanted, not the weights
         lm = LanguageModel(a)

@@ -117,6 +117,18 @@ def trainable(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
+def flops_per_token(model: nn.Module) -> int:
+    """Floating-point operations of a training step for each token that the whole model reads: two for each weight forward,
+    two for its gradient where it is trained, and two where the gradient goes on to something trained before it. Tables of
+    embeddings are looked up, which costs none."""
+    found, before = 0, False
+    for name, p in model.named_parameters():
+        if "embeddings" not in name:
+            found += 2 * p.numel() * (1 + p.requires_grad + before)
+        before = before or p.requires_grad
+    return found
+
+
 def changed(model: nn.Module) -> dict[str, Tensor]:
     """A float32 copy of all that is trained, by name: what a light strategy saves."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -300,13 +300,21 @@ def _cross_entropy_by_torch(
 ) -> tuple[Tensor, Tensor]:
     """What the kernel does with logits [rows, vocab], where there is none."""
     logits = g.float() if bias is None else g.float() + bias
-    partition, own = logits.logsumexp(1), logits.gather(1, targets[:, None]).squeeze(1)
-    loss, right = partition - own + z_loss * partition.square(), own >= logits.amax(1)
+    loss, right, partition = cross_entropies(logits, targets, z_loss)
     if wanted:
         p = logits.sub_(partition[:, None]).exp_().mul_((scale * (1 + 2 * z_loss * partition))[:, None])
         p[torch.arange(len(p), device=p.device), targets] -= scale
         g.copy_(p)
     return loss, right
+
+
+def cross_entropies(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits [rows, vocab] in float32: losses, whether the target has the largest, log-partitions; each [rows]."""
+    partition, own = logits.logsumexp(1), logits.gather(1, targets[:, None]).squeeze(1)
+    loss = partition - own
+    if z_loss:
+        loss = loss + z_loss * partition.square()
+    return loss, own >= logits.amax(1), partition
 
 
 class SplitHeads(Function):

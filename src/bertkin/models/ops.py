@@ -126,13 +126,8 @@ def vocabulary_loss(
     """
     if len(targets) and (kernels.usable(hidden, table, bias) or hidden.is_cuda):
         return fused.VocabularyLoss.apply(hidden, table, bias, targets, z_loss, scale)
-    scores = F.linear(hidden, table, bias).float()
-    partition = scores.logsumexp(dim=-1)
-    own = scores.gather(1, targets[:, None]).squeeze(1)
-    loss = (partition - own).sum()
-    if z_loss:
-        loss = loss + z_loss * partition.square().sum()
-    return loss * scale, own >= scores.amax(dim=-1)
+    losses, right, _ = fused.cross_entropies(F.linear(hidden, table, bias).float(), targets, z_loss)
+    return losses.sum() * scale, right
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

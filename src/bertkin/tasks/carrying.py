@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -44,6 +44,7 @@ def carry_out(
     begin: Callable[[M], bool],
     work: Callable[[M, str], Work],
     end: Callable[[M, Training, Listener], None],
+    needed: Iterable[str | Path] = (),
     overwrite: bool = False,
     resumed: bool = False,
 ) -> Result:
@@ -56,24 +57,26 @@ def carry_out(
         begin: clears the run folder and writes what says what the run is.
         work: what the loop does with them.
         end: what the first process does with the finished training.
+        needed: models and data that are read: a run that holds them is not overwritten.
 
     Raises:
-        UserError: the run folder exists; or, of one that is gone on with, its data or its model have changed since.
+        UserError: the run folder exists, or holds what is needed; the model cannot be made; or, of one that is gone on
+            with, its data or its model have changed since.
     """
     listener, device = listener or QuietListener(), pick_device(device)
     world = join(device)
     listener = listener if world.first else QuietListener()
     try:
         if not resumed:
-            refuse_existing(out, overwrite=overwrite)
+            refuse_existing(out, overwrite=overwrite, needed=needed)
         found = gather(device)
         for line in found.said:
             listener.message(line)
-        if not resumed:
-            world.lead(lambda: begin(found))
-        elif _fingerprint(out / about) != found.fingerprint:
+        if resumed and _fingerprint(out / about) != found.fingerprint:
             raise UserError("its data or its model have changed since", where=out, mend="start a new run")
         training = Training(work(found, device), out, listener, world, device, resumed=resumed)
+        if not resumed:  # the model could be made: only now is a run that is there given up
+            world.lead(lambda: begin(found))
         result = training.run()
         if world.first:
             end(found, training, listener)

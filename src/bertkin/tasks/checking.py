@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bertkin.errors import UserError
 from bertkin.tasks.data.words import WORD
-from bertkin.tasks.reading import Labelled, Paths, find_parts, part_of, read_examples
+from bertkin.tasks.reading import Labelled, Paths, files_by_part, part_of, read_examples
 from bertkin.tasks.task import Example, Task, spaceless
 
 LONGEST = 512
@@ -127,7 +126,7 @@ def check_data(
     Raises:
         UserError: files that cannot be read, or labels that make no task.
     """
-    parts = _parts(paths)
+    parts = files_by_part(paths)
     parts |= {name: [os.fspath(given)] for name, given in (("dev", dev), ("test", test)) if given is not None}
     train = read_examples(parts.pop("train"), **{**reading, "skip_bad": True})
     read = {"train": train}
@@ -155,23 +154,6 @@ def check_data(
     said = [line for labelled in read.values() for line in labelled.said if ": " in line and "left out" not in line]
     sizes = {name: len(labelled) for name, labelled in read.items()}
     return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys(said[: len(read)])))
-
-
-def _parts(paths: Paths) -> dict[str, list[str]]:
-    """Files by the part they are; those whose name says none are for training."""
-    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
-    if not listed:
-        raise UserError("no data given", mend="name labelled files, or a folder of them")
-    if len(listed) == 1 and os.path.isdir(listed[0]):
-        found = find_parts(listed[0])
-        return {name: [path] if isinstance(path, str) else path for name, path in found.items()}
-    parts: dict[str, list[str]] = {}
-    for path in listed:
-        parts.setdefault(part_of(path) or "train", []).append(path)
-    if "train" not in parts:
-        first = next(iter(parts))
-        parts = {"train": parts.pop(first), **parts}
-    return parts
 
 
 def _unusable(labelled: Labelled) -> list[Finding]:

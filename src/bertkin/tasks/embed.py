@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertkin.errors import UserError
+from bertkin.errors import UserError, nearest
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.task_heads import Pooler, end_of
@@ -38,7 +38,7 @@ class Embedder:
         length: most tokens of a text; by default what the model reads.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model or pooling.
     """
 
     def __init__(
@@ -50,12 +50,17 @@ class Embedder:
         precision: str = "auto",
         length: int | None = None,
     ) -> None:
+        if pooling not in get_args(VectorPooling):
+            mend = nearest(pooling, get_args(VectorPooling))
+            raise UserError(
+                f"no pooling {pooling!r}; `tokens` gives a vector for each token", where="pooling", mend=mend
+            )
         folder = find_folder(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no head is needed here
             self.model: LanguageModel = load_model(folder, dtype=pick_precision(precision, "cpu"))
-        self.tokenizer = Tokenizer.load(folder)
         a = self.model.architecture
+        self.tokenizer = Tokenizer.load(folder, a.vocab_size)
         if length is not None and not 4 <= length <= a.max_length:
             raise UserError(f"rows of {length} tokens", where="--length", mend=f"choose 4 to {a.max_length}")
         self.length, self.pooling, self.normalise = length or a.max_length, pooling, normalise

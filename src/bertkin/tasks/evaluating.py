@@ -150,16 +150,17 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
         last.append(float((kept_evaluation(records) or found[-1])[metric]))
         best.append(METRICS[metric].best(float(record[metric]) for record in found))
         minutes.append(round(float(found[-1]["minutes"]), 3))
-    middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
     parts, humans = parts_of(entry, splits), dict(pair for _, pair in _further(entry))
     answers: dict[str, list[list[Any]]] = {name: [] for name in parts}
-    for seed, run in enumerate(runs):  # a model at a time
+    for run in runs:  # a model at a time
         reader = open_reader(run)
         for name, dev in parts.items():
             answers[name].append([p.answer for p in reader.examples(dev)])
-        if seed == middle:
-            chosen = reader
     task, table = splits.train.task, {}
+    if task.output == "sequence":  # whose logs tell of the first answers alone
+        last = [round(measure(task, splits.dev.examples, given, [metric])[metric], 5) for given in answers[entry.name]]
+        best = last
+    middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
     for name, dev in parts.items():
         same = tuple(seed for seed, given in enumerate(answers[name]) if constant(task, given))
         low, high = interval(metric, task, dev, answers[name][middle])
@@ -169,4 +170,4 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
         else:
             here = tuple(round(measure(task, dev, given, [metric])[metric], 5) for given in answers[name])
             table[name] = Scores(metric, here, here, low, high, same, (), humans[name], of=entry.name)
-    return table, chosen
+    return table, open_reader(runs[middle])

@@ -112,14 +112,7 @@ def load(path: str | Path) -> Loaded:
     if any(name.startswith("head.") for name in model.missing):
         mend = "give a masked language model, or train one: bertkin pretrain"
         raise UserError("this model has no vocabulary head, so it cannot fill blanks", where=folder, mend=mend)
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > model.architecture.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.architecture.vocab_size:,}",
-            where=folder,
-            mend="put back the tokenizer that the model was trained with",
-        )
-    return Loaded(folder, model, tokenizer)
+    return Loaded(folder, model, Tokenizer.load(folder, model.architecture.vocab_size))
 
 
 def fill(

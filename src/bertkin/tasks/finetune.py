@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bertkin.config import AUTO
-from bertkin.models.adapt import apply, merge, trainable
+from bertkin.models.adapt import apply, flops_per_token, merge, trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.levels import redraw
 from bertkin.models.light import save_light
@@ -244,20 +244,19 @@ class FineTuning:
 
     def price(self, model: TaskModel, **machine: Any) -> Price:
         """Counted from the examples themselves."""
-        parameters = trainable(model)[1]
-        embedded = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
+        trained, parameters = trainable(model)
         tokens = int(self.examples.lengths.sum())
         total = int(tokens * (self.train.epochs or 1.0))
         if self.train.steps:
             total = int(tokens / max(len(self.examples.examples), 1) * self.tuning.batch * self.train.steps)
-        flops = 6.0 * (parameters - embedded) * total
+        flops = flops_per_token(model) * total
         rate = product_rate(machine["dtype"], machine["device"]) * efficiency(machine["device"])
         return Price(
             parameters=parameters,
             tokens=total,
             steps=max(1, total * len(self.examples.examples) // max(tokens * self.tuning.batch, 1)),
             flops=flops,
-            bytes=parameters * 16 + 300 * 2**20,
+            bytes=4 * parameters + 12 * trained + 300 * 2**20,
             minutes=self.train.minutes or flops / rate / 60,
             corpus_tokens=tokens,
             precision=str(machine["dtype"]).split(".")[1],
@@ -319,6 +318,7 @@ def _run(tuning: Tuning, out: Path, listener: Listener | None, **how: bool) -> R
         begin=partial(_begin, out),
         work=_work,
         end=end,
+        needed=tuning.paths,
         **how,
     )
 

@@ -202,13 +202,13 @@ def open_reader(
             raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
         model, folder = opened, light
         whose = stock if isinstance(stock, str | Path) else named_stock(light)
-        tokenizer = Tokenizer.load(find_folder(str(whose)))
+        tokenizer = Tokenizer.load(find_folder(str(whose)), model.architecture.vocab_size)
     else:
         folder = find_folder(path)
         if writes(folder) or _only_writes(folder):
-            return _writer(load_model(folder), folder, Tokenizer.load(folder), precision)
+            return _writer(load_model(folder), folder, folder, precision)
         model, config = load_task_model(folder)
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder, model.architecture.vocab_size)
     model = model.to(pick_precision(precision, "cpu"))
     known = told(folder)
     a = model.architecture
@@ -243,12 +243,13 @@ def _open_light_writer(light: Path, stock: Any, precision: str) -> AnswerWriter:
         model, _ = open_light(light, stock)
     assert isinstance(model, LanguageModel)
     whose = stock if isinstance(stock, str | Path) else named_stock(light)
-    return _writer(model, light, Tokenizer.load(find_folder(str(whose))), precision)
+    return _writer(model, light, find_folder(str(whose)), precision)
 
 
-def _writer(model: LanguageModel, folder: Path, tokenizer: Tokenizer, precision: str) -> AnswerWriter:
-    """A model that writes, with what its folder knows of its answers."""
+def _writer(model: LanguageModel, folder: Path, words: Path, precision: str) -> AnswerWriter:
+    """A model that writes, with what its folder knows of its answers, and the tokenizer of another (or the same)."""
     known, a = told(folder), model.architecture
+    tokenizer = Tokenizer.load(words, a.vocab_size)
     task = Task.from_mapping(known["task"]) if "task" in known else Task("sequence")
     length = min(int(known.get("length") or 512), a.max_length)
     frame = Frame.of(a, tokenizer, length, min(int(known.get("writes") or BOUND), a.max_length - 2))

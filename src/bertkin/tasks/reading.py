@@ -33,7 +33,7 @@ from bertkin.tasks.data.files import (
     read_text,
     suffix_of,
 )
-from bertkin.tasks.data.labels import guess_task, named_classes, number_choices, to_example
+from bertkin.tasks.data.labels import first_choice, guess_task, named_classes, number_choices, to_example
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
 from bertkin.tasks.task import Example, Task
@@ -277,7 +277,9 @@ class _Reader:
             if raw is not None:
                 found.append(replace(raw, choices=tuple(map(_text, choices))))
                 names.append([str(one) for one in called] if isinstance(called, list) else [])
-        numbers = number_choices(found, names)
+        first = roles.first if roles.first is not None else first_choice(found)
+        self.roles = replace(roles, first=first)
+        numbers = number_choices(found, names, first or 0)
         return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
 
 
@@ -351,6 +353,28 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
     return parts
 
 
+def files_by_part(paths: Paths) -> dict[str, list[str]]:
+    """The files of a data set by the part they are: those of a folder, or of several by their names. A file whose name says
+    nothing, or that is alone, is for training.
+
+    Raises:
+        UserError: no data.
+    """
+    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
+    if not listed:
+        raise UserError("no data given", mend="name labelled files, or a folder of them")
+    if len(listed) == 1 and os.path.isdir(listed[0]):
+        found = find_parts(listed[0])
+        return {name: [path] if isinstance(path, str) else path for name, path in found.items()}
+    parts: dict[str, list[str]] = {}
+    for path in listed:
+        parts.setdefault(part_of(path) or "train", []).append(path)
+    if "train" not in parts:
+        first = next(iter(parts))
+        parts = {"train": parts.pop(first), **parts}
+    return parts
+
+
 @dataclass
 class _Source:
     """What holds one part of a data set: a file, a folder, or several files that are numbered.
@@ -421,15 +445,14 @@ def read_splits(
     """The training, development and test data of a data set.
 
     Args:
-        path: a folder with parts named train, dev and test (or alike); or files, all for training.
+        path: a folder with parts, or files, named train, dev and test (or alike); what is not so named is for training.
         dev, test: files that go before those of the folder.
         reading: see `read_examples`.
 
     Raises:
         UserError: as `read_examples`; a label of the development data that training has not.
     """
-    single = os.fspath(path) if isinstance(path, str | Path) else os.fspath(path[0]) if len(path) == 1 else ""
-    parts: dict[str, Any] = find_parts(single) if single and os.path.isdir(single) else {"train": path}
+    parts: dict[str, Any] = {name: files if len(files) > 1 else files[0] for name, files in files_by_part(path).items()}
     parts |= {name: os.fspath(given) for name, given in (("dev", dev), ("test", test)) if given is not None}
     train = read_examples(parts.pop("train"), task, **reading)
     rest = {**reading, "roles": train.roles}

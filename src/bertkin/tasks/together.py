@@ -166,14 +166,14 @@ class Joint:
         """The prices of the tasks together; of a budget in steps each has its share."""
         prices = [work.price(one, **machine) for work, one in zip(self.each, model.models, strict=True)]
         share = 1 / len(prices) if self.train.steps else 1.0
-        parameters = trainable(model)[1]
+        trained, parameters = trainable(model)
         return replace(
             prices[0],
             parameters=parameters,
             tokens=int(share * sum(price.tokens for price in prices)),
             steps=int(share * sum(price.steps for price in prices)),
             flops=share * sum(price.flops for price in prices),
-            bytes=parameters * 16 + 300 * 2**20,
+            bytes=4 * parameters + 12 * trained + 300 * 2**20,
             minutes=self.train.minutes or share * sum(price.minutes for price in prices),
             corpus_tokens=sum(price.corpus_tokens for price in prices),
         )
@@ -236,6 +236,7 @@ def _run(recipe: Together, out: Path, listener: Listener | None, **how: bool) ->
         begin=partial(_begin, out),
         work=Joint,
         end=end,
+        needed=[path for name in recipe.tasks for path in recipe.tuning(name).paths],
         **how,
     )
 

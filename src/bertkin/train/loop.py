@@ -107,13 +107,12 @@ class Training:
             if world.first:
                 sweep(out)
             self._take_up()
-        until = (self.position.step or -1) if resumed else None  # who begins again has said nothing yet
-        self.log = Log(out, until=until, board=self.train.tensorboard) if world.first else None
-        if resumed and self.log:
-            self.log.write({"kind": "resumed", "step": self.position.step})
+        self.resumed = resumed
+        self.log: Log | None = None
 
     def run(self) -> Result:
         """Train until the budget is spent, then write the model and the report."""
+        self._open()
         self._announce()
         try:
             with self._interruptible():
@@ -291,6 +290,15 @@ class Training:
         """What was measured at a position is what is known of the weights."""
         if p.loss is not None and p.accuracy is not None:
             self.loss, self.accuracy = p.loss, p.accuracy
+
+    def _open(self) -> None:
+        """Nothing is written into the run folder before: whoever makes it may do so once the model is known to be one."""
+        if not self.world.first:
+            return
+        until = (self.position.step or -1) if self.resumed else None  # who begins again has said nothing yet
+        self.log = Log(self.out, until=until, board=self.train.tensorboard)
+        if self.resumed:
+            self.log.write({"kind": "resumed", "step": self.position.step})
 
     def _close(self) -> None:
         """The last words of a run, however it ended."""

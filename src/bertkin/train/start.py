@@ -147,14 +147,7 @@ def open_start(recipe: Recipe, progress: Callable[[int, int, str], None]) -> Sta
     """
     folder, asked, data = find_folder(recipe.train.init), recipe.objective, recipe.data
     model = load_whole(folder, sentence=asked.sentence != "none", boundary=asked.boundary)
-    tokenizer = _tokenizer_of(folder, data.tokenizer)
-    rows = model.architecture.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {rows:,}",
-            where=folder,
-            mend="put back the tokenizer that the model was trained with",
-        )
+    tokenizer = _tokenizer_of(folder, data.tokenizer, model.architecture.vocab_size)
     facts: dict[str, Any] = {"from": str(recipe.train.init), "weights": _hash(folder)}
     if data.grow_vocab:
         progress(0, 0, "looking for the corpus's own words")
@@ -176,12 +169,12 @@ def open_start(recipe: Recipe, progress: Callable[[int, int, str], None]) -> Sta
     return Start(model, tokenizer, facts)
 
 
-def _tokenizer_of(folder: Path, given: str | None) -> Tokenizer:
+def _tokenizer_of(folder: Path, given: str | None, rows: int) -> Tokenizer:
     """The folder's own tokenizer; the one given, where it has none."""
     has = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     if given is None or given is AUTO:
-        return Tokenizer.load(folder)
-    tokenizer = Tokenizer.load(given)
+        return Tokenizer.load(folder, rows)
+    tokenizer = Tokenizer.load(given, rows)
     if has and Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
         what = f"not the tokenizer that {folder} was trained with"
         raise UserError(what, where="--data.tokenizer", mend="leave it out, or grow the vocabulary (--data.grow-vocab)")

@@ -70,6 +70,7 @@ class Roles:
         choices: a column for each choice, or one that holds a list.
         holds: what a row is: "" for texts and a label, else "words", "entities", "choices" or "answers" (spans).
         classes: names of the label's classes in order, where the file declares them.
+        first: of choices: the number of the first one, where labels are numbers: 0 or 1, as the training data count.
     """
 
     texts: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class Roles:
     choices: tuple[str, ...] = ()
     holds: str = ""
     classes: tuple[str, ...] = ()
+    first: int | None = None
 
     @property
     def said(self) -> str:
@@ -183,7 +185,7 @@ def _special(
     marked = named["label"] or first(ENTITIES, list)
     if single and marked and output in ("", "tokens") and _marks(row.get(marked)):
         return (*beside, single), marked, (), "entities"
-    choices = tuple(by_name[name] for name in sorted(by_name) if CHOICES.fullmatch(name))
+    choices = tuple(by_name[name] for name in sorted(by_name, key=_counted) if CHOICES.fullmatch(name))
     listed = first(("choices", "endings", "options"), (list, dict))
     if output in ("", "choice") and (listed or len(choices) > 1):
         free = {key: name for key, name in by_name.items() if name not in choices}
@@ -191,6 +193,11 @@ def _special(
         texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
         return texts, named["label"] or _label_by_name(free, "", named), (listed,) if listed else choices, "choices"
     return None
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """What to sort names by whose numbers count: choice2 before choice10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _marks(value: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -120,7 +119,10 @@ def guess_task(
     declared = "class" if roles.classes and not any(isinstance(value, list) for value in values) else ""
     output = output or declared or _output(values, roles.label, label)
     if output == "classes":
-        return Task("classes", inputs, ordered(name for value in values for name in listed(value)))
+        names = ordered(name for value in values for name in listed(value))
+        if not names:
+            raise UserError("no row has any class", where=label, mend="give rows that have some")
+        return Task("classes", inputs, names)
     if output == "score":
         numbers = [float(name) for name in map(name_of, values) if is_number(name) and math.isfinite(float(name))]
         low, high = min(numbers, default=0.0), max(numbers, default=0.0)
@@ -146,7 +148,8 @@ def _output(values: Sequence[Any], column: str, label: str) -> str:
     distinct = len(set(names))
     numbers = [name for name in names if is_number(name)]
     if len(numbers) >= 0.9 * len(names):
-        whole = sum(float(name).is_integer() and "." not in name for name in numbers)
+        flags = {*numbers} == {"0.0", "1.0"}  # as pandas writes 0 and 1 where a column has gaps
+        whole = sum(float(name).is_integer() and (flags or "." not in name) for name in numbers)
         return "class" if whole >= 0.9 * len(names) and distinct <= MOST_NUMBERED else "score"
     words = sum(len(name.split()) + len(name) // 12 for name in names) / len(names)
     unlike = distinct > 0.5 * len(names)
@@ -269,21 +272,24 @@ def _chosen(raw: Raw, gate: Gate) -> int | None:
     return None
 
 
-def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]]) -> list[Any]:
-    """Each row's label as the number of a choice from 0: given as such, from 1, as a letter, a name, or the text itself.
+def first_choice(rows: Sequence[Raw]) -> int | None:
+    """What number the first choice has where labels are numbers: 0 if any of them is, else 1; None where none is one."""
+    numbers = {name_of(raw.label) for raw in rows if not missing(raw.label) and name_of(raw.label).isdigit()}
+    return None if not numbers else int("0" not in numbers)
+
+
+def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int) -> list[Any]:
+    """Each row's label as the number of a choice from 0: given as a number, a letter, a name, or the text itself.
 
     Args:
         rows: with choices.
         names: of each row's choices, where the file has names for them ("A", "B").
+        first: the number that the first choice has in the file.
 
     Returns:
         a number a row; None where there is no label; the label itself where it means none.
     """
     labels = [None if missing(raw.label) else name_of(raw.label) for raw in rows]
-    digits = Counter(label for label in labels if label is not None and label.isdigit())
-    first = 0
-    if digits and "0" not in digits:
-        first = 1
     found: list[Any] = []
     for raw, label, called in zip(rows, labels, names, strict=True):
         if label is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from bertkin.errors import UserError, nearest
@@ -29,7 +29,8 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
         UserError: no words, or lines with differing numbers of columns.
     """
     sentences: list[list[tuple[int, list[str]]]] = [[]]
-    width, broken = 0, False
+    width, broken = _width(text), False
+    at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
@@ -38,18 +39,17 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
             broken = False
             continue
         cells = columns(line.rstrip("\r"))
-        if line.startswith("# ") and width and len(cells) != width:
+        if line.startswith("# ") and len(cells) != width:
             continue
-        width = width or len(cells)
-        if len(cells) != width or not cells[0]:
-            what = f"{len(cells)} columns, but the first word has {width}" if cells[0] else "a tag without a word"
+        if len(cells) != width or not cells[at - 1]:
+            odd = cells[0] and len(cells) != width
+            what = f"{len(cells)} columns, but the first word has {width}" if odd else "a tag without a word"
             gate.refuse(what, f"{label}:{number}", "give each line a word and its tag")
             broken = True
         sentences[-1].append((number, cells))
     sentences = [sentence for sentence in (sentences[:-1] if broken else sentences) if sentence]
     if not sentences:
         raise UserError("no words", where=label, mend="give a file with a word and its tag on each line")
-    at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
     words = [[cells[at - 1] for _, cells in sentence] for sentence in sentences]
     apart = not _characterwise(words)
     found = []
@@ -58,6 +58,14 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
         tags = tuple(cells[answer - 1] for _, cells in sentence) if width > 1 else None
         found.append(Raw((whole,), tags, f"{label}:{sentence[0][0]}", places))
     return found
+
+
+def _width(text: str) -> int:
+    """How many columns the first word has. A line that begins with "# " may be a comment above it."""
+    lines = (line for line in text.split("\n") if line.strip() and not line.startswith("-DOCSTART-"))
+    widths = [(line.startswith("# "), len(columns(line.rstrip("\r")))) for line in islice(lines, 100)]
+    words = [width for comment, width in widths if not comment]
+    return words[0] if words else widths[0][1] if widths else 1
 
 
 def _column(name: str, otherwise: int, width: int, label: str, option: str) -> int:
