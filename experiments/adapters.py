@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
-from starts import called, encoder
+from starts import beginnings, called
 from tuned import Job, Options, Results, carried_out, finish, shown, summary, task
 
 from bertkin.models.configs import read_config
@@ -27,7 +27,6 @@ from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
 
 TASKS = ("CoLA", "STS-B")
-"""What a model of ten million words cannot do at all (CoLA asks for more), adapters and layers cannot tell apart either."""
 Numbers = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")]
 app = App(help_format="plaintext")
 
@@ -55,7 +54,7 @@ def main(
         How many layers are trained; as many as a model has or more are left out.
     """
     folder = options.folder("adapters")
-    stocks = {called(model): model for model in (*([encoder()] if real else []), *models)}
+    stocks = {called(model): model for model in beginnings(models, real)}
     jobs = []
     for model, stock in stocks.items():
         layers = read_config(find_folder(stock) / "config.json")[0].layers

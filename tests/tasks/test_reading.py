@@ -274,8 +274,6 @@ def test_files_are_the_parts_that_their_names_say(tmp_path: Path) -> None:
 
 # Words.
 
-# Words.
-
 
 CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\nNew JJ B-LOC\nYork NNP I-LOC\n\nPeter NNP B-PER\n"
 

@@ -22,7 +22,7 @@ from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.hub import named
 from bertkin.tasks.metrics import METRICS, constant, measure
-from bertkin.tasks.predict import Reader, open_reader
+from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import Splits
 from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answers, other_model
 from bertkin.tasks.significance import interval
@@ -85,14 +85,14 @@ def run_suite(
             else:
                 finetune(wanted, run, listener=listener)
         entry = entries.get(name, Entry(name, ""))
-        found, reader = _measured(entry, splits, runs)
+        found, middle = _measured(entry, splits, runs)
         differences = dict(results.differences)
         for part, dev in parts_of(entry, splits).items():
             if other is not None and (both := compare(other, out, part, splits.task, dev)) is not None:
                 differences[part] = both
         results = Results(model, tuning.strategy.kind, results.tasks | found, called, differences)
         if submission is not None:
-            for line in submit(name, reader, splits, Path(tuning.data[0]).parent, submission):
+            for line in submit(name, open_reader(middle), splits, Path(tuning.data[0]).parent, submission):
                 say(line)
         write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
         write_text(out / "results.md", f"{results}\n")
@@ -140,8 +140,8 @@ def _further(entry: Entry) -> Iterable[tuple[str, tuple[str, float | None]]]:
     return (entry.parts or {}).items()
 
 
-def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[str, Scores], Reader]:
-    """What the runs of a task say in their logs, and what their models answer; and the model of the middle seed."""
+def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[str, Scores], Path]:
+    """What the runs of a task say in their logs, and what their models answer; and the run of the middle seed."""
     told = json.loads((runs[0] / TASK).read_text(encoding="utf-8"))["task"]
     metric, last, best, minutes = str(told["metric"]), [], [], []
     for run in runs:
@@ -170,4 +170,4 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
         else:
             here = tuple(round(measure(task, dev, given, [metric])[metric], 5) for given in answers[name])
             table[name] = Scores(metric, here, here, low, high, same, (), humans[name], of=entry.name)
-    return table, open_reader(runs[middle])
+    return table, runs[middle]

@@ -46,7 +46,7 @@ from bertkin.train.folder import RECIPE, TASK, begun
 from bertkin.train.loop import Result, Training
 from bertkin.train.machine import product_rate
 from bertkin.train.parallel import World
-from bertkin.train.price import Price, efficiency
+from bertkin.train.price import Price, bytes_of, efficiency
 from bertkin.train.progress import Listener
 from bertkin.train.state import Position, write_text
 
@@ -256,7 +256,7 @@ class FineTuning:
             tokens=total,
             steps=max(1, total * len(self.examples.examples) // max(tokens * self.tuning.batch, 1)),
             flops=flops,
-            bytes=4 * parameters + 12 * trained + 300 * 2**20,
+            bytes=bytes_of(parameters, trained),
             minutes=self.train.minutes or flops / rate / 60,
             corpus_tokens=tokens,
             precision=str(machine["dtype"]).split(".")[1],

@@ -122,9 +122,7 @@ def read_examples(
         UserError: a file that cannot be read or told, an unusable row, labels that make no task, no rows left.
     """
     gate = Gate(skip_bad)
-    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
-    if not listed:
-        raise UserError("no data given", mend="name labelled files, or a folder of them")
+    listed = _listed(paths)
     reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors)
     rows = [raw for path in listed for raw in reader.read(path)]
     where = listed[0] if len(listed) == 1 else f"{listed[0]} …"
@@ -353,6 +351,13 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
     return parts
 
 
+def _listed(paths: Paths) -> list[str]:
+    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
+    if not listed:
+        raise UserError("no data given", mend="name labelled files, or a folder of them")
+    return listed
+
+
 def files_by_part(paths: Paths) -> dict[str, list[str]]:
     """The files of a data set by the part they are: those of a folder, or of several by their names. A file whose name says
     nothing, or that is alone, is for training.
@@ -360,9 +365,7 @@ def files_by_part(paths: Paths) -> dict[str, list[str]]:
     Raises:
         UserError: no data.
     """
-    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
-    if not listed:
-        raise UserError("no data given", mend="name labelled files, or a folder of them")
+    listed = _listed(paths)
     if len(listed) == 1 and os.path.isdir(listed[0]):
         found = find_parts(listed[0])
         return {name: [path] if isinstance(path, str) else path for name, path in found.items()}
@@ -452,7 +455,7 @@ def read_splits(
     Raises:
         UserError: as `read_examples`; a label of the development data that training has not.
     """
-    parts: dict[str, Any] = {name: files if len(files) > 1 else files[0] for name, files in files_by_part(path).items()}
+    parts: dict[str, Any] = {**files_by_part(path)}
     parts |= {name: os.fspath(given) for name, given in (("dev", dev), ("test", test)) if given is not None}
     train = read_examples(parts.pop("train"), task, **reading)
     rest = {**reading, "roles": train.roles}

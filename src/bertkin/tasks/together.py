@@ -35,7 +35,7 @@ from bertkin.tasks.sampling import chances, drawn, exponent
 from bertkin.train.folder import RECIPE, TASKS, TESTED, begun
 from bertkin.train.loop import Result, Training
 from bertkin.train.parallel import World
-from bertkin.train.price import Price
+from bertkin.train.price import Price, bytes_of
 from bertkin.train.progress import Listener
 from bertkin.train.state import Position, kept_evaluation, read_log, write_text
 
@@ -173,7 +173,7 @@ class Joint:
             tokens=int(share * sum(price.tokens for price in prices)),
             steps=int(share * sum(price.steps for price in prices)),
             flops=share * sum(price.flops for price in prices),
-            bytes=4 * parameters + 12 * trained + 300 * 2**20,
+            bytes=bytes_of(parameters, trained),
             minutes=self.train.minutes or share * sum(price.minutes for price in prices),
             corpus_tokens=sum(price.corpus_tokens for price in prices),
         )

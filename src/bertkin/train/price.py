@@ -50,6 +50,12 @@ class Price:
         ]
 
 
+def bytes_of(parameters: int, trained: int) -> int:
+    """Memory of a fine-tuning: the weights in float32, and of those that are trained a gradient and AdamW's two moments;
+    and some room to work in."""
+    return 4 * parameters + 12 * trained + 300 * 2**20
+
+
 def spoken(minutes: float) -> str:
     """A duration for people."""
     if minutes < 1.5:
