@@ -22,7 +22,7 @@ import numpy as np
 from sharing import once
 from starts import beyond_usual
 
-from bertkin.tasks.answering import answers
+from bertkin.tasks.answering import answers, longest_answer
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.gathering import gather
 from bertkin.tasks.metrics import measure
@@ -159,7 +159,9 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     minutes = clock.seconds() / 60
     asked: Any = features(found.dev)
     scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
-    predictions = [one.answer for one in answers(found.task, found.dev, scores)]
+    predictions = [
+        one.answer for one in answers(found.task, found.dev, scores, longest=longest_answer(found.train.rows))
+    ]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)
     shutil.rmtree(aside, ignore_errors=True)

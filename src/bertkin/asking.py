@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bertkin.errors import UserError
-from bertkin.terminal import Flag, texts_of, whole_text
+from bertkin.errors import UserError, disk_errors
+from bertkin.terminal import Flag, see_file, texts_of, whole_text
 
 
 def fill(
@@ -172,6 +172,7 @@ def pairs(
     within_word: Annotated[bool, Flag] = False,
     limit: int | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    out: Path | None = None,
     json: Annotated[bool, Flag] = False,
 ) -> None:
     """Ask a model which of two sentences is right: bertkin pairs runs/mine blimp/
@@ -190,15 +191,24 @@ def pairs(
         Pairs of each file at most.
     precision
         Of the computation; auto is bfloat16 where the processor gains by it.
+    out
+        A file to write the scores to, as one JSON object.
     json
         Write one JSON object.
     """
     from bertkin.api import pairs as ask
+    from bertkin.train.state import write_text
 
     def told(done: int, total: int) -> None:
         _tell(f"{done:,} of {total:,} pairs" if done < total else "")
 
+    if out is not None:
+        see_file(out, "pairs.json")
     scores = ask(model, folder, limit=limit, method=method, within_word=within_word, precision=precision, progress=told)
+    if out is not None:
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, plain.dumps({"model": model} | scores.to_mapping(), indent=1) + "\n")
     print(plain.dumps(scores.to_mapping(), ensure_ascii=False) if json else scores)
 
 

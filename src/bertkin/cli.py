@@ -12,7 +12,7 @@ from pathlib import Path
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
-from bertkin import __version__, asking, tasking, training
+from bertkin import __version__, asking, tasking, training, using
 from bertkin.errors import UserError, disk_errors
 from bertkin.looking import inspect
 from bertkin.options import STDIN, said
@@ -46,8 +46,9 @@ VERBS: tuple[App | Callable[..., None], ...] = (
     check,
     tasking.finetune,
     tasking.evaluate,
-    tasking.predict,
-    tasking.embed,
+    using.predict,
+    using.embed,
+    using.merge,
 )
 """In the order in which help names them."""
 for place, verb in enumerate(VERBS):

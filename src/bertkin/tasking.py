@@ -1,4 +1,4 @@
-"""The verbs of tasks with labels: `bertkin finetune`, `evaluate`, `predict`, `embed`. See `bertkin.cli`."""
+"""The verbs that fine-tune: `bertkin finetune` and `evaluate`. See `bertkin.cli`; those that ask are in `bertkin.using`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy
 from bertkin.options import given, typed
 from bertkin.tasks.tuning import Tuning
-from bertkin.terminal import Flag, Quiet, leads, lines_of, listener, texts_of
+from bertkin.terminal import Flag, Quiet, leads, listener, scores_line
 
 TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
 OWN = ["dev", "test", "task", "text", "text2", "label", "metric", "header", "scheme"]
@@ -174,8 +174,7 @@ def show(result: Any) -> None:
     headline = plain.loads((result.run / "task.json").read_text(encoding="utf-8"))["task"]["metric"]
     hidden = {"kind", "step", "tokens", "minutes", "loss", "accuracy"} - {headline}
     scores = {name: value for name, value in last.items() if name not in hidden}
-    said = " · ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"{said or f'loss {result.loss:.4f}'} · {result.step:,} steps · {result.minutes:.1f} minutes")
+    print(f"{scores_line(scores) or f'loss {result.loss:.4f}'} · {result.step:,} steps · {result.minutes:.1f} minutes")
     print(f"run      {result.run} (report.html shows how it went)")
     print(f'next     bertkin predict {result.run} "A text."')
 
@@ -207,8 +206,8 @@ def evaluate(
     model
         A run folder, a model folder (ours or transformers'), or a hub id.
     suite
-        glue, squad, cmrc, ud, ner, dna; core, which is all of them; or a YAML file: a list of tasks with name, data, and
-        perhaps metric, text, text2, label.
+        glue, squad, cmrc, ud, ner, dna; core, which is all of them; blimp, minimal pairs that need no training (`bertkin
+        pairs` has its options); or a YAML file: a list of tasks with name, data, and perhaps metric, text, text2, label.
     data
         Folder of the tasks' data; by default beside the YAML file, or of a suite that is known on the hub.
     only
@@ -232,6 +231,22 @@ def evaluate(
     from bertkin.tasks.suites import read_suite
     from bertkin.train.state import write_text
 
+    if suite.lower() == "blimp":
+        asked = {
+            "--only": only,
+            "--seeds": seeds != 1,
+            "--against": against,
+            "--submit": submit,
+            "--table": table != "markdown",
+        }
+        asked |= dict.fromkeys([f"--{name}" for name in typed(tuning)], True)
+        asked |= {
+            f"--{room}.{name}": True for room, of in (("strategy", strategy), ("train", train)) for name in typed(of)
+        }
+        if odd := [option.replace("_", "-") for option, given in asked.items() if given]:
+            raise UserError("minimal pairs are asked without any training", where=odd[0], mend="leave it out")
+        _pairs(model, data, out or Path("runs") / "blimp", json=json)
+        return
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
     tasks = read_suite(suite, data, only or ())
@@ -253,122 +268,13 @@ def evaluate(
             print(f"{name}: {results.against} and this one, {both}")
 
 
-def predict(
-    model: str,
-    /,
-    *texts: str,
-    file: Path | None = None,
-    also: Annotated[list[str] | None, Parameter(negative="")] = None,
-    task: Annotated[list[str] | None, Parameter(negative="")] = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    beams: int = 1,
-    windows: int | None = None,
-    json: Annotated[bool, Flag] = False,
-) -> None:
-    """Ask a fine-tuned model: bertkin predict runs/reviews "A film to forget."
+def _pairs(model: str, data: Path | None, out: Path, *, json: bool) -> None:
+    """The one suite that trains nothing."""
+    from bertkin.asking import pairs
+    from bertkin.tasks.results import RESULTS
 
-    Parameters
-    ----------
-    model
-        A run folder, a model folder (ours or transformers'), or a hub id.
-    texts
-        Texts; where the task takes two, they are parted by a tab. Without any, lines are read from standard input.
-    file
-        A file with a row on each line, its texts parted by tabs.
-    also
-        Another model to ask; may be given several times. Light ones of one stock have it in memory once.
-    task
-        Of a run of several tasks, one that is asked; may be given several times. By default each is asked that reads as
-        many texts.
-    precision
-        auto is bfloat16 where the processor gains by it.
-    beams
-        Of a model that writes: how many beginnings of an answer are kept side by side.
-    windows
-        Most windows that a long text is read in, where one answer is of all of it. [default: as it was trained]
-    json
-        Write a JSON object a line.
-    """
-    from bertkin.tasks.predict import by_beams, by_windows, open_reader
-    from bertkin.tasks.several import all_by_windows, ask, open_readers, tasks_in
-
-    lines = texts_of(texts, file, "text", "A film to forget.")
-    groups = [[text.strip() for text in line.split("\t")] for line in lines]
-    if also or task or tasks_in(model):
-        readers = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
-        readers = {name: by_beams(reader, beams) for name, reader in readers.items()}
-        for one in ask(all_by_windows(readers, windows), groups):
-            name = one["model"]
-            print(plain.dumps(one, ensure_ascii=False) if json else f"{name}\t{_line(one)}")
-        return
-    reader = by_windows(by_beams(open_reader(model, precision=precision), beams), windows)
-    for group, prediction in zip(groups, reader.predict(groups), strict=True):
-        told = reader.said(group, prediction)
-        print(plain.dumps(told, ensure_ascii=False) if json else _line(told))
-
-
-def _line(told: dict[str, Any]) -> str:
-    text = " | ".join(told["texts"])
-    if "label" in told:
-        return f"{told['label']}  {told['probability']:.1%}  {text}"
-    if "words" in told:
-        return "  ".join(f"{word}/{tag}" for word, tag in told["words"])
-    for name in ("labels", "score", "answer"):
-        if name in told:
-            return f"{told[name] if name != 'labels' else ', '.join(told[name]) or '–'}  {text}"
-    return text
-
-
-def embed(
-    model: str,
-    file: Path,
-    /,
-    *,
-    out: Path = Path("vectors.npy"),
-    pooling: Literal["mean", "max", "first", "last", "tokens"] = "mean",
-    normalise: Annotated[bool, Flag] = False,
-    length: int | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-) -> None:
-    """Turn lines of text into vectors: bertkin embed MODEL sentences.txt --out vectors.npy
-
-    Parameters
-    ----------
-    model
-        A run folder, a model folder (ours or transformers'), or a hub id.
-    file
-        A text on each line; an empty one has its vector, too, so that vectors and lines go together.
-    out
-        A .npy file, [lines, width]; with tokens an .npz of one array a line.
-    pooling
-        How the states of a text become one vector; tokens keeps them all.
-    normalise
-        To length 1.
-    length
-        Most tokens of a text.
-    precision
-        auto is bfloat16 where the processor gains by it.
-    """
-    import numpy as np
-
-    from bertkin.errors import disk_errors
-    from bertkin.tasks.embed import Embedder
-
-    if out.is_dir():
-        raise UserError("a folder", where=out, mend="name a file, such as vectors.npy")
-    lines = lines_of(file, every=True)
-    if not any(lines):
-        raise UserError("no text", where=file, mend="write a text on each line")
-    way: Any = "mean" if pooling == "tokens" else pooling
-    embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision)
-    aside = out.with_name(f".{out.name}.part")
-    try:
-        with disk_errors(out), aside.open("wb") as stream:
-            if pooling == "tokens":
-                np.savez(stream, *embedder.tokens(lines))
-            else:
-                np.save(stream, embedder.encode(lines))
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    print(f"{len(lines):,} texts, {embedder.width} numbers each: {out}")
+    if data is None:
+        raise UserError(
+            "where its data lie is not said", where="suite blimp", mend="give --data FOLDER of .jsonl files"
+        )
+    pairs(model, data, json=json, out=out / RESULTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +30,21 @@ def listener(quiet: bool) -> Listener:
     from bertkin.train.progress import QuietListener, RichListener
 
     return QuietListener() if quiet or not leads() else RichListener()
+
+
+def see_file(path: Path, example: str) -> None:
+    """Refuse a folder where a file is to be written.
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.is_dir():
+        raise UserError("a folder", where=path, mend=f"name a file, such as {example}")
+
+
+def scores_line(scores: Mapping[str, float]) -> str:
+    """Scores on one line."""
+    return " · ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def texts_of(texts: Sequence[str], file: Path | None, what: str, example: str) -> list[str]:

@@ -592,6 +592,13 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(
     assert "\n" not in str(caught.value) and caught.value.mend and caught.value.where
 
 
+def test_a_broken_line_of_json_is_left_out_where_bad_rows_are(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": 0}', '{"text": "b"', "7", '{"text": "c", "label": 1}']
+    found = read_examples(written(tmp_path, "a.jsonl", "\n".join(lines) + "\n"), skip_bad=True)
+    assert [example.texts[0] for example in found.examples] == ["a", "c"]
+    assert [where.rpartition(":")[2] for where, _ in found.left_out] == ["2", "3"]
+
+
 def test_a_label_of_dev_that_training_has_not_is_named(tmp_path: Path) -> None:
     written(tmp_path, "train.csv", REVIEWS)
     written(tmp_path, "dev.csv", "text,label\nHm.,odd\n")

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ import pytest
 import bertkin
 from bertkin.cli import main
 from bertkin.config import Model
-from bertkin.errors import UserError
+from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
+from bertkin.tasks import evaluating
 from bertkin.tasks.metrics import measure
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_splits
@@ -25,7 +28,7 @@ from bertkin.tasks.results import Results, Scores, compare, keep_answers
 from bertkin.tasks.submitting import FILES, SIZES, lines, official
 from bertkin.tasks.suites import GLUE, SUITES, entries_of, read_suite
 from bertkin.tasks.task import Example, Task
-from bertkin.tasks.tuning import load_tuning
+from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.tokenizer import train_tokenizer
 from bertkin.train.progress import QuietListener
 
@@ -81,6 +84,57 @@ def test_a_table_over_seeds_that_goes_on_where_it_was(desk: Path, capsys: pytest
     folder = desk / "out" / "CoLA" / "seed-0"
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns >= before
     assert json.loads((folder / "task.json").read_text())["task"]["metric"] == "matthews"
+
+
+def test_a_seed_that_diverges_is_told_and_the_others_count(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_one, train = evaluating.finetune, {"steps": 8, "precision": "float32", "threads": 1}
+
+    def steeply(tuning: Tuning, run: Path, **how: Any) -> Any:
+        train = replace(tuning.train, lr=9e8, weight_decay=900.0) if run.name in steep else tuning.train
+        return real_one(replace(tuning, train=train), run, **how)
+
+    monkeypatch.setattr(evaluating, "finetune", steeply)
+    how: dict[str, Any] = {"data": desk / "glue", "only": ["CoLA"], "train": train, "listener": QuietListener()}
+    steep = ["seed-1"]
+    results = bertkin.evaluate(desk / "stock", "glue", out=desk / "steep", seeds=3, **how)
+    told = results.tasks["CoLA"]
+    assert told.diverged == (1,) and len(told.last) == 2 and "CoLA" in str(results)
+    assert "(1 of 3 diverged)" in str(results) and results.to_mapping()["tasks"]["CoLA"]["diverged"] == [1]
+    steep = ["seed-0"]
+    with pytest.raises(NonFiniteLoss):
+        bertkin.evaluate(desk / "stock", "glue", out=desk / "lost", seeds=1, **how)
+
+
+def test_mrpc_has_both_its_metrics_which_count_once(desk: Path) -> None:
+    for part, count in (("train", 24), ("dev", 8)):
+        (desk / "two" / "MRPC").mkdir(parents=True, exist_ok=True)
+        rows = [MRPC, *(f"{at % 2}|{at}|{at + 1}|the film was warm|it was {at}" for at in range(count))]
+        (desk / "two" / "MRPC" / f"{part}.tsv").write_text("\n".join(rows).replace("|", "\t") + "\n")
+    train = {"steps": 2, "threads": 1}
+    how: dict[str, Any] = {"data": desk / "two", "train": train, "listener": QuietListener()}
+    results = bertkin.evaluate(desk / "stock", "glue", out=desk / "both-metrics", **how)
+    f1, accuracy = results.tasks["MRPC"], results.tasks["MRPC (accuracy)"]
+    assert (f1.metric, f1.human, accuracy.metric, accuracy.human) == ("f1", 0.863, "accuracy", 0.808)
+    dev = read_splits(desk / "two" / "MRPC").dev
+    answers = json.loads((desk / "both-metrics" / "MRPC" / "answers.json").read_text())["answers"]
+    right = [answer == example.label for answer, example in zip(answers, dev.examples, strict=True)]
+    assert accuracy.median == pytest.approx(np.mean(right), abs=1e-5)
+    assert results.mean == pytest.approx((f1.median + accuracy.median) / 2)
+
+
+def test_minimal_pairs_are_a_suite_that_trains_nothing(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (desk / "pairs").mkdir()
+    pair = {"sentence_good": "the film was warm", "sentence_bad": "film the warm was"}
+    (desk / "pairs" / "order.jsonl").write_text(json.dumps(pair) + "\n")
+    command = ["evaluate", str(desk / "stock"), "blimp"]
+    assert main([*command, "--data", str(desk / "pairs"), "--out", str(desk / "asked"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pairs"] == 1 and set(told["paradigms"]) == {"order"}
+    assert json.loads((desk / "asked" / "results.json").read_text())["mean"] == told["mean"]
+    assert main(command) == 2
+    assert "give --data FOLDER" in capsys.readouterr().err
+    assert main([*command, "--data", str(desk / "pairs"), "--train.epochs", "3"]) == 2
+    assert "--train.epochs: minimal pairs are asked without any training" in capsys.readouterr().err
 
 
 def test_a_suite_of_ones_own(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from bertkin.api.asking import fill, generate, load, pairs, prompt
 from bertkin.api.growing import adapt, make_recipe, prepare, pretrain, resume, train_tokenizer
-from bertkin.api.tasks import check_data, embed, evaluate, finetune, finetune_together, predict, predict_all
+from bertkin.api.tasks import (
+    check_data,
+    embed,
+    evaluate,
+    finetune,
+    finetune_together,
+    merge,
+    predict,
+    predict_all,
+    predict_table,
+)
 
 __all__ = [
     "adapt",
@@ -24,9 +34,11 @@ __all__ = [
     "generate",
     "load",
     "make_recipe",
+    "merge",
     "pairs",
     "predict",
     "predict_all",
+    "predict_table",
     "prepare",
     "pretrain",
     "prompt",

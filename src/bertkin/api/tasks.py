@@ -236,6 +236,67 @@ def _said(reader: Reader, texts: str | Sequence[str | Sequence[str]]) -> list[di
     return [reader.said(group, found) for group, found in zip(groups, reader.predict(groups), strict=True)]
 
 
+def predict_table(
+    model: Reader | str | Path,
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    header: bool | None = None,
+    skip_bad: bool = False,
+    scheme: str = "",
+    precision: str = "auto",
+    windows: int | None = None,
+) -> list[dict[str, Any]]:
+    """What a fine-tuned model answers to each row of a file, whose columns are those of the table it was trained on.
+
+    Args:
+        model: as for `predict`.
+        path: a table, JSON lines, CoNLL, CoNLL-U or SQuAD's format.
+        out: a file for the answers, too: .jsonl, .csv, .tsv, .conll (tags) or .json (answers by the questions' ids).
+        columns: text, text2 and label by name or number, where they are others.
+        header: whether a table's first row names its columns; by default it is told by names that are known.
+        skip_bad: leave unusable rows out instead of stopping at the first.
+        scheme: how a .conll file writes entities; by default as the training data did.
+        precision, windows: as for `predict`.
+
+    Returns:
+        For each row what `predict` gives, and its id where it has one.
+
+    Raises:
+        UserError: there is no such model, the file is not one of its task, or the answers cannot be written so.
+    """
+    from bertkin.tasks import predict as room
+    from bertkin.tasks import sheets
+    from bertkin.tasks.data.columns import Columns
+
+    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    reader = room.by_windows(reader, windows)
+    if out is not None:
+        sheets.see_form(Path(out), [reader], scheme)
+    told = from_mapping(Columns, dict(columns or {}), "columns")
+    rows = sheets.read_rows(reader, path, columns=told, header=header, skip_bad=skip_bad)
+    found = [reader.told(example, one) for example, one in zip(rows.examples, reader.asked(rows.examples), strict=True)]
+    if out is not None:
+        sheets.write_answers(Path(out), found, [reader], scheme=scheme)
+    return found
+
+
+def merge(model: str | Path, out: str | Path) -> None:
+    """Fold what LoRA changed into its stock: an ordinary folder, which transformers opens.
+
+    Args:
+        model: a run of lora, bias, last or frozen; or a folder of such changes, ours or PEFT's.
+        out: a folder that is not there yet, or is empty.
+
+    Raises:
+        UserError: no such changes, changes that do not fold into weights, or a folder that holds something.
+    """
+    from bertkin.tasks.merging import fold
+
+    fold(model, Path(out))
+
+
 def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
     """A vector for each text: float32 [texts, width].
 

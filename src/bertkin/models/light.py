@@ -74,6 +74,11 @@ def is_light(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file() or (Path(folder) / CHANGED).is_file()
 
 
+def light_in(path: str | Path) -> Path | None:
+    """The folder of a run, or the folder itself, that holds what a light strategy changed; None where neither does."""
+    return next((folder for folder in (Path(path), Path(path) / "model") if is_light(folder)), None)
+
+
 def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> tuple[Model, dict[str, Any]]:
     """A model as it was saved by `save_light` or PEFT, in evaluation mode, and what is beside it in bertkin.json.
 

@@ -144,7 +144,14 @@ class Prediction:
 
 
 LONGEST_ANSWER = 30
-"""Tokens of a span."""
+"""Tokens that a span may always have, as in BERT's own reader."""
+
+
+def longest_answer(rows: Sequence[Row]) -> int:
+    """How many tokens a span may have where these rows are what is learnt from: as many as all but one in a thousand of
+    their answers."""
+    sizes = [row.target[1] - row.target[0] + 1 for row in rows if row.target not in (None, (0, 0))]
+    return max(LONGEST_ANSWER, int(np.quantile(sizes, 0.999, method="higher"))) if sizes else LONGEST_ANSWER
 
 
 def answers(
@@ -154,11 +161,13 @@ def answers(
     *,
     top: int = 5,
     chain: Chain | None = None,
+    longest: int = LONGEST_ANSWER,
 ) -> list[Prediction]:
     """An answer for each example; "no answer" where a task has such questions and that beats every span.
 
     Args:
         chain: of a model with a CRF, what its tags may follow, and how gladly (`bertkin.tasks.chaining`).
+        longest: most tokens of a span.
     """
     out = []
     outside = task.labels.index("O") if "O" in task.labels else 0
@@ -179,10 +188,10 @@ def answers(
         elif task.output == "score":
             out.append(Prediction(float(given[0][0]), 1.0))
         elif task.output == "tokens":
-            words = len(rows.examples[number].label or ())
+            words = len(rows.examples[number].spans)
             out.append(_tags([rows.rows[i] for i in mine], given, words, outside, chain))
         else:
-            out.append(_span([rows.rows[i] for i in mine], given, rows, number, top))
+            out.append(_span([rows.rows[i] for i in mine], given, rows, number, top, longest))
     return out
 
 
@@ -215,32 +224,42 @@ def _tags(
     return Prediction(tuple(tags.tolist()), sure)
 
 
-def _span(rows: Sequence[Row], found: Sequence[np.ndarray], rows_of: Rows, number: int, top: int) -> Prediction:
+def _span(
+    rows: Sequence[Row], found: Sequence[np.ndarray], rows_of: Rows, number: int, top: int, longest: int
+) -> Prediction:
     """The best spans of all windows, as BERT's reader: a start and an end after it, not too far apart."""
-    candidates: list[tuple[float, int, int]] = []
+    spans: dict[tuple[int, int], float] = {}
     none = np.inf
     for row, scores in zip(rows, found, strict=True):
         none = min(none, float(scores[0, 0] + scores[0, 1]))
         first, last = scores[row.places, 0], scores[row.places, 1]
         for start in np.argsort(-first)[:20]:
-            ends = last[start : start + LONGEST_ANSWER]
+            ends = last[start : start + longest]
             for end in np.argsort(-ends)[:5]:
-                candidates.append((float(first[start] + ends[end]), int(row.words[start]), int(row.words[start + end])))
-    candidates.sort(key=lambda candidate: (-candidate[0], candidate[1:]))
+                place = (
+                    int(row.words[start]),
+                    int(row.words[start + end]),
+                )  # of windows that share it, the surer one says
+                spans[place] = max(spans.get(place, -np.inf), float(first[start] + ends[end]))
+    candidates = sorted(spans.items(), key=lambda candidate: (-candidate[1], candidate[0]))
     text, offsets = rows_of.examples[number].texts[-1], rows_of.contexts[number]
     best: list[tuple[Any, float, tuple[int, int] | None]] = []
-    for score, start, end in candidates:
+    for (start, end), score in candidates:
         place = (offsets[start][0], offsets[end][1])
         said = text[slice(*place)].strip()
         if said and said not in [one[0] for one in best]:
             best.append((said, score, place))
         if len(best) == top:
             break
-    if rows_of.task.unanswerable and (not best or none > best[0][1]):
-        best.insert(0, ("", none, None))
+    considered = list(spans.values())
+    if rows_of.task.unanswerable:
+        best = sorted([*best, ("", none, None)], key=lambda one: -one[1])[:top]
+        considered.append(none)
     if not best:
         return Prediction("", 1.0)
-    chances = _softmax(np.array([score for _, score, _ in best]))
-    return Prediction(
-        best[0][0], float(chances[0]), [(b[0], float(c)) for b, c in zip(best, chances, strict=True)], best[0][2]
-    )
+    total = np.logaddexp.reduce(
+        np.array(considered, np.float64)
+    )  # an answer's chance is among all that were considered
+    chances = [float(np.exp(score - total)) for _, score, _ in best]
+    answer, _, where = best[0]
+    return Prediction(answer, chances[0], [(one[0], chance) for one, chance in zip(best, chances, strict=True)], where)

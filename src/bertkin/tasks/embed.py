@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.heads import LanguageModel
+from bertkin.models.light import light_in, named_stock, open_light
 from bertkin.models.pretrained import find_folder, load_model
-from bertkin.models.task_heads import Pooler, end_of
+from bertkin.models.task_heads import Pooler, TaskModel, end_of
 from bertkin.tasks.encoding import Rows, alike, at_once, encode, packed
 from bertkin.tasks.task import Example, Task
 from bertkin.text.batches import Ints
@@ -31,7 +32,8 @@ class Embedder:
     """A pretrained model as a function from texts to vectors.
 
     Args:
-        path: a run folder, a model folder, or a hub id; any family. An encoder–decoder's encoder is used.
+        path: a run folder, a model folder, or a hub id; any family. An encoder–decoder's encoder is used, and of what a light
+            strategy saved the stock with its changes.
         pooling: how states become one vector.
         normalise: to length 1, so that a dot product is a cosine.
         precision: auto is bfloat16 where the processor gains by it.
@@ -55,10 +57,14 @@ class Embedder:
             raise UserError(
                 f"no pooling {pooling!r}; `tokens` gives a vector for each token", where="pooling", mend=mend
             )
-        folder = find_folder(path)
+        light, dtype = light_in(path), pick_precision(precision, "cpu")
+        folder = find_folder(path if light is None else named_stock(light) or path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no head is needed here
-            self.model: LanguageModel = load_model(folder, dtype=pick_precision(precision, "cpu"))
+            if light is None:
+                self.model: LanguageModel | TaskModel = load_model(folder, dtype=dtype)
+            else:  # its stock, with what the strategy put around it
+                self.model = open_light(light)[0].to(dtype)
         a = self.model.architecture
         self.tokenizer = Tokenizer.load(folder, a.vocab_size)
         if length is not None and not 4 <= length <= a.max_length:
@@ -104,6 +110,7 @@ class Embedder:
     def _states(self, rows: Rows, batch_tokens: int | None) -> Iterator[tuple[Ints, Tensor, Layout]]:
         """Rows of like length together: their numbers, last hidden states [tokens, width], and layout."""
         stack = self.model.stack if self.model.source is None else self.model.source
+        assert stack is not None
         for mine in alike(rows.lengths, batch_tokens or at_once()):
             ids, layout = packed([rows.rows[i] for i in mine])
             yield mine, stack(ids, layout), layout

@@ -124,7 +124,7 @@ def encode(
         windows: most windows of a text with one answer; what is behind them is cut.
 
     Raises:
-        UserError: a question that leaves no room for its context, or a model that reads too few tokens for the task.
+        UserError: a model that reads too few tokens for the task.
     """
     template = Template.of(tokenizer)
     whole = _whole if windows == 1 else partial(_slid, windows)
@@ -196,6 +196,8 @@ def fit(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]],
     return [text[:size] for text, size in zip(texts, sizes, strict=True)], True
 
 
+LEAST = 16
+"""Tokens of the last text that a window must have room for."""
 Made = tuple[list[Row], bool]
 
 
@@ -240,28 +242,27 @@ def _chosen(number: int, example: Example, texts: list[Text], template: Template
 def _tagged(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
     """Words of the last text found by their characters; a row for each window, the other texts before each. A word whose text
     gives no token is nowhere."""
-    head, room = _head(example, texts, room)
+    head, room, lost = _head(texts, room)
     ids, offsets = texts[-1]
     starts = np.array([start for start, _ in offsets], np.int64)
     ends = np.array([end for _, end in offsets], np.int64)
-    label = example.label
-    spans = [(start, end) for start, end, *_ in label] if label else []
+    spans = example.spans
     # The first token that ends behind the word's beginning; byte-level tokens begin with the blank before a word.
     firsts = np.searchsorted(ends, [start for start, _ in spans], side="right") if len(offsets) else NONE
     real = np.array([f < len(starts) and starts[f] < end for f, (_, end) in zip(firsts, spans, strict=True)], np.bool_)
-    tags = np.array([tag for *_, tag in label], np.int64) if label and len(label[0]) == 3 else None
+    tags = np.array([tag for *_, tag in example.label], np.int64) if example.label else None
     rows = []
     for low, high, own_low, own_high in _windows(len(ids), room, min(stride, room // 2)):
         mine = np.flatnonzero(real & (firsts >= own_low) & (firsts < own_high)) if len(spans) else NONE
         row, segments, begins = put_together([*head, ids[low:high]], template)
         target = None if tags is None else tags[mine]
         rows.append(Row(row, segments, number, firsts[mine] - low + begins[-1], mine, target))
-    return rows, False
+    return rows, lost
 
 
 def _spanned(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
     """Windows of the last text, the others before each. A span outside a window is, there, no answer."""
-    head, room = _head(example, texts, room)
+    head, room, lost = _head(texts, room)
     context, offsets = texts[-1]
     answer = _answer(example, offsets)
     rows = []
@@ -274,20 +275,19 @@ def _spanned(number: int, example: Example, texts: list[Text], template: Templat
             target = (answer[0] - low + at, answer[1] - low + at) if inside else (0, 0)
         places = np.arange(at, at + high - low)
         rows.append(Row(ids, segments, number, places, np.arange(low, high), target))
-    return rows, False
+    return rows, lost
 
 
-def _head(example: Example, texts: list[Text], room: int) -> tuple[list[list[int]], int]:
-    """The texts that stand whole before each window of the last one, and the room that they leave it."""
-    head = [ids for ids, _ in texts[:-1]]
+def _head(texts: list[Text], room: int) -> tuple[list[Sequence[int]], int, bool]:
+    """The texts that stand before each window of the last one, the room that they leave it, and whether they lost their
+    ends for it: they stand whole unless that leaves next to no room, and else have half."""
+    head: list[Sequence[int]] = [ids for ids, _ in texts[:-1]]
     left = room - sum(map(len, head))
-    if head and left < 16:
-        raise UserError(
-            f"a question of {room - left:,} tokens leaves {max(left, 0)} for its context",
-            where=example.where or None,
-            mend="choose longer rows",
-        )
-    return head, left
+    lost = False
+    if head and left < min(LEAST, len(texts[-1][0])):
+        head, lost = fit(head, room // 2)
+        left = room - sum(map(len, head))
+    return head, left, lost
 
 
 def _answer(example: Example, offsets: Offsets) -> tuple[int, int] | None:

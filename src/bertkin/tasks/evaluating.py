@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkin.config import fill_auto, merge
-from bertkin.errors import UserError
+from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.folders import find_folder
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
@@ -76,16 +76,23 @@ def run_suite(
         tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
         splits = read_data(tuning)
         tuning = replace(tuning, **_fitting(change or {}, splits.task))
-        runs = [out / name / f"seed-{seed}" for seed in range(seeds)]
-        for seed, run in enumerate(runs):
+        runs, lost = {seed: out / name / f"seed-{seed}" for seed in range(seeds)}, {}
+        for seed, run in runs.items():
             wanted = replace(tuning, train=replace(tuning.train, seed=tuning.train.seed + seed))
-            if is_tuning(run):
-                _see_same(run, wanted)
-                resume(run, listener=listener)
-            else:
-                finetune(wanted, run, listener=listener)
+            try:
+                if is_tuning(run):
+                    _see_same(run, wanted)
+                    resume(run, listener=listener)
+                else:
+                    finetune(wanted, run, listener=listener)
+            except NonFiniteLoss as error:  # one seed that goes off the rails is a result, too
+                lost[seed] = error
+                say(f"{name}: seed {seed} counts as diverged ({error.what})")
+        if len(lost) == seeds:
+            raise lost[0]
         entry = entries.get(name, Entry(name, ""))
-        found, middle = _measured(entry, splits, runs)
+        found, middle = _measured(entry, splits, {seed: run for seed, run in runs.items() if seed not in lost})
+        found = {row: replace(scores, diverged=tuple(lost)) for row, scores in found.items()}
         differences = dict(results.differences)
         for part, dev in parts_of(entry, splits).items():
             if other is not None and (both := compare(other, out, part, splits.task, dev)) is not None:
@@ -140,8 +147,9 @@ def _further(entry: Entry) -> Iterable[tuple[str, tuple[str, float | None]]]:
     return (entry.parts or {}).items()
 
 
-def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[str, Scores], Path]:
+def _measured(entry: Entry, splits: Splits, by_seed: Mapping[int, Path]) -> tuple[dict[str, Scores], Path]:
     """What the runs of a task say in their logs, and what their models answer; and the run of the middle seed."""
+    runs = list(by_seed.values())
     told = json.loads((runs[0] / TASK).read_text(encoding="utf-8"))["task"]
     metric, last, best, minutes = str(told["metric"]), [], [], []
     for run in runs:
@@ -161,13 +169,17 @@ def _measured(entry: Entry, splits: Splits, runs: Sequence[Path]) -> tuple[dict[
         last = [round(measure(task, splits.dev.examples, given, [metric])[metric], 5) for given in answers[entry.name]]
         best = last
     middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
-    for name, dev in parts.items():
-        same = tuple(seed for seed, given in enumerate(answers[name]) if constant(task, given))
-        low, high = interval(metric, task, dev, answers[name][middle])
-        keep_answers(runs[0].parents[1] / name, task, dev, metric, answers[name][middle])
-        if name == entry.name:
-            table[name] = Scores(metric, tuple(last), tuple(best), low, high, same, tuple(minutes), entry.human)
+    told_of = [(name, metric, name, entry.human if name == entry.name else humans[name]) for name in parts]
+    told_of += [(f"{entry.name} ({other})", other, entry.name, human) for other, human in (entry.beside or {}).items()]
+    for row, counted, name, human in told_of:
+        dev, given = parts[name], answers[name]
+        same = tuple(seed for seed, said in zip(by_seed, given, strict=True) if constant(task, said))
+        low, high = interval(counted, task, dev, given[middle])
+        if row == entry.name:
+            table[row] = Scores(metric, tuple(last), tuple(best), low, high, same, tuple(minutes), human)
         else:
-            here = tuple(round(measure(task, dev, given, [metric])[metric], 5) for given in answers[name])
-            table[name] = Scores(metric, here, here, low, high, same, (), humans[name], of=entry.name)
+            here = tuple(round(measure(task, dev, said, [counted])[counted], 5) for said in given)
+            table[row] = Scores(counted, here, here, low, high, same, (), human, of=entry.name)
+    for name, dev in parts.items():
+        keep_answers(runs[0].parents[1] / name, task, dev, metric, answers[name][middle])
     return table, runs[middle]

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,15 @@ from bertkin.models.many import save_apart
 from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
 from bertkin.models.strategy import TOGETHER
 from bertkin.models.task_heads import Answer, TaskModel
-from bertkin.tasks.answering import Prediction, answer_for, answers, loss_of, scores
+from bertkin.tasks.answering import (
+    LONGEST_ANSWER,
+    Prediction,
+    answer_for,
+    answers,
+    longest_answer,
+    loss_of,
+    scores,
+)
 from bertkin.tasks.carrying import as_measured, carry_out
 from bertkin.tasks.chaining import chain_of
 from bertkin.tasks.concluding import conclude
@@ -84,11 +92,12 @@ class FineTuning:
 
     def __init__(self, found: Gathered, device: str) -> None:
         self.tuning, self.task, self.train = found.tuning, found.task, found.tuning.train
-        self.tokenizer, self.stock, self.device = found.tokenizer, found.stock, device
+        self.tokenizer, self.stock, self.device, self.roles = found.tokenizer, found.stock, device, found.roles
         self.examples, self.dev = found.train, found.dev
         self.kind: str = found.task.output
         weights = weights_of(self.tuning.class_weights, self.task, self.examples.examples)
         self.weights = None if weights is None else torch.tensor(weights, device=device)
+        self.longest = longest_answer(self.examples.rows) if self.kind == "span" else LONGEST_ANSWER
         values = [float(example.label) for example in self.examples.examples] if self.kind == "score" else [0.0]
         self.mean, self.deviation = float(np.mean(values)), float(np.std(values))
 
@@ -200,7 +209,7 @@ class FineTuning:
             layout = Layout.from_lengths(rows.lengths[low:high]).to("cpu")
             part, _, n = loss_of(self.task, joined, rows.rows[low:high], layout, crf=crf)
             loss, count = loss + float(part), count + n
-        predictions = answers(self.task, rows, found, chain=chain_of(model, self.task))
+        predictions = answers(self.task, rows, found, chain=chain_of(model, self.task), longest=self.longest)
         scored = measure(self.task, rows.examples, [p.answer for p in predictions])
         return predictions, {"loss": loss / max(count, 1), "accuracy": scored[self.task.metric], **scored}
 
@@ -219,7 +228,8 @@ class FineTuning:
 
     def facts(self) -> dict[str, Any]:
         """What answers later examples as these were answered."""
-        known = {"task": self.task.to_mapping(), "length": self.tuning.length}
+        known = {"task": self.task.to_mapping(), "length": self.tuning.length, "columns": asdict(self.roles)}
+        known |= {} if self.longest == LONGEST_ANSWER else {"longest": self.longest}
         known |= {} if self.tuning.stride is AUTO else {"stride": self.tuning.stride}
         return known if self.tuning.windows == 1 else known | {"windows": self.tuning.windows}
 
@@ -234,9 +244,8 @@ class FineTuning:
         if self.tuning.strategy.kind == "lora":
             finished = copy.deepcopy(finished)  # what is being trained stays apart
             merge(finished)
-        labels = self.task.labels if self.task.output in ("class", "classes", "tokens") else ("score",)
         save_task_model(
-            finished, folder, labels=labels, problem=self.task.output, tokenizer=self.tokenizer, extra=facts
+            finished, folder, labels=self.task.outputs, problem=self.task.output, tokenizer=self.tokenizer, extra=facts
         )
 
     def opening(self, listener: Listener) -> dict[str, Any] | None:

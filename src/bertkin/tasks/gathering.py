@@ -15,7 +15,7 @@ from typing import Any
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
 from bertkin.tasks.completing import complete
-from bertkin.tasks.data.columns import Columns
+from bertkin.tasks.data.columns import Columns, Roles
 from bertkin.tasks.encoding import Rows, encode
 from bertkin.tasks.frames import Frame
 from bertkin.tasks.metrics import metric
@@ -39,6 +39,8 @@ class Gathered:
     tokenizer: Tokenizer
     stock: Path
     said: tuple[str, ...]
+    roles: Roles
+    """What the columns of the training data were taken for."""
     frame: Frame | None = None
     """Of a task whose answer is written: how it is laid out."""
 
@@ -102,4 +104,4 @@ def gather(tuning: Tuning, device: str) -> Gathered:
         tuning, frame = settle(tuning, a, stock, tokenizer, splits.train.examples)
         encoded = partial(frame.encode, task=task)
     train, dev, last = (encoded(examples) for examples in (splits.train.examples, splits.dev.examples, known))
-    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said, frame)
+    return Gathered(tuning, task, train, dev, last, tokenizer, stock, splits.said, splits.train.roles, frame)

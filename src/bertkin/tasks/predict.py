@@ -18,12 +18,13 @@ from bertkin.models.configs import read_config
 from bertkin.models.folders import told
 from bertkin.models.generate import Decoding
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import is_light, named_stock, open_light
+from bertkin.models.light import light_in, named_stock, open_light
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.pretrained_tasks import answer_of, load_task_model
 from bertkin.models.task_heads import TaskModel
-from bertkin.tasks.answering import Prediction, answers, scores
+from bertkin.tasks.answering import LONGEST_ANSWER, Prediction, answers, scores
 from bertkin.tasks.chaining import chain_of
+from bertkin.tasks.data.columns import Roles
 from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Rows, encode
@@ -56,6 +57,10 @@ class Reader:
     """Tokens that windows of a long text share, where it was trained with a choice of them."""
     windows: int = 1
     """Most windows of a text that has one answer."""
+    longest: int = LONGEST_ANSWER
+    """Most tokens of a span."""
+    columns: Roles | None = None
+    """What the columns of the table were taken for that it was trained on."""
 
     def rows(self, examples: Sequence[Example]) -> Rows:
         """Examples as the model reads them."""
@@ -64,7 +69,8 @@ class Reader:
 
     def answer(self, rows: Rows) -> list[Prediction]:
         """An answer for each example that rows are of."""
-        return answers(self.task, rows, scores(self.model, rows), chain=chain_of(self.model, self.task))
+        chain = chain_of(self.model, self.task)
+        return answers(self.task, rows, scores(self.model, rows), chain=chain, longest=self.longest)
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
@@ -84,26 +90,35 @@ class Reader:
             elif len(group) != self.task.inputs:
                 what = f"{len(group)} texts, where the model reads {self.task.inputs}"
                 raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
-        rows = self.rows([self._example(tuple(group)) for group in texts])
+        return self.asked([self._example(tuple(group)) for group in texts])
+
+    def asked(self, examples: Sequence[Example]) -> list[Prediction]:
+        """An answer for each example, labelled or not. How many lost text is a warning."""
+        rows = self.rows(examples)
         if rows.cut:
-            what = f"{rows.cut:,} of {len(texts):,} inputs are longer than the model was to read, and lost their ends"
-            warnings.warn(what, stacklevel=2)
+            what = (
+                f"{rows.cut:,} of {len(examples):,} inputs are longer than the model was to read, and lost their ends"
+            )
+            warnings.warn(what, stacklevel=3)
         return self.answer(rows)
 
     def _example(self, texts: tuple[str, ...]) -> Example:
         if self.task.output == "choice":
             first = self.task.inputs - 1
             return Example(texts[:first], choices=texts[first:])
-        if self.task.output == "tokens":
-            return Example(texts, label=tuple(words_in(texts[-1])))
-        return Example(texts)
+        return in_words(Example(texts)) if self.task.output == "tokens" else Example(texts)
 
     def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
         """A prediction as plain data, labels by name."""
+        return self.told(self._example(tuple(texts)), prediction)
+
+    def told(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        """What is predicted of an example as plain data, labels by name."""
         task, answer = self.task, prediction.answer
-        plain: dict[str, Any] = {"texts": list(texts)}
+        texts = [*example.texts, *example.choices]
+        plain = _named(example, texts)
         if task.output in ("class", "choice"):
-            names = task.labels if task.output == "class" else texts[task.inputs - 1 :]
+            names = task.labels if task.output == "class" else example.choices
             plain |= {"label": names[answer], "probability": round(prediction.sure, 4)}
             plain["all"] = {names[i]: round(chance, 4) for i, chance in prediction.best}
         elif task.output == "classes":
@@ -111,7 +126,7 @@ class Reader:
         elif task.output == "score":
             plain["score"] = tidy(answer)
         elif task.output == "tokens":
-            places = words_in(texts[-1])
+            places = example.spans
             tags = [task.labels[tag] for tag in answer]
             plain["words"] = [[texts[-1][a:b], tag] for (a, b), tag in zip(places, tags, strict=True)]
             if is_scheme(task.labels):
@@ -140,8 +155,20 @@ class AnswerWriter(Reader):
     def answer(self, rows: Rows) -> list[Prediction]:
         return self.frame.answers(self.model, rows.rows, self.how)
 
-    def said(self, texts: Sequence[str], prediction: Prediction) -> dict[str, Any]:
-        return {"texts": list(texts), "answer": prediction.answer, "probability": round(prediction.sure, 4)}
+    def told(self, example: Example, prediction: Prediction) -> dict[str, Any]:
+        return _named(example, example.texts) | {
+            "answer": prediction.answer,
+            "probability": round(prediction.sure, 4),
+        }
+
+
+def in_words(example: Example) -> Example:
+    """An example of a task of tags, its last text parted into words where nobody has done so."""
+    return example if example.spans else replace(example, places=tuple(words_in(example.texts[-1])))
+
+
+def _named(example: Example, texts: Sequence[str]) -> dict[str, Any]:
+    return ({"id": example.id} if example.id else {}) | {"texts": list(texts)}
 
 
 def writes(folder: str | Path) -> bool:
@@ -178,6 +205,17 @@ def by_windows(reader: Reader, windows: int | None) -> Reader:
     return replace(reader, windows=windows)
 
 
+def unanswerable(reader: Reader) -> Reader:
+    """The same model, whose questions may have no answer: as a folder of transformers does not say, though it was taught so.
+
+    Raises:
+        UserError: it looks for no spans.
+    """
+    if reader.task.output != "span":
+        raise UserError("this model looks for no spans", where="--unanswerable", mend="leave it out")
+    return replace(reader, task=replace(reader.task, unanswerable=True))
+
+
 def open_reader(
     path: str | Path, *, precision: str = "auto", stock: str | Path | TaskModel | LanguageModel | None = None
 ) -> Reader:
@@ -190,7 +228,7 @@ def open_reader(
     Raises:
         UserError: there is none, or it has no head of a task.
     """
-    light = next((place for place in (Path(path), Path(path) / "model") if is_light(place)), None)
+    light = light_in(path)
     config: dict[str, Any] = {}
     if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
         raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
@@ -217,6 +255,7 @@ def open_reader(
     else:
         named = config.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
+        labels = labels or tuple(f"LABEL_{at}" for at in range(model.answer.outputs))  # PEFT's folder has no names
         output: Any = model.answer.head
         if output == "class":
             output = OUTPUTS.get(config.get("problem_type") or "", "score" if len(labels) == 1 else "class")
@@ -224,7 +263,8 @@ def open_reader(
         scheme: Any = "iob2" if output == "tokens" and is_scheme(labels) else ""
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(known.get("length") or 512), a.max_length)
-    return Reader(model.eval(), tokenizer, task, length, known.get("stride"), int(known.get("windows") or 1))
+    long = (known.get("stride"), int(known.get("windows") or 1), int(known.get("longest") or LONGEST_ANSWER))
+    return Reader(model.eval(), tokenizer, task, length, *long, Roles.from_mapping(known.get("columns")))
 
 
 def _only_writes(folder: Path) -> bool:
@@ -253,4 +293,6 @@ def _writer(model: LanguageModel, folder: Path, words: Path, precision: str) -> 
     task = Task.from_mapping(known["task"]) if "task" in known else Task("sequence")
     length = min(int(known.get("length") or 512), a.max_length)
     frame = Frame.of(a, tokenizer, length, min(int(known.get("writes") or BOUND), a.max_length - 2))
-    return AnswerWriter(model.to(pick_precision(precision, "cpu")).eval(), tokenizer, task, length, frame=frame)
+    columns = Roles.from_mapping(known.get("columns"))
+    model = model.to(pick_precision(precision, "cpu")).eval()
+    return AnswerWriter(model, tokenizer, task, length, columns=columns, frame=frame)

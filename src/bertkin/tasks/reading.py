@@ -20,7 +20,7 @@ from typing import Any
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
-from bertkin.tasks.data.columns import IDS, KNOWN, Columns, Roles, choose_roles
+from bertkin.tasks.data.columns import IDS, KNOWN, Columns, Roles, asked_roles, choose_roles
 from bertkin.tasks.data.files import (
     KINDS,
     PLAIN,
@@ -101,6 +101,7 @@ def read_examples(
     header: bool | None = None,
     scheme: str = "",
     labelled: bool | None = True,
+    asking: bool = False,
     skip_bad: bool = False,
     encoding_errors: str = "strict",
 ) -> Labelled:
@@ -115,6 +116,7 @@ def read_examples(
         header: whether the first line of a table names its columns; by default it is looked at.
         scheme: how entities are written (iob1, iob2, bioes, bmes); by default it is told by the tags.
         labelled: True where a missing label is a mistake, None where it may be missing, False to read none.
+        asking: whether the rows are for a model to answer, of whose task they are: then no column is guessed by what it holds.
         skip_bad: leave unusable rows out, instead of stopping at the first.
         encoding_errors: strict, or replace for bytes that are not UTF-8.
 
@@ -123,7 +125,7 @@ def read_examples(
     """
     gate = Gate(skip_bad)
     listed = _listed(paths)
-    reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors)
+    reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors, asking)
     rows = [raw for path in listed for raw in reader.read(path)]
     where = listed[0] if len(listed) == 1 else f"{listed[0]} …"
     if not rows:
@@ -157,6 +159,7 @@ class _Reader:
     labelled: bool | None
     gate: Gate
     encoding_errors: str
+    asking: bool = False
     roles: Roles = field(default_factory=Roles)
     said: list[str] = field(default_factory=list)
 
@@ -164,29 +167,36 @@ class _Reader:
         """The rows of a file, or of a folder with a folder for each class."""
         classes = class_folders(path)
         if classes:
-            self.roles = Roles(("file",), "folder")
+            self.roles = Roles(("file",), "folder", form="folder")
             self.said.append(f"{path}: a class for each folder ({', '.join(list(classes)[:8])})")
             return [self._whole(file, name) for name, files in classes.items() for file in files]
         if os.path.isdir(path):
             mend = "give files, or a folder with train and dev files in it, or one with a folder of texts a class"
             raise UserError("a folder without labelled files", where=path, mend=mend)
         source, kind = open_file(path)
+        if self.asking and suffix_of(source.label) in TABBED:
+            kind = "tsv"  # of one column, whose commas part nothing
         if kind in ("csv", "tsv", "json", "parquet"):
             return self._table(source, kind)
         text = read_text(source, self.encoding_errors)
         if kind == "squad":
-            self.roles = Roles(("question", "context"), "answers", "id", holds="answers")
+            self.roles = Roles(("question", "context"), "answers", "id", holds="answers", form="squad")
             self.said.append(f"{source.label}: SQuAD's format")
-            return read_squad(source.label, text, self.gate)
+            return read_squad(source.label, text, self.gate, answered=self.labelled is not False)
+        same = self.roles_before if self.roles_before is not None and self.roles_before.form == kind else None
         if kind == "conllu":
-            tag = self.columns.label or "upos"
+            tag = self.columns.label or (same.label if same is not None else "upos")
             self.said.append(f"{source.label}: CoNLL-U, label = {tag}")
-            self.roles = Roles(("form",), tag, holds="words")
+            self.roles = Roles(("form",), tag, holds="words", form="conllu")
             return read_conllu(source.label, text, self.gate, tag=tag)
-        rows = read_conll(source.label, text, self.gate, word=self.columns.text, tag=self.columns.label)
-        word, tag = self.columns.text or "1", self.columns.label or "the last"
-        self.roles = Roles((word,), tag, holds="words")
-        self.said.append(f"{source.label}: a word a line, word = column {word}, tag = {tag}")
+        word, tag = self.columns.text, self.columns.label
+        if same is not None:
+            word, tag = word or same.texts[-1], tag or same.label.replace(LAST_COLUMN, "")
+        tag = tag if self.labelled is not False else ""
+        rows = read_conll(source.label, text, self.gate, word=word, tag=tag)
+        self.roles = Roles((word or "1",), tag or LAST_COLUMN, holds="words", form="conll")
+        said = f"{source.label}: a word a line, word = column {word or '1'}"
+        self.said.append(said + (f", tag = {tag or LAST_COLUMN}" if self.labelled is not False else ""))
         return rows
 
     def _whole(self, file: str, label: str) -> Raw:
@@ -194,15 +204,16 @@ class _Reader:
         return Raw((text.strip(),), label, file, id=os.path.basename(file))
 
     def _table(self, source: Any, kind: Any) -> list[Raw]:
-        known = [*KNOWN, *(name.lower() for name in vars(self.columns).values() if name and not name.isdigit())]
-        if self.roles_before is not None:
-            known += [name.lower() for name in self.roles_before.texts if not name.isdigit()]
-        errors = self.encoding_errors
-        table = read_table(source, kind, self.gate, header=self.header, known=known, encoding_errors=errors)
+        names = [*vars(self.columns).values(), *(self.roles_before.texts if self.roles_before is not None else ())]
+        known = [*KNOWN, *(normal(name) for name in names if name and not name.isdigit())]
+        how: dict[str, Any] = {"header": self.header, "known": known, "encoding_errors": self.encoding_errors}
+        table = read_table(source, kind, self.gate, guess=not self.asking, **how)
         output = self.task.output if self.task else self.output
         inputs = self.task.inputs - (output == "choice") if self.task else 0
         before = self.roles_before
-        if before is not None and before.texts and {*before.texts, *before.choices} <= {*table.columns}:
+        if self.asking:
+            roles = asked_roles(table, self.columns, output, inputs, before, labelled=self.labelled is not False)
+        elif before is not None and before.texts and {*before.texts, *before.choices} <= {*table.columns}:
             label = before.label if before.label in table.columns else ""
             ids = [before.id, *(column for column in table.columns if normal(column) in IDS)]
             name = next((column for column in ids if column in table.columns), "")
@@ -219,6 +230,7 @@ class _Reader:
         if classes and roles.holds in ("", "words") and output not in ("score", "choice"):
             table = named_classes(table, roles.label, classes)
             roles = replace(roles, classes=classes)
+        roles = replace(roles, form="table")
         self.roles = roles
         self.said.append(f"{source.label}: {roles.said}" + ("" if table.header else " (columns by number, no header)"))
         if self.labelled and not roles.label:
@@ -236,7 +248,7 @@ class _Reader:
         return not known and all(row.values.get(label) in WITHHELD for row in table.rows)
 
     def _row(self, row: Row, roles: Roles) -> Raw | None:
-        values = row.values
+        values, wanted = row.values, roles.label if self.labelled is not False else ""
         name = _text(values.get(roles.id)) if roles.id else ""
         words = roles.texts[-1] if roles.holds == "words" else ""
         texts = []
@@ -250,11 +262,12 @@ class _Reader:
                 return None
             texts.append(_text(value))
         if words:
-            return _beside(texts, words_of_row(values, words, roles.label, row.where, self.gate, name))
-        label = values.get(roles.label) if roles.label else None
+            return _beside(texts, words_of_row(values, words, wanted, row.where, self.gate, name))
+        label = values.get(wanted) if wanted else None
         if roles.holds == "entities":
             marks = label if label is not None or self.labelled is not True else []
-            return _beside(texts[:-1], words_of_marks(texts[-1], marks, row.where, self.gate, name))
+            found = _beside(texts[:-1], words_of_marks(texts[-1], marks, row.where, self.gate, name))
+            return replace(found, label=None) if found is not None and self.asking and label is None else found
         if roles.holds == "answers":
             return _beside(texts[:-1], question_of("", texts[-1], label, row.where, self.gate, name))
         return Raw(tuple(texts), label, row.where, id=name)
@@ -291,6 +304,9 @@ def _text(value: Any) -> str:
 
 # Folders.
 
+TABBED = (".tsv", ".tab")
+LAST_COLUMN = "the last"
+"""What a tag's column is called that nobody named."""
 PARTS = {
     "train": re.compile(r"(?<![a-z])(train|training|trn)(?![a-z])"),
     "dev": re.compile(r"(?<![a-z])(dev|devel|development|valid|validation|val|testa)(?![a-z])"),

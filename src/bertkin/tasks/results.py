@@ -36,6 +36,7 @@ class Scores:
         low, high: where the middle seed's score lies for 95% of dev sets drawn from this one (bootstrap).
         degenerate: seeds whose model says the same everywhere.
         minutes: of each seed; of another part of a task none.
+        diverged: seeds whose loss ceased to be a number; no score is of them.
         of: the task that these are another part of, such as MNLI for its mismatched half; the two count once in a mean.
     """
 
@@ -48,6 +49,7 @@ class Scores:
     minutes: tuple[float, ...]
     human: float | None = None
     of: str = ""
+    diverged: tuple[int, ...] = ()
 
     @property
     def top(self) -> float:
@@ -97,6 +99,7 @@ class Results:
             rows[name] |= {"deviation": round(s.deviation, 5), "last": list(s.last), "best": list(s.best)}
             rows[name] |= {"interval": [round(s.low, 5), round(s.high, 5)], "degenerate": list(s.degenerate)}
             rows[name] |= {"minutes": list(s.minutes), "human": s.human} | ({"of": s.of} if s.of else {})
+            rows[name] |= {"diverged": list(s.diverged)} if s.diverged else {}
             if name in self.differences:
                 other = self.differences[name]
                 rows[name]["against"] = {
@@ -113,6 +116,7 @@ class Results:
         found = [["task", "metric", "median", "mean ± deviation", "best", "95% interval", *other, "people", "minutes"]]
         for name, s in self.tasks.items():
             flag = f" ({len(s.degenerate)} of {len(s.last)} say one thing)" if s.degenerate else ""
+            flag += f" ({len(s.diverged)} of {len(s.last) + len(s.diverged)} diverged)" if s.diverged else ""
             row = [name + flag, s.metric, _hundredths(s.median), f"{_hundredths(s.mean)} ± {_hundredths(s.deviation)}"]
             row += [_hundredths(s.top), f"{_hundredths(s.low)} – {_hundredths(s.high)}"]
             if self.against:
@@ -141,14 +145,15 @@ class Results:
         stream = io.StringIO()
         out = csv.writer(stream, lineterminator="\n")
         names = ["task", "metric", "median", "mean", "deviation", "best", "low", "high"]
-        out.writerow([*names, "seeds", "degenerate", "people", "minutes", "theirs", "p"])
+        out.writerow([*names, "seeds", "degenerate", "people", "minutes", "theirs", "p", "diverged"])
         for name, s in self.tasks.items():
             numbers = [round(value, 5) for value in (s.median, s.mean, s.deviation, s.top, s.low, s.high)]
             minutes = round(statistics.median(s.minutes), 3) if s.minutes else ""
             both = self.differences.get(name)
             last = [round(both.one, 5), round(both.p, 5)] if both else ["", ""]
             human = "" if s.human is None else s.human
-            out.writerow([name, s.metric, *numbers, len(s.last), len(s.degenerate), human, minutes, *last])
+            counts = [len(s.last), len(s.degenerate)]
+            out.writerow([name, s.metric, *numbers, *counts, human, minutes, *last, len(s.diverged)])
         return stream.getvalue().rstrip("\n")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.folders import find_folder, told
-from bertkin.models.light import answer_told, is_light, named_stock
+from bertkin.models.light import answer_told, light_in, named_stock
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.task_heads import Answer, Head, TaskModel
 from bertkin.tasks.predict import Reader, by_windows, open_reader, writes
@@ -95,7 +95,7 @@ def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str
 
 
 def _light(place: str | Path) -> Path | None:
-    found = next((folder for folder in (Path(place), Path(place) / "model") if is_light(folder)), None)
+    found = light_in(place)
     # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.
     return None if found is None or writes(found) else found
 

@@ -29,6 +29,7 @@ class Entry:
         metric: what is reported; "" for the task's own.
         options: further fields of `bertkin.tasks.tuning.Tuning`, such as text, text2, label, length.
         human: what people score, on the metric's own scale from 0 to 1, where that was measured.
+        beside: further metrics of the same answers, and what people score; each has a row, and they count in a mean together.
         parts: further development data, by the names of their files: what the table calls them, and what people score.
         also: another name that its folder goes by.
         hub: where the hub has it, as `bertkin.tasks.hub.fetch` takes it.
@@ -39,6 +40,7 @@ class Entry:
     metric: str = ""
     options: Mapping[str, Any] | None = None
     human: float | None = None
+    beside: Mapping[str, float | None] | None = None
     parts: Mapping[str, tuple[str, float | None]] | None = None
     also: str = ""
     hub: str = ""
@@ -52,9 +54,9 @@ def _glue(name: str, metric: str, human: float, **more: Any) -> Entry:
 GLUE = (
     _glue("CoLA", "matthews", 0.664),
     _glue("SST-2", "accuracy", 0.978),
-    _glue("MRPC", "f1", 0.863),
+    _glue("MRPC", "f1", 0.863, beside={"accuracy": 0.808}),
     _glue("STS-B", "pearson_spearman", 0.927),
-    _glue("QQP", "f1", 0.595, options={"skip_bad": True}),  # a few of its rows are cut off
+    _glue("QQP", "f1", 0.595, beside={"accuracy": 0.804}, options={"skip_bad": True}),  # a few of its rows are cut off
     _glue("MNLI", "accuracy", 0.920, parts={"dev_mismatched": ("MNLI-mm", 0.928)}),
     _glue("QNLI", "accuracy", 0.912),
     _glue("RTE", "accuracy", 0.936),

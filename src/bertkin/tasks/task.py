@@ -63,6 +63,11 @@ class Task:
     unanswerable: bool = False
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what a head gives, in order, as a model's configuration has them."""
+        return self.labels if self.output in ("class", "classes", "tokens") else ("score",)
+
+    @property
     def near(self) -> float:
         """How far a score may be off and count as right: a tenth of the range."""
         return (self.high - self.low or 1.0) / 10
@@ -120,6 +125,7 @@ class Example:
         where: "file:line".
         answers: of a span: the answers' texts as the file has them, one for each of `label` or more (an answer that
             is not in the context has a text only).
+        places: of tokens: (start, end) of each word, where the tags are not known.
     """
 
     texts: tuple[str, ...]
@@ -128,6 +134,7 @@ class Example:
     id: str = ""
     where: str = ""
     answers: tuple[str, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -137,9 +144,14 @@ class Example:
         return self.answers or tuple(self.texts[-1][start:end] for start, end in self.label or ()) or ("",)
 
     @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Where the words of a token task are, tagged or not."""
+        return tuple((start, end) for start, end, _ in self.label) if self.label else self.places
+
+    @property
     def words(self) -> tuple[str, ...]:
-        """The labelled words of a token task."""
-        return tuple(self.texts[-1][start:end] for start, end, _ in self.label or ())
+        """The words of a token task."""
+        return tuple(self.texts[-1][start:end] for start, end in self.spans)
 
 
 def joined(words: Sequence[str], glued: Sequence[bool] | None = None) -> tuple[str, tuple[tuple[int, int], ...]]:

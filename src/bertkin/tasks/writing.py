@@ -96,7 +96,7 @@ class Writing(FineTuning):
     def export(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
         tuning = self.tuning
         objective = "denoise" if self.frame.two else "causal" if self.frame.causal else "prefix"
-        facts = facts | {"task": self.task.to_mapping(), "length": tuning.length, "stock": tuning.model}
+        facts = facts | self.facts() | {"stock": tuning.model}
         facts |= {"objective": objective, "writes": tuning.writes}
         if tuning.strategy.light and not tuning.merge and not self.new:
             save_light(finished, folder, self.stock.resolve(), extra=facts)

@@ -21,12 +21,13 @@ LONGEST = 400
 Span = tuple[int, int]
 
 
-def read_squad(label: str, text: str, gate: Gate) -> list[Raw]:
+def read_squad(label: str, text: str, gate: Gate, *, answered: bool = True) -> list[Raw]:
     """The questions of a file in SQuAD's format, each with its paragraph.
 
     Args:
         label: name of the file.
         gate: is told of answers that are not where they should be.
+        answered: whether answers are read.
 
     Raises:
         UserError: another format, or a question with answers none of which is in its text.
@@ -48,7 +49,7 @@ def read_squad(label: str, text: str, gate: Gate) -> list[Raw]:
             line, at = line + text.count("\n", at, place), place
         where = f"{label}:{line}" + (f" (question {name})" if name else f" ({title})" if title else "")
         answers = [] if question.get("is_impossible") else question.get("answers")
-        raw = question_of(question["question"], context, answers, where, gate, name)
+        raw = question_of(question["question"], context, answers if answered else None, where, gate, name)
         if raw is not None:
             found.append(raw)
     return found

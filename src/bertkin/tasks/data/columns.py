@@ -6,8 +6,8 @@ Every guess is said aloud (`Roles.said`), and `--text`, `--text2` and `--label` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bertkin.errors import UserError, nearest
@@ -71,6 +71,7 @@ class Roles:
         holds: what a row is: "" for texts and a label, else "words", "entities", "choices" or "answers" (spans).
         classes: names of the label's classes in order, where the file declares them.
         first: of choices: the number of the first one, where labels are numbers: 0 or 1, as the training data count.
+        form: what they are the columns of: "table", "conll", "conllu", "squad" or "folder".
     """
 
     texts: tuple[str, ...] = ()
@@ -80,6 +81,16 @@ class Roles:
     holds: str = ""
     classes: tuple[str, ...] = ()
     first: int | None = None
+    form: str = ""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any] | None) -> Roles | None:
+        """Roles from their plain data, as JSON has them; None where there are none."""
+        if values is None:
+            return None
+        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**known)
 
     @property
     def said(self) -> str:
@@ -132,6 +143,48 @@ def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0
         what = f"only one text ({texts[0]}), but the task joins {inputs}"
         raise UserError(what, where=f"{table.label}:1", mend=f"name the other with --text2; {there(table)}")
     return Roles(texts[:inputs] if inputs else texts, label, id_)
+
+
+def asked_roles(
+    table: Table, given: Columns, output: str, inputs: int, before: Roles | None, *, labelled: bool
+) -> Roles:
+    """The roles of a table whose rows are to be answered: those of the table that the model was trained on, or by the names
+    of the columns, or, where there are as many as the model reads, the columns in order. What they hold decides nothing, as
+    a few rows do not tell a text from an answer.
+
+    Args:
+        inputs: how many texts the task joins, choices apart.
+        before: of the training data.
+        labelled: whether answers are read, too; their column, where it is named, is no text either way.
+
+    Raises:
+        UserError: as `choose_roles`; or there are other columns than the texts.
+    """
+    named = {field.name: _find(table, getattr(given, field.name), field.name) for field in fields(given)}
+    by_name = {normal(name): name for name in reversed(table.columns)}
+    id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
+    own = tuple(name for name in (named["text"], named["text2"]) if name)
+    usual = before is not None and before.form == "table" and bool(before.texts) and not own
+    if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
+        label = named["label"] or (before.label if before.label in table.columns else "")
+        return replace(before, label=label if labelled else "", id=id_ if id_ not in before.texts else "")
+    row = next((row.values for row in table.rows), {})
+    special = _special(by_name, row, named, output)
+    if special is not None:
+        texts, label, choices, holds = special
+        return Roles(texts, label if labelled else "", id_, choices, holds)
+    left = [name for name in table.columns if name not in (*own, id_, named["label"])]
+    texts = own
+    if len(texts) < inputs:
+        texts = own or _texts_by_name({normal(name): name for name in reversed(left)}, inputs)
+        rest = [name for name in left if name not in texts and normal(name) not in LABELS]
+        texts = texts if len(texts) >= inputs else (*texts, *rest)
+    if len(texts) != inputs:
+        what = f"cannot tell which of {len(left)} columns the model is to read" if not own else f"{len(texts)} texts"
+        mend = f"name {'it' if inputs == 1 else 'them'} with --text{' and --text2' * (inputs > 1)}; {there(table)}"
+        raise UserError(f"{what}, where the task joins {inputs}", where=f"{table.label}:1", mend=mend)
+    label = named["label"] or _label_by_name({normal(name): name for name in left if name not in texts}, output, named)
+    return Roles(texts, label if labelled else "", id_, holds="answers" if output == "span" else "")
 
 
 def there(table: Table) -> str:

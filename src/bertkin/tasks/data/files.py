@@ -186,6 +186,7 @@ def read_table(
     *,
     header: bool | None = None,
     known: Sequence[str] = (),
+    guess: bool = True,
     encoding_errors: str = "strict",
 ) -> Table:
     """The rows of a .csv, .tsv, .jsonl, .json or .parquet file.
@@ -193,7 +194,8 @@ def read_table(
     Args:
         gate: where rows of the wrong length go.
         header: whether the first line names the columns; by default it is looked at.
-        known: names that a header is known by, in lower case.
+        known: names that a header is known by, as `normal` writes them.
+        guess: whether a first line without such a name may be a header, for being unlike what stands below it.
 
     Raises:
         UserError: not such a table, or a row of another length than the first.
@@ -202,14 +204,14 @@ def read_table(
         return _parquet(source)
     text = read_text(source, encoding_errors)
     if kind == "json":
-        return _json(source, text)
+        return _json(source, text, gate)
     read = _csv(source, text) if kind == "csv" else _tsv(text)
     lines = [(number, [cell.strip() for cell in cells]) for number, cells in read]
     lines = [(number, cells) for number, cells in lines if any(cells)]
     if not lines:
         raise UserError("no rows", where=source.label, mend="give a file with rows")
     if header is None:
-        header = _looks_like_header([cells for _, cells in lines[:1000]], known)
+        header = _looks_like_header([cells for _, cells in lines[:1000]], known, guess)
     first = lines[0][1]
     names = _distinct(first) if header else [str(at) for at in range(1, len(first) + 1)]
     rows = []
@@ -273,7 +275,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> bool:
+def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str], guess: bool = True) -> bool:
     """Whether the first of `rows` names the columns: by a name we know, or by being unlike what stands below it."""
     first, below = rows[0], rows[1:]
     again = [cell and sum(at < len(row) and row[at] == cell for row in below) > 1 for at, cell in enumerate(first)]
@@ -282,7 +284,12 @@ def _looks_like_header(rows: Sequence[Sequence[str]], known: Sequence[str]) -> b
     if any(normal(cell) in known for cell in first):
         return True
     filled = [cell for cell in first if cell]
-    if not below or len(set(filled)) < len(filled) or any(is_number(cell) or len(cell) > 40 for cell in filled):
+    if (
+        not guess
+        or not below
+        or len(set(filled)) < len(filled)
+        or any(is_number(cell) or len(cell) > 40 for cell in filled)
+    ):
         return False
     for at in range(len(first)):
         values = [row[at] for row in below if at < len(row)]
@@ -306,16 +313,17 @@ def is_number(text: str) -> bool:
     return True
 
 
-def _json(source: Source, text: str) -> Table:
+def _json(source: Source, text: str, gate: Gate) -> Table:
     """Objects one a line, or an array of them over many."""
     start = len(text) - len(text.lstrip())
-    values = _array(source, text, start) if text[start : start + 1] == "[" else _lines(source, text)
+    values = _array(source, text, start) if text[start : start + 1] == "[" else _lines(source, text, gate)
     rows = []
     names: dict[str, None] = {}
     for value, line in values:
         where = f"{source.label}:{line}"
         if not isinstance(value, dict):
-            raise UserError(f"expected a JSON object, found a {type(value).__name__}", where=where, mend=ONE_A_LINE)
+            gate.refuse(f"expected a JSON object, found a {type(value).__name__}", where, ONE_A_LINE)
+            continue
         names.update(dict.fromkeys(value))
         rows.append(Row(value, where))
     if not rows:
@@ -326,25 +334,23 @@ def _json(source: Source, text: str) -> Table:
 ONE_A_LINE = "give one JSON object a line, or an array of them"
 
 
-def _lines(source: Source, text: str) -> Iterator[tuple[Any, int]]:
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
+WITHIN = re.compile(r'\s*\{\s*"(?:data|rows|examples|instances)"\s*:\s*(?=\[)')
+"""How one object over many lines begins whose rows are in a list, as dataset viewers write it."""
+
+
+def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line), number
             except (ValueError, RecursionError) as error:
-                yield from _rows_within(source, text, number, error)
-                return
-
-
-def _rows_within(source: Source, text: str, number: int, error: Exception) -> Iterator[tuple[Any, int]]:
-    """Rows of one object over many lines, {"data": [row, row]}, as dataset viewers write it."""
-    where = f"{source.label}:{number}"
-    why = getattr(error, "msg", "nested too deeply")
-    match = re.match(r'\s*\{\s*"(?:data|rows|examples|instances)"\s*:\s*(?=\[)', text) if number == 1 else None
-    if match is None:
-        raise UserError(f"not JSON ({why})", where=where, mend=ONE_A_LINE) from None
-    yield from _array(source, text, match.end())
+                if number == 1 and (match := WITHIN.match(text)) is not None:
+                    yield from _array(source, text, match.end())
+                    return
+                what, where = f"not JSON ({getattr(error, 'msg', 'nested too deeply')})", f"{source.label}:{number}"
+                if number == 1:  # another kind of file, and no bad row
+                    raise UserError(what, where=where, mend=ONE_A_LINE) from None
+                gate.refuse(what, where, ONE_A_LINE)
 
 
 def _array(source: Source, text: str, start: int) -> Iterator[tuple[Any, int]]:

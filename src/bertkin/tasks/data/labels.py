@@ -196,7 +196,7 @@ def to_example(
         if labelled:
             gate.refuse("no label", raw.where, "fill it in")
             return None
-        return Example(raw.texts, None, raw.choices, raw.id, raw.where, raw.answers)
+        return Example(raw.texts, None, raw.choices, raw.id, raw.where, raw.answers, raw.places)
     answer: Any
     if task.output == "tokens":
         answer = _tagged(raw, task, numbers, gate)
