@@ -204,12 +204,12 @@ def pairs(
 
     if out is not None:
         see_file(out, "pairs.json")
-    scores = ask(model, folder, limit=limit, method=method, within_word=within_word, precision=precision, progress=told)
-    if out is not None:
-        with disk_errors(out):
+        with disk_errors(out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, plain.dumps({"model": model} | scores.to_mapping(), indent=1) + "\n")
+    scores = ask(model, folder, limit=limit, method=method, within_word=within_word, precision=precision, progress=told)
     print(plain.dumps(scores.to_mapping(), ensure_ascii=False) if json else scores)
+    if out is not None:
+        write_text(out, plain.dumps({"model": model} | scores.to_mapping(), indent=1) + "\n")
 
 
 def prompt(

@@ -61,6 +61,7 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             errno.EROFS: ("the folder is on a read-only disk", "write elsewhere"),
             errno.EACCES: ("no permission to write here", "write elsewhere or change the permissions"),
             errno.EPERM: ("no permission to write here", "write elsewhere or change the permissions"),
+            errno.EEXIST: ("a file stands where a folder is to be", "choose another path"),
             errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
         }
         if error.errno not in mends:

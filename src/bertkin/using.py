@@ -97,10 +97,6 @@ def predict(
             raise UserError("is of rows with columns", where=odd[0], mend="give a --file such as reviews.csv")
     if label and not score:
         raise UserError("a column of answers, which are passed over", where="--label", mend="say --score as well")
-    if scheme and out is None:
-        raise UserError("is of tags in a file", where="--scheme", mend="name an --out that ends in .conll")
-    if out is not None and file is not None and out.resolve() == file.resolve():
-        raise UserError("is what is read", where=out, mend="choose another --out")
     several = bool(also or task or tasks_in(model))
     if several:
         readers: Mapping[str, Reader] = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
@@ -109,12 +105,11 @@ def predict(
     readers = all_by_windows({name: by_beams(reader, beams) for name, reader in readers.items()}, windows)
     if unanswerable:
         readers = {name: without(reader) for name, reader in readers.items()}
-    if out is not None:
-        see_form(out, list(readers.values()), scheme or "")
+    see_form(out, list(readers.values()), scheme or "", file)
     told: Iterable[dict[str, Any]]
     if sheet is not None:
         how: dict[str, Any] = {"columns": Columns(text, text2, label), "header": header, "skip_bad": skip_bad}
-        told = _of_sheet(readers, sheet, how, score=score, by_question=out if out and out.suffix == ".json" else None)
+        told = _of_sheet(readers, sheet, how, score=score, out=out)
     else:
         lines = texts_of(texts, file, "text", "A film to forget.")
         groups = [[one.strip() for one in line.split("\t")] for line in lines]
@@ -132,20 +127,34 @@ def predict(
 
 
 def _of_sheet(
-    readers: Mapping[str, Reader], path: Path, how: dict[str, Any], *, score: bool, by_question: Path | None
+    readers: Mapping[str, Reader], path: Path, how: dict[str, Any], *, score: bool, out: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """What each model says of each row of a table; what its columns were taken for goes to standard error, and scores, too."""
-    from bertkin.tasks.sheets import measured, read_rows, see_ids
+    """What each model says of each row of a table; what its columns were taken for goes to standard error, and scores, too.
 
+    Of several models, one that cannot read such rows is passed over, and why is said.
+    """
+    from bertkin.tasks.sheets import measured, read_rows, see_rows
+
+    fitting, wrong = {}, list[UserError]()
     for name, reader in readers.items():
-        known = read_rows(reader, path, labelled=True, **how) if score else None
-        rows = read_rows(reader, path, **how)
+        try:
+            known = read_rows(reader, path, labelled=True, **how) if score else None
+            rows = read_rows(reader, path, **how)
+            see_rows(out, rows.examples)
+            if known is not None and not any(example.label is not None for example in known.examples):
+                raise UserError("no row has an answer to score by", where=path, mend="name their column with --label")
+        except UserError as error:
+            wrong.append(error)
+            if len(readers) > 1:
+                print(f"{name} is passed over: {error}", file=sys.stderr)
+            continue
+        fitting[name] = rows, known
         for line in (known or rows).said:
             print(line, file=sys.stderr)
-        if by_question is not None:
-            see_ids(by_question, [example.id for example in rows.examples])
-        if known is not None and not any(example.label is not None for example in known.examples):
-            raise UserError("no row has an answer to score by", where=path, mend="name their column with --label")
+    if not fitting:
+        raise wrong[0]
+    for name, (rows, known) in fitting.items():
+        reader = readers[name]
         found = reader.asked(rows.examples)
         for example, one in zip(rows.examples, found, strict=True):
             yield {"model": name} | reader.told(example, one)

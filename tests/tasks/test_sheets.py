@@ -127,6 +127,46 @@ def test_answers_that_are_passed_over_may_be_wrong(runs: Path, tmp_path: Path) -
     assert len(bertkin.predict_table(runs / "tokens", tmp_path / "tags.jsonl")[0]["words"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("head", "columns", "texts"),
+    [
+        ("sentence1,sentence2", {}, ["a", "b"]),
+        ("sentence2,sentence1", {}, ["b", "a"]),
+        ("sentence1,other", {"text2": "other"}, ["a", "b"]),
+        ("other,sentence2", {"text": "other"}, ["a", "b"]),
+        ("other,more", {"text2": "other"}, ["b", "a"]),
+        ("claim,text", {}, ["a", "b"]),
+        ("headline,body", {}, ["a", "b"]),
+        ("body,label,headline", {}, ["a", "c"]),
+    ],
+)
+def test_the_texts_of_a_pair_keep_their_order(
+    head: str, columns: dict[str, str], texts: list[str], runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"{head}\n{','.join('abc'[: head.count(',') + 1])}\n")
+    told = bertkin.predict_table(runs / "score", tmp_path / "rows.csv", columns=columns, header=True)
+    assert told[0]["texts"] == texts
+
+
+def test_rows_without_words_and_halves_of_characters(runs: Path, tmp_path: Path) -> None:
+    """What has no token has no tag of its own; what is no text is a line."""
+    (tmp_path / "odd.jsonl").write_text('{"text": "\\u200b"}\n{"text": "it was warm"}\n')
+    told = bertkin.predict_table(runs / "tokens", tmp_path / "odd.jsonl")
+    assert [len(one["words"]) for one in told] == [1, 3]
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match=r"empty.jsonl:1: a row without words"):
+        bertkin.predict_table(runs / "tokens", tmp_path / "empty.jsonl", out=tmp_path / "x.conll")
+    (tmp_path / "half.jsonl").write_text('{"text": "\\ud83d"}\n')
+    with pytest.raises(UserError, match=r"half.jsonl:1: half a character"):
+        bertkin.predict_table(runs / "tokens", tmp_path / "half.jsonl")
+    for how, line in (
+        ({"out": tmp_path / "x.conll", "scheme": "bilou"}, "no scheme"),
+        ({"scheme": "bmes"}, "in a file"),
+    ):
+        with pytest.raises(UserError, match=line):
+            bertkin.predict_table(runs / "tokens", tmp_path / "odd.jsonl", **how)
+
+
 def test_several_models_answer_a_table_each(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.csv").write_text("sentence\nit was warm in Oslo\n")
     command = ["predict", str(runs / "class"), "--also", str(runs / "tokens"), "--file", str(tmp_path / "rows.csv")]
@@ -135,6 +175,9 @@ def test_several_models_answer_a_table_each(runs: Path, tmp_path: Path, capsys: 
     assert [one["model"] for one in told] == [str(runs / "class"), str(runs / "tokens")]
     assert "label" in told[0] and len(told[1]["words"]) == 5
     capsys.readouterr()
+    assert main([*command, "--also", str(runs / "score"), "--json"]) == 0  # which reads two texts
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2 and "is passed over: " in captured.err
     assert main([*command, "--out", str(tmp_path / "out.conll")]) == 2
     assert ".conll is for the answers of one model" in capsys.readouterr().err
 

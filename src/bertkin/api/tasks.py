@@ -272,13 +272,14 @@ def predict_table(
 
     reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
     reader = room.by_windows(reader, windows)
-    if out is not None:
-        sheets.see_form(Path(out), [reader], scheme)
+    to = None if out is None else Path(out)
+    sheets.see_form(to, [reader], scheme, path)
     told = from_mapping(Columns, dict(columns or {}), "columns")
     rows = sheets.read_rows(reader, path, columns=told, header=header, skip_bad=skip_bad)
+    sheets.see_rows(to, rows.examples)
     found = [reader.told(example, one) for example, one in zip(rows.examples, reader.asked(rows.examples), strict=True)]
-    if out is not None:
-        sheets.write_answers(Path(out), found, [reader], scheme=scheme)
+    if to is not None:
+        sheets.write_answers(to, found, [reader], scheme=scheme)
     return found
 
 

@@ -236,10 +236,8 @@ def _span(
         for start in np.argsort(-first)[:20]:
             ends = last[start : start + longest]
             for end in np.argsort(-ends)[:5]:
-                place = (
-                    int(row.words[start]),
-                    int(row.words[start + end]),
-                )  # of windows that share it, the surer one says
+                place = int(row.words[start]), int(row.words[start + end])
+                # Of windows that share it, the surer one says.
                 spans[place] = max(spans.get(place, -np.inf), float(first[start] + ends[end]))
     candidates = sorted(spans.items(), key=lambda candidate: (-candidate[1], candidate[0]))
     text, offsets = rows_of.examples[number].texts[-1], rows_of.contexts[number]
@@ -257,9 +255,7 @@ def _span(
         considered.append(none)
     if not best:
         return Prediction("", 1.0)
-    total = np.logaddexp.reduce(
-        np.array(considered, np.float64)
-    )  # an answer's chance is among all that were considered
+    total = np.logaddexp.reduce(np.array(considered, np.float64))  # of all that were considered, not of the best alone
     chances = [float(np.exp(score - total)) for _, score, _ in best]
     answer, _, where = best[0]
     return Prediction(answer, chances[0], [(one[0], chance) for one, chance in zip(best, chances, strict=True)], where)

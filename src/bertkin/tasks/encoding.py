@@ -3,9 +3,9 @@
     template = Template.of(tokenizer)                 what stands before, between and after texts
     rows     = encode(examples, task, tokenizer, …)   one row an example, or a window or choice of it
 
-Nothing is cut silently: `Rows.cut` counts the examples that lost text. Where an answer is inside (tags, spans), nothing is
-cut at all: a text longer than the model is read in overlapping windows, and every word is answered in the window where
-it has most text around it. Where one answer is of the whole text (a class, several, a score), it is read in as many
+Nothing is cut silently: `Rows.cut` counts the examples that lost text. A text with the answer inside (tags, spans) is never
+cut: one longer than the model is read in overlapping windows, and every word is answered in the window where it has most
+text around it. Where one answer is of the whole text (a class, several, a score), it is read in as many
 windows as are asked for, and answered by the mean of their scores.
 """
 
@@ -248,7 +248,7 @@ def _tagged(number: int, example: Example, texts: list[Text], template: Template
     ends = np.array([end for _, end in offsets], np.int64)
     spans = example.spans
     # The first token that ends behind the word's beginning; byte-level tokens begin with the blank before a word.
-    firsts = np.searchsorted(ends, [start for start, _ in spans], side="right") if len(offsets) else NONE
+    firsts = np.searchsorted(ends, [start for start, _ in spans], side="right")
     real = np.array([f < len(starts) and starts[f] < end for f, (_, end) in zip(firsts, spans, strict=True)], np.bool_)
     tags = np.array([tag for *_, tag in example.label], np.int64) if example.label else None
     rows = []

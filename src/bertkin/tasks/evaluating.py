@@ -62,7 +62,8 @@ def run_suite(
         say: told what was submitted.
 
     Raises:
-        UserError: as `bertkin.tasks.finetune.finetune`; a task that GLUE does not have, where files are to be submitted.
+        UserError: as `bertkin.tasks.finetune.finetune`, but that a seed which diverges is told and left out; a task that GLUE
+            does not have, where files are to be submitted.
     """
     entries = {entry.name: entry for entry in (entries_of(suite) if suite else ())}
     other, called = (None, "") if against is None else other_model(against)
@@ -70,7 +71,7 @@ def run_suite(
         raise UserError(f"{odd[0]} is no task of GLUE", where="--submit", mend="choose GLUE's own with --only")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a suite runs in one process", where="evaluate", mend="start it without torchrun")
-    results = Results(model, "full", {}, called)
+    results, gone = Results(model, "full", {}, called), list[NonFiniteLoss]()
     for name, task in tasks.items():
         tuning = merge(task, Tuning(model=model, **dict(change or {})))
         tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
@@ -89,7 +90,8 @@ def run_suite(
                 lost[seed] = error
                 say(f"{name}: seed {seed} counts as diverged ({error.what})")
         if len(lost) == seeds:
-            raise lost[0]
+            gone.append(lost[0])
+            continue
         entry = entries.get(name, Entry(name, ""))
         found, middle = _measured(entry, splits, {seed: run for seed, run in runs.items() if seed not in lost})
         found = {row: replace(scores, diverged=tuple(lost)) for row, scores in found.items()}
@@ -103,6 +105,8 @@ def run_suite(
                 say(line)
         write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
         write_text(out / "results.md", f"{results}\n")
+    if gone and not results.tasks:
+        raise gone[0]
     return results
 
 

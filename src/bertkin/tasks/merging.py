@@ -27,7 +27,7 @@ def fold(path: str | Path, out: Path) -> None:
     Raises:
         UserError: no such changes; changes that do not fold into weights; a folder that holds something; or the disk refuses.
     """
-    light = light_in(path)
+    light, out = light_in(path), out.resolve()
     if light is None:
         mend = "give a run of a light strategy, such as lora; any other is an ordinary folder already"
         raise UserError("no changes to a model here", where=path, mend=mend)

@@ -174,7 +174,7 @@ class _Reader:
             mend = "give files, or a folder with train and dev files in it, or one with a folder of texts a class"
             raise UserError("a folder without labelled files", where=path, mend=mend)
         source, kind = open_file(path)
-        if self.asking and suffix_of(source.label) in TABBED:
+        if self.asking and kind == "csv" and suffix_of(source.label) in TABBED:
             kind = "tsv"  # of one column, whose commas part nothing
         if kind in ("csv", "tsv", "json", "parquet"):
             return self._table(source, kind)
@@ -191,12 +191,12 @@ class _Reader:
             return read_conllu(source.label, text, self.gate, tag=tag)
         word, tag = self.columns.text, self.columns.label
         if same is not None:
-            word, tag = word or same.texts[-1], tag or same.label.replace(LAST_COLUMN, "")
+            word, tag = word or same.texts[-1], tag or same.label
         tag = tag if self.labelled is not False else ""
         rows = read_conll(source.label, text, self.gate, word=word, tag=tag)
-        self.roles = Roles((word or "1",), tag or LAST_COLUMN, holds="words", form="conll")
+        self.roles = Roles((word or "1",), tag, holds="words", form="conll")
         said = f"{source.label}: a word a line, word = column {word or '1'}"
-        self.said.append(said + (f", tag = {tag or LAST_COLUMN}" if self.labelled is not False else ""))
+        self.said.append(said + (f", tag = {tag or 'the last'}" if self.labelled is not False else ""))
         return rows
 
     def _whole(self, file: str, label: str) -> Raw:
@@ -204,7 +204,9 @@ class _Reader:
         return Raw((text.strip(),), label, file, id=os.path.basename(file))
 
     def _table(self, source: Any, kind: Any) -> list[Raw]:
-        names = [*vars(self.columns).values(), *(self.roles_before.texts if self.roles_before is not None else ())]
+        names = [*vars(self.columns).values()]
+        if self.roles_before is not None:
+            names += [*self.roles_before.texts, *self.roles_before.choices]
         known = [*KNOWN, *(normal(name) for name in names if name and not name.isdigit())]
         how: dict[str, Any] = {"header": self.header, "known": known, "encoding_errors": self.encoding_errors}
         table = read_table(source, kind, self.gate, guess=not self.asking, **how)
@@ -305,8 +307,6 @@ def _text(value: Any) -> str:
 # Folders.
 
 TABBED = (".tsv", ".tab")
-LAST_COLUMN = "the last"
-"""What a tag's column is called that nobody named."""
 PARTS = {
     "train": re.compile(r"(?<![a-z])(train|training|trn)(?![a-z])"),
     "dev": re.compile(r"(?<![a-z])(dev|devel|development|valid|validation|val|testa)(?![a-z])"),

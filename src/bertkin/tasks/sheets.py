@@ -2,7 +2,7 @@
 
     rows = read_rows(reader, "reviews.csv")       tables, JSON lines, CoNLL, CoNLL-U, SQuAD's format
     found = reader.asked(rows.examples)           an answer for each
-    measured(reader, rows, found, "reviews.csv")  how well the answers that the file has were met
+    measured(reader, rows, found, labelled)       how well the answers that the file has were met
     write_answers("answers.csv", told, [reader])  .jsonl, .csv, .tsv; tags as .conll; answers to questions as .json
 
 Columns are those of the table the model was trained on, where the file has them; otherwise they are known by their names, or
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bertkin.errors import UserError
+from bertkin.errors import UserError, nearest
 from bertkin.tasks.answering import Prediction
 from bertkin.tasks.data.columns import Columns
 from bertkin.tasks.data.files import KINDS, suffix_of
@@ -109,13 +109,25 @@ def measured(
 # Writing.
 
 
-def see_form(path: Path, readers: Sequence[Reader], scheme: str = "") -> None:
+def see_form(path: Path | None, readers: Sequence[Reader], scheme: str = "", read: str | Path | None = None) -> None:
     """Refuse a file of answers that could not be written, before anything is computed.
 
+    Args:
+        path: None where answers go into no file.
+        read: the file that questions come from.
+
     Raises:
-        UserError: an ending that is none, or none for this task or for several models; a scheme for what has no entities; a
-            folder, or in one that is not there.
+        UserError: an ending that is none, or none for this task or for several models; a scheme that is none, or for what
+            has no entities; a folder, or in one that is not there; or what is read.
     """
+    if scheme and scheme not in NAMES:
+        raise UserError(f"no scheme {scheme!r}", where="--scheme", mend=nearest(scheme, NAMES))
+    if path is None:
+        if scheme:
+            raise UserError("is of tags in a file", where="--scheme", mend="name an --out that ends in .conll")
+        return
+    if read is not None and path.resolve() == Path(read).resolve():
+        raise UserError("is what is read", where=path, mend="choose another --out")
     form = path.suffix.lower()
     if path.is_dir():
         raise UserError("a folder", where=path, mend="name a file, such as answers.jsonl")
@@ -142,12 +154,21 @@ def _end(*but: str) -> str:
     return f"end its name in {', '.join(form for form in FORMS if form not in but)}"
 
 
-def see_ids(path: Path, names: Sequence[str]) -> None:
-    """Refuse answers by question where questions cannot be told apart.
+def see_rows(path: Path | None, examples: Sequence[Example]) -> None:
+    """Refuse rows whose answers such a file could not tell apart, before anything is computed.
 
     Raises:
-        UserError: a question without an id, or two with one.
+        UserError: as JSON, questions without an id, or two with one; as CoNLL, a row without words.
     """
+    form = path.suffix.lower() if path is not None else ""
+    if path is not None and form == ".json":
+        _see_ids(path, [example.id for example in examples])
+    for example in examples if form == ".conll" else ():
+        if not example.spans:
+            raise UserError("a row without words", where=example.where, mend="leave it out, or write .jsonl")
+
+
+def _see_ids(path: Path, names: Sequence[str]) -> None:
     mend = "write .jsonl, or give each question an id"
     if "" in names:
         raise UserError("questions without an id", where=path, mend=mend)
@@ -172,7 +193,7 @@ def write_answers(path: Path, told: Sequence[dict[str, Any]], readers: Sequence[
     if form == ".jsonl":
         text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told)
     elif form == ".json":  # as SQuAD's own evaluation takes them
-        see_ids(path, [one.get("id", "") for one in told])
+        _see_ids(path, [one.get("id", "") for one in told])
         text = json.dumps({one["id"]: one["answer"] for one in told}, ensure_ascii=False, indent=1) + "\n"
     elif form == ".conll":
         scheme = scheme or readers[0].task.scheme

@@ -39,9 +39,17 @@ TARGETS = (
 IDS = ("id", "idx", "index", "guid", "uid", "qid", "pairid", "sent_id")
 WORDS, TAGS = ("tokens", "words"), ("ner_tags", "tags", "pos_tags", "upos", "labels", "ner", "label", "tag", "pos")
 ENTITIES = ("entities", "spans", "label", "labels", "annotations")
-CHOICES = re.compile(r"(?:choice|ending|option|sol|answer|alternative)_?(\d+|[a-e])")
+CHOICE = ("choice", "ending", "option", "sol", "answer", "alternative")
+CHOICES = re.compile(rf"(?:{'|'.join(CHOICE)})_?(\d+|[a-e])")
 
-KNOWN = tuple({*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS, *(name for pair in PAIRS for name in pair)})
+KNOWN = tuple(
+    {
+        *(*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS),
+        *(name for pair in PAIRS for name in pair),
+        *(f"{name}{end}" for name in CHOICE for at in range(10) for end in (f"{at}", f"_{at}")),
+        *(f"{name}_{letter}" for name in CHOICE for letter in "abcde"),
+    }
+)
 """Names by which a first line is known to be a header."""
 
 
@@ -164,6 +172,7 @@ def asked_roles(
     by_name = {normal(name): name for name in reversed(table.columns)}
     id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
     own = tuple(name for name in (named["text"], named["text2"]) if name)
+    first = before.first if before is not None else None
     usual = before is not None and before.form == "table" and bool(before.texts) and not own
     if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
         label = named["label"] or (before.label if before.label in table.columns else "")
@@ -172,13 +181,20 @@ def asked_roles(
     special = _special(by_name, row, named, output)
     if special is not None:
         texts, label, choices, holds = special
-        return Roles(texts, label if labelled else "", id_, choices, holds)
+        return Roles(texts, label if labelled else "", id_, choices, holds, first=first)
     left = [name for name in table.columns if name not in (*own, id_, named["label"])]
-    texts = own
-    if len(texts) < inputs:
-        texts = own or _texts_by_name({normal(name): name for name in reversed(left)}, inputs)
-        rest = [name for name in left if name not in texts and normal(name) not in LABELS]
-        texts = texts if len(texts) >= inputs else (*texts, *rest)
+    free = {normal(name): name for name in reversed(left)}
+    in_order = tuple(name for name in left if normal(name) not in LABELS)
+    if len(own) == 2 or (own and inputs == 1):
+        texts = own
+    elif own:  # one of a pair
+        at = 0 if named["text2"] else 1
+        trained = before.texts[at] if before is not None and len(before.texts) == 2 else ""
+        other = (trained,) if trained in left else _texts_by_name(free, 1) or in_order
+        texts = (*other, *own) if named["text2"] else (*own, *other)
+    else:
+        by_names = _texts_by_name(free, inputs)
+        texts = by_names if len(by_names) == inputs else in_order
     if len(texts) != inputs:
         what = f"cannot tell which of {len(left)} columns the model is to read" if not own else f"{len(texts)} texts"
         mend = f"name {'it' if inputs == 1 else 'them'} with --text{' and --text2' * (inputs > 1)}; {there(table)}"

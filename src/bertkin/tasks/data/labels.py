@@ -191,6 +191,11 @@ def to_example(
     Raises:
         UserError: by way of `gate`.
     """
+    try:
+        "".join((*raw.texts, *raw.choices)).encode()
+    except UnicodeEncodeError:
+        gate.refuse("half a character (a lone surrogate)", raw.where, "correct the text")
+        return None
     value = None if labelled is False or missing(raw.label) else raw.label
     if value is None:
         if labelled:
