@@ -20,7 +20,7 @@ from typing import Any
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
-from bertkin.tasks.data.columns import IDS, KNOWN, Columns, Roles, asked_roles, choose_roles
+from bertkin.tasks.data.columns import IDS, KNOWN, NUMBERED, Columns, Roles, asked_roles, choose_roles
 from bertkin.tasks.data.files import (
     KINDS,
     PLAIN,
@@ -207,7 +207,8 @@ class _Reader:
         names = [*vars(self.columns).values()]
         if self.roles_before is not None:
             names += [*self.roles_before.texts, *self.roles_before.choices]
-        known = [*KNOWN, *(normal(name) for name in names if name and not name.isdigit())]
+        choices = NUMBERED if self.task is not None and self.task.output == "choice" else ()
+        known = [*KNOWN, *choices, *(normal(name) for name in names if name and not name.isdigit())]
         how: dict[str, Any] = {"header": self.header, "known": known, "encoding_errors": self.encoding_errors}
         table = read_table(source, kind, self.gate, guess=not self.asking, **how)
         output = self.task.output if self.task else self.output

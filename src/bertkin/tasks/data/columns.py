@@ -42,15 +42,10 @@ ENTITIES = ("entities", "spans", "label", "labels", "annotations")
 CHOICE = ("choice", "ending", "option", "sol", "answer", "alternative")
 CHOICES = re.compile(rf"(?:{'|'.join(CHOICE)})_?(\d+|[a-e])")
 
-KNOWN = tuple(
-    {
-        *(*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS),
-        *(name for pair in PAIRS for name in pair),
-        *(f"{name}{end}" for name in CHOICE for at in range(10) for end in (f"{at}", f"_{at}")),
-        *(f"{name}_{letter}" for name in CHOICE for letter in "abcde"),
-    }
-)
+KNOWN = tuple({*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS, *(name for pair in PAIRS for name in pair)})
 """Names by which a first line is known to be a header."""
+NUMBERED = tuple(f"{name}{bar}{at}" for name in CHOICE for bar in ("", "_") for at in range(10))
+"""Those of choices, where choices are expected: elsewhere "answer 1" may be an answer."""
 
 
 @dataclass(frozen=True)
