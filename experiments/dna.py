@@ -3,6 +3,8 @@
     BERTKIN_DATA=shared/data python experiments/dna.py --price
     BERTKIN_DATA=shared/data python experiments/dna.py --models runs/mine --tasks promoters
 
+The real encoder is among the models unless --no-real is said.
+
 UCI's splice junctions (3,190 sequences of 60 bases; donor, acceptor or neither) and promoters of E. coli (106 of 57; promoter
 or not). Rows are shuffled once and laid in five folds; each seed holds out another fold, so that all five seeds together
 are asked every row once. Scores are accuracies on the fold held out.
@@ -26,7 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 from sharing import data, markdown, picture, run
-from starts import called, encoder, random_start
+from starts import beginnings, called, random_start
 from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary
 
 from bertkin.errors import UserError
@@ -67,6 +69,7 @@ def main(
     options: Folded = Folded(),
     *,
     models: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    real: bool = True,
     words: tuple[str, str, str, str] = ("air", "city", "gold", "time"),
 ) -> None:
     """Every model, task, side and fold that is not there yet; then all of them, written down.
@@ -75,6 +78,8 @@ def main(
     ----------
     models
         Run or model folders besides the real encoder.
+    real
+        Whether the real encoder is among the models.
     words
         Of A, C, G and T.
     """
@@ -82,7 +87,7 @@ def main(
     for one in options.tasks:
         if one not in TASKS:
             raise UserError(f"no task {one!r}", where="--tasks", mend=f"choose of {', '.join(TASKS)}")
-    stocks = {called(model): model for model in (encoder(), *models)}
+    stocks = {called(model): model for model in beginnings(models, real)}
     told = {name: _sizes(stock, words) for name, stock in stocks.items()}
     jobs, made = (
         [],

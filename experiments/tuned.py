@@ -27,11 +27,11 @@ from bertkin.errors import UserError, nearest
 from bertkin.models.adapt import apply, trainable
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.tasks.answering import answer_for
+from bertkin.tasks.data.parts import find_parts
 from bertkin.tasks.finetune import FineTuning, finetune, is_tuning, resume
 from bertkin.tasks.gathering import gather, read_data
 from bertkin.tasks.metrics import measure
 from bertkin.tasks.predict import open_reader
-from bertkin.tasks.reading import find_parts
 from bertkin.tasks.suites import read_suite
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, load_tuning

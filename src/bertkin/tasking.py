@@ -22,7 +22,7 @@ SuiteOptions = given(Tuning, leave_out=["model", "data", "strategy", "train", *O
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(
     Train,
-    leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init"],
+    leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init", "z_loss", "eval_rows"],
     short=["patience", "final", "layer_decay", "unfreeze"],
 )
 
@@ -45,7 +45,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model on labelled data: bertkin finetune runs/mine reviews.csv
 
-    It looks at the files, says what task it sees, trains, measures, and saves a folder that transformers opens.
+    It looks at the files, says what task it sees, trains, measures, and saves a folder that transformers opens; of a light
+    strategy, what changed.
 
     Parameters
     ----------
@@ -257,7 +258,7 @@ def evaluate(
     }
     where = out or Path("runs") / Path(suite).stem
     told = listener(quiet)
-    more: dict[str, Any] = {"against": against, "submission": submit, "say": told.message}
+    more: dict[str, Any] = {"against": against, "submission": submit}
     results = run_suite(model, tasks, where, seeds=seeds, change=change, listener=told, suite=suite, **more)
     text = {"latex": results.latex, "csv": results.csv}.get(table, results.__str__)()
     if table != "markdown":

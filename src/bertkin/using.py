@@ -25,6 +25,7 @@ def predict(
     out: Path | None = None,
     also: Annotated[list[str] | None, Parameter(negative="")] = None,
     task: Annotated[list[str] | None, Parameter(negative="")] = None,
+    stock: str | None = None,
     text: str = "",
     text2: str = "",
     label: str = "",
@@ -56,6 +57,8 @@ def predict(
     task
         Of a run of several tasks, one that is asked; may be given several times. By default each is asked that reads as
         many texts.
+    stock
+        Of a light strategy, the model it was trained on, where that has moved. [default: the one it names]
     text
         Column of the text, by name or number. [default: as it was trained]
     text2
@@ -99,9 +102,11 @@ def predict(
         raise UserError("a column of answers, which are passed over", where="--label", mend="say --score as well")
     several = bool(also or task or tasks_in(model))
     if several:
-        readers: Mapping[str, Reader] = open_readers([model, *(also or [])], tasks=task or (), precision=precision)
+        readers: Mapping[str, Reader] = open_readers(
+            [model, *(also or [])], tasks=task or (), precision=precision, stock=stock
+        )
     else:
-        readers = {model: open_reader(model, precision=precision)}
+        readers = {model: open_reader(model, precision=precision, stock=stock)}
     readers = all_by_windows({name: by_beams(reader, beams) for name, reader in readers.items()}, windows)
     if unanswerable:
         readers = {name: without(reader) for name, reader in readers.items()}
@@ -186,6 +191,7 @@ def embed(
     normalise: Annotated[bool, Flag] = False,
     length: int | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    stock: str | None = None,
 ) -> None:
     """Turn lines of text into vectors: bertkin embed MODEL sentences.txt --out vectors.npy
 
@@ -205,6 +211,8 @@ def embed(
         Most tokens of a text.
     precision
         auto is bfloat16 where the processor gains by it.
+    stock
+        Of a light strategy, the model it was trained on, where that has moved. [default: the one it names]
     """
     import numpy as np
 
@@ -216,7 +224,7 @@ def embed(
     if not any(lines):
         raise UserError("no text", where=file, mend="write a text on each line")
     way: Any = "mean" if pooling == "tokens" else pooling
-    embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision)
+    embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision, stock=stock)
     aside = out.with_name(f".{out.name}.part")
     try:
         with disk_errors(out), aside.open("wb") as stream:
@@ -230,7 +238,7 @@ def embed(
     print(f"{len(lines):,} texts, {embedder.width} numbers each: {out}")
 
 
-def merge(model: str, /, *, out: Path) -> None:
+def merge(model: str, /, *, out: Path, stock: str | None = None) -> None:
     """Fold what LoRA changed into its stock: bertkin merge runs/reviews --out merged
 
     The result is an ordinary folder with all weights, which transformers opens.
@@ -241,8 +249,10 @@ def merge(model: str, /, *, out: Path) -> None:
         A run of lora, bias, last or frozen; or a folder of such changes, ours or PEFT's.
     out
         Folder to make.
+    stock
+        The model it was trained on, where that has moved. [default: the one it names]
     """
     from bertkin.tasks.merging import fold
 
-    fold(model, out)
+    fold(model, out, stock=stock)
     print(f"model    {out}")

@@ -61,6 +61,17 @@ def test_an_encoder_is_below_its_decoder() -> None:
     assert level(model, "stack.embeddings") | level(model, "source.embeddings") == {depth + 1}
 
 
+def test_the_last_norm_of_an_encoder_goes_with_its_top_layer() -> None:
+    """T5's: it is not drawn anew with the decoder's top layer, nor open before the encoder is."""
+    model = made("t5")
+    assert model.stack is not None and model.source is not None
+    assert level(model, "stack.norm") == {0} and level(model, "source.norm") == {model.stack.depth + 1}
+    with torch.no_grad():
+        model.source.norm.weight.fill_(3.0)
+    redraw(model, model.architecture, 1, seed=3)
+    assert model.source.norm.weight.eq(3.0).all()
+
+
 def test_a_layer_that_serves_several_times_counts_as_the_highest() -> None:
     model = made("albert")
     assert level(model, "stack.layers.0.") == {1} and level(model, "stack.project") == {2}

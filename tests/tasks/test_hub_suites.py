@@ -16,8 +16,9 @@ from bertkin.cli import main
 from bertkin.config import Model
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
+from bertkin.tasks.data.parts import find_parts
 from bertkin.tasks.evaluating import parts_of
-from bertkin.tasks.reading import find_parts, read_examples, read_splits
+from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.submitting import official
 from bertkin.tasks.suites import GLUE, read_suite
 from bertkin.text.tokenizer import train_tokenizer

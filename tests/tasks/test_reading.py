@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import locate
-from bertkin.tasks.reading import Columns, find_parts, read_examples, read_splits, split_by_hash
+from bertkin.tasks.data.parts import find_parts
+from bertkin.tasks.reading import Columns, read_examples, read_splits, split_by_hash
 from bertkin.tasks.task import Example, Task, spaceless
 
 DATA = Path(os.environ.get("BERTKIN_DATA", "nowhere"))
@@ -237,6 +238,22 @@ def test_the_first_choice_has_the_number_it_has_in_training(tmp_path: Path) -> N
         written(tmp_path, "dev.jsonl", rows(1, 1))
         found = read_splits(tmp_path)
         assert [example.label for example in found.dev.examples] == [first, first]
+
+
+def test_a_number_may_be_the_text_of_a_choice(tmp_path: Path) -> None:
+    """What is seven less four: the label says the answer, not its place; in data to measure on as in training."""
+    rows = [{"premise": "s", "choice1": one, "choice2": two, "choice3": three, "label": label} for one, two, three, label in
+            (("7", "3", "9", "3"), ("1", "2", "5", "5"), ("12", "4", "1", "12"))]  # fmt: skip
+    written(tmp_path, "train.jsonl", rows)
+    written(tmp_path, "dev.jsonl", rows[:1])
+    found = read_splits(tmp_path)
+    assert [example.label for example in found.train.examples] == [1, 2, 0]
+    assert [example.label for example in found.dev.examples] == [1]
+
+
+def test_codes_with_an_underscore_are_no_numbers(tmp_path: Path) -> None:
+    rows = [{"text": f"text {at}", "label": f"{at % 40}_1"} for at in range(80)]
+    assert read_examples(written(tmp_path, "a.jsonl", rows)).task.output == "class"
 
 
 def test_zero_and_one_are_classes_though_written_with_a_point(tmp_path: Path) -> None:
@@ -479,6 +496,26 @@ def test_the_parts_of_a_folder_are_found_by_name(tmp_path: Path) -> None:
     splits = read_splits(tmp_path)
     assert splits.test is not None and [e.label for e in splits.test.examples] == [None]
     assert list(splits.others) == ["dev_mismatched"] and len(splits.dev) == 3
+
+
+def test_a_second_training_file_of_a_folder_is_not_silently_lost(tmp_path: Path) -> None:
+    """Of a folder one file is trained on, and the other is said; named, both are."""
+    both = [written(tmp_path, name, REVIEWS) for name in ("train.csv", "train_more.csv")]
+    splits = read_splits(tmp_path, dev=both[0])
+    assert not splits.others and any("train_more.csv is passed over" in line for line in splits.said)
+    assert len(read_splits(both, dev=both[0]).train) == 2 * len(splits.train)
+
+
+@pytest.mark.parametrize("before", ["", '"version": "1", "about": {"a": [1]},'], ids=["alone", "not the first"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_may_hold_the_rows(before: str, indent: int | None, tmp_path: Path) -> None:
+    rows = [{"text": f"text {at}", "label": at % 2} for at in range(4)]
+    for name in ("data", "rows"):
+        text = json.dumps({name: rows}, indent=indent).replace("{", "{" + before, 1)
+        found = read_examples(written(tmp_path, "a.json", text))
+        assert [example.texts for example in found.examples] == [(row["text"],) for row in rows]
+    line = json.dumps({"text": "a", "label": 0, "more": {"data": [{"b": 1}]}})  # a row is a row
+    assert len(read_examples(written(tmp_path, "b.jsonl", f"{line}\n{line.replace('0', '1')}\n"))) == 2
 
 
 def test_a_folder_of_folders_is_a_class_each(tmp_path: Path) -> None:

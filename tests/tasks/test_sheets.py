@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,11 @@ def test_a_light_model_folds_into_its_stock_afterwards(
     assert [one["probability"] for one in whole] == pytest.approx([one["probability"] for one in light], abs=2e-4)
     found = pipeline("text-classification", model=str(merged))(texts)
     assert [one["label"] for one in found] == [one["label"] for one in whole]
+    card, before = ((folder / "README.md").read_text() for folder in (merged, tmp_path / "light" / "model"))
+    assert card.count("## ") == before.count("## ") == 3
+    scores = before[before.index("## Scores") : before.index("## Use")].strip()
+    assert scores in card and f"bertkin predict {merged}" in card and "from_pretrained" in card
+    assert "library_name: transformers" in card and f"bertkin merge {tmp_path / 'light'} --out {merged}" in card
     finetune(plan(lively, data, strategy=Strategy(kind), merge=True), tmp_path / "at-once", listener=QuietListener())
     (file,) = merged.glob("*.safetensors")
     from safetensors.torch import load_file
@@ -370,6 +376,35 @@ def test_a_light_model_gives_vectors(lively: Path, tmp_path: Path) -> None:
         )
         after = bertkin.embed(tmp_path / kind, texts, precision="float32")
         assert np.allclose(before, after, atol=1e-5) == (kind == "frozen")
+
+
+def test_a_stock_that_has_moved_is_named(lively: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A light run answers over its stock wherever that lies; over another it does not."""
+    stock, light, text = tmp_path / "stock", tmp_path / "light", "it was warm in Oslo"
+    shutil.copytree(lively, stock)
+    finetune(plan(stock, written(tmp_path, "class"), strategy=Strategy("lora")), light, listener=QuietListener())
+    told, vector = bertkin.predict(light, text), bertkin.embed(light, [text])
+    moved = stock.rename(tmp_path / "moved")
+    (tmp_path / "texts.txt").write_text(f"{text}\n")
+    for verb in (["predict", str(light), text], ["merge", str(light), "--out", str(tmp_path / "merged")]):
+        assert main(verb) == 2
+        error = capsys.readouterr().err
+        assert "its stock is no longer there" in error and "--stock FOLDER" in error and error.count("\n") == 1
+    assert bertkin.predict(light, text, stock=moved) == told
+    assert bertkin.predict_all([light], text, stock=moved)[str(light)] == told
+    assert np.array_equal(bertkin.embed(light, [text], stock=moved), vector)
+    assert main(["predict", str(light), text, "--stock", str(moved), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told[0]
+    assert main(["merge", str(light), "--out", str(tmp_path / "merged"), "--stock", str(moved)]) == 0
+    assert bertkin.predict(tmp_path / "merged", text)[0]["label"] == told[0]["label"]
+    for path in (moved, tmp_path / "merged"):  # which are whole
+        assert main(["predict", str(path), text, "--stock", str(moved)]) == 2
+    out = ["--out", str(tmp_path / "x.npy")]
+    assert main(["embed", str(moved), str(tmp_path / "texts.txt"), "--stock", str(moved), *out]) == 2
+    finetune(plan(moved, written(tmp_path, "class"), train={"steps": 2}), tmp_path / "other", listener=QuietListener())
+    capsys.readouterr()
+    assert main(["predict", str(light), text, "--stock", str(tmp_path / "other")]) == 2
+    assert "trained on another stock" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_say_may_be_told_that_questions_have_no_answer(
@@ -417,9 +452,11 @@ def test_what_peft_saved_folds_too(lively: Path, tmp_path: Path) -> None:
     finetune(tuning, tmp_path / "run", listener=QuietListener())
     bertkin.merge(tmp_path / "run", tmp_path / "ours")
     (tmp_path / "run" / "model" / "bertkin.json").unlink()
+    (tmp_path / "run" / "model" / "README.md").write_text("---\nlibrary_name: peft\n---\n# Theirs\n")
     bertkin.merge(tmp_path / "run" / "model", tmp_path / "theirs")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_allclose(one[name].numpy(), two[name].numpy(), atol=1e-6)
+    assert not (tmp_path / "theirs" / "README.md").exists()
     assert bertkin.predict(tmp_path / "theirs", "it was warm")[0]["label"] in ("LABEL_0", "LABEL_1")

@@ -100,7 +100,16 @@ def test_a_seed_that_diverges_is_told_and_the_others_count(desk: Path, monkeypat
     told = results.tasks["CoLA"]
     assert told.diverged == (1,) and len(told.last) == 2 and "CoLA" in str(results)
     assert "(1 of 3 diverged)" in str(results) and results.to_mapping()["tasks"]["CoLA"]["diverged"] == [1]
-    steep = ["seed-0"]
+    steep, two = ["seed-0"], {**how, "only": ["CoLA", "SST-2"]}
+    monkeypatch.setattr(
+        evaluating, "finetune", lambda t, run, **more: (steeply if "CoLA" in str(run) else real_one)(t, run, **more)
+    )
+    results = bertkin.evaluate(desk / "stock", "glue", out=desk / "one-lost", seeds=1, **two)
+    assert list(results.tasks) == ["SST-2"] and results.gone == ("CoLA",)
+    kept = json.loads((desk / "one-lost" / "results.json").read_text())
+    assert kept["diverged"] == ["CoLA"] and kept["mean"] == pytest.approx(results.tasks["SST-2"].median, abs=1e-5)
+    assert "CoLA (every seed diverged)" in str(results) and "mean without CoLA" in results.latex()
+    monkeypatch.setattr(evaluating, "finetune", steeply)
     with pytest.raises(NonFiniteLoss):
         bertkin.evaluate(desk / "stock", "glue", out=desk / "lost", seeds=1, **how)
 

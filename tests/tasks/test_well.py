@@ -16,8 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from bertkin.cli import main
+from bertkin.config import Model, Train
 from bertkin.errors import UserError
 from bertkin.models.adapt import Strategy
+from bertkin.models.presets import build, resolve_model
 from bertkin.tasks import search as room
 from bertkin.tasks.answering import loss_of
 from bertkin.tasks.chaining import allowed
@@ -27,7 +29,16 @@ from bertkin.tasks.finetune import FineTuning, finetune, resume
 from bertkin.tasks.gathering import gather
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
-from bertkin.tasks.search import is_search, resume_search, search, settings_of, space, with_settings
+from bertkin.tasks.search import (
+    Among,
+    answering_depth,
+    is_search,
+    resume_search,
+    search,
+    settings_of,
+    space,
+    with_settings,
+)
 from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.tasks.weighing import weights_of
@@ -509,3 +520,23 @@ def test_from_the_terminal(stock: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["resume", out, "--quiet"]) == 0
     assert main(["finetune", str(stock), data, "--out", str(tmp_path / "no"), "--search", "0"]) == 2
     assert "choose at least 1" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "family", "kind", "size", "most"),
+    [
+        ("class", "bart", "last", None, 1),
+        ("tokens", "bart", "last", None, 3),
+        ("sequence", "bert", "last", 2, 2),
+        ("class", "bert", "pals", None, 0),
+    ],
+)
+def test_a_search_draws_nothing_that_cannot_be(task: Any, family: str, kind: Any, size: int | None, most: int) -> None:
+    layers = {"layers": 3} | ({"decoder_layers": 1} if family == "bart" else {})
+    a = build(resolve_model(Model(family=family, hidden=64, heads=2, **layers), 90)).architecture  # type: ignore[arg-type]
+    tuning = Tuning(strategy=Strategy(kind, heads=32, size=64), decoder_layers=size, train=Train(lr=1e-3, epochs=3.0))
+    found = space(tuning, tuning, 100, answering_depth(a, tuning, Task(task)))
+    if kind == "last":
+        assert found["strategy.last"] == Among(tuple(range(1, most + 1)))
+    else:
+        assert found.get("strategy.size", Among((64,))) == Among((64, 256))

@@ -338,6 +338,8 @@ def test_a_type_of_our_own_is_begun_from_whatever_heads_it_has(stocks: Path, tmp
         ("gpt2", None, "adapter", True),
         ("gpt2", None, "bias", True),
         ("bert", "prefix", "last", True),
+        ("electra", "prefix", "lora", True),
+        ("electra", "prefix", "bias", True),
         ("t5", None, "lora", True),
         ("bert", "decoder", "frozen", False),
         ("bert", "decoder", "lora", False),

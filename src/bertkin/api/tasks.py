@@ -181,6 +181,7 @@ def predict(
     *,
     precision: str = "auto",
     windows: int | None = None,
+    stock: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """What a fine-tuned model answers.
 
@@ -189,6 +190,7 @@ def predict(
         texts: one text, several, or, for tasks that read more than one, a tuple of texts for each question.
         precision: auto is bfloat16 where the processor gains by it.
         windows: most windows that a long text is read in, where one answer is of all of it; by default as it was trained.
+        stock: of what a light strategy saved, the model it was trained on; by default the one it names.
 
     Returns:
         For each a mapping: label and probability, labels, score, words and entities, or answer, by the task.
@@ -198,7 +200,7 @@ def predict(
     """
     from bertkin.tasks import predict as room
 
-    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision, stock=stock)
     return _said(room.by_windows(reader, windows), texts)
 
 
@@ -209,12 +211,14 @@ def predict_all(
     tasks: str | Sequence[str] = (),
     precision: str = "auto",
     windows: int | None = None,
+    stock: str | Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """What several models answer, light ones of one stock over that stock, which is in memory once.
 
     Args:
         models: one or several, each what `predict` takes or the run of tasks that were trained together.
         texts, precision, windows: as for `predict`; windows are of those models that give one answer to a whole text.
+        stock: of what light strategies saved; by default what each names.
         tasks: which of the tasks that were trained together; by default all.
 
     Returns:
@@ -226,7 +230,7 @@ def predict_all(
     from bertkin.tasks.several import all_by_windows, open_readers
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
-    readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision), windows)
+    readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision, stock=stock), windows)
     return {name: _said(reader, texts) for name, reader in readers.items()}
 
 
@@ -247,6 +251,7 @@ def predict_table(
     scheme: str = "",
     precision: str = "auto",
     windows: int | None = None,
+    stock: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """What a fine-tuned model answers to each row of a file, whose columns are those of the table it was trained on.
 
@@ -258,7 +263,7 @@ def predict_table(
         header: whether a table's first row names its columns; by default it is told by names that are known.
         skip_bad: leave unusable rows out instead of stopping at the first.
         scheme: how a .conll file writes entities; by default as the training data did.
-        precision, windows: as for `predict`.
+        precision, windows, stock: as for `predict`.
 
     Returns:
         For each row what `predict` gives, and its id where it has one.
@@ -270,7 +275,7 @@ def predict_table(
     from bertkin.tasks import sheets
     from bertkin.tasks.data.columns import Columns
 
-    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision)
+    reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision, stock=stock)
     reader = room.by_windows(reader, windows)
     to = None if out is None else Path(out)
     sheets.see_form(to, [reader], scheme, path)
@@ -283,19 +288,20 @@ def predict_table(
     return found
 
 
-def merge(model: str | Path, out: str | Path) -> None:
+def merge(model: str | Path, out: str | Path, *, stock: str | Path | None = None) -> None:
     """Fold what LoRA changed into its stock: an ordinary folder, which transformers opens.
 
     Args:
         model: a run of lora, bias, last or frozen; or a folder of such changes, ours or PEFT's.
         out: a folder that is not there yet, or is empty.
+        stock: the model it was trained on; by default the one it names.
 
     Raises:
         UserError: no such changes, changes that do not fold into weights, or a folder that holds something.
     """
     from bertkin.tasks.merging import fold
 
-    fold(model, Path(out))
+    fold(model, Path(out), stock=stock)
 
 
 def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
@@ -303,7 +309,7 @@ def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
 
     Args:
         model: a run folder, a model folder, or a hub id.
-        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length.
+        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length, stock.
 
     Raises:
         UserError: there is no such model.

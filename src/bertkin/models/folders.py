@@ -96,19 +96,22 @@ def told(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def fill(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
+def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = False, new: str = "") -> list[str]:
     """Give a model made on no device its memory, and every parameter its weights.
 
     Args:
         model: with a method `tie`, as all that share a table.
+        begins: whether it is the beginning of another model, whose head may have other sizes than the folder's: what does not
+            fit of a head is then left unset.
+        new: what the parameters begin with that are left unset whatever the folder has.
 
     Returns:
-        The parameters of heads that the folder does not have, still unset.
+        The parameters of heads that are still unset.
 
     Raises:
         UserError: a weight is missing, of another shape, or unknown; no memory was taken.
     """
-    absent = _missing(model, weights, a)
+    absent = _missing(model, weights, a, begins=begins, new=new)
     model.to_empty(device="cpu")
     model.tie()  # type: ignore[operator]
     with torch.no_grad():
@@ -118,18 +121,27 @@ def fill(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
     return absent
 
 
-def _missing(model: nn.Module, weights: Weights, a: Architecture) -> list[str]:
+def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool, new: str) -> list[str]:
     """Parameters of the heads that the folder does not have, once everything else is known to be there and to fit."""
     missing: list[str] = []
     family = weights.family
     used: set[str] = set()
     for name, parameter in model.named_parameters():
-        parts = theirs(name, family)
-        if not name.startswith(("stack.", "source.")) and any(part not in weights.names for part in parts):
+        parts, inner = theirs(name, family), name.startswith(("stack.", "source."))
+        if not inner and (any(part not in weights.names for part in parts) or (new and name.startswith(new))):
             missing.append(name)
             continue
-        for part, rows in zip(parts, _rows(name, parameter, len(parts), a), strict=True):
-            weights.require((part,), _shape_on_disk(name, (rows, *parameter.shape[1:]), family))
+        sizes = _rows(name, parameter, len(parts), a)
+        wanted = [_shape_on_disk(name, (rows, *parameter.shape[1:]), family) for rows in sizes]
+        if (
+            begins
+            and not inner
+            and any(weights.shape(part) != shape for part, shape in zip(parts, wanted, strict=True))
+        ):
+            missing.append(name)
+            continue
+        for part, shape in zip(parts, wanted, strict=True):
+            weights.require((part,), shape)
         used.update(parts)
     known = family.partition(":")[0] in STACKS
     inside = (prefix_of(family),) if known else ("stack.", "source.")  # heads come and go
@@ -205,6 +217,11 @@ class Weights:
         owners = {name: file for file, opened in self.files.items() for name in opened.keys()}  # noqa: SIM118
         self.names = canonical(list(owners), family)
         self.owners = owners
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        """Of a tensor that is here."""
+        name = self.names[part]
+        return tuple(self.files[self.owners[name]].get_slice(name).get_shape())
 
     def require(self, parts: tuple[str, ...], shape: tuple[int, ...] | None = None) -> None:
         """See that tensors are here, are real numbers and have this shape.

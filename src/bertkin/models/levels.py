@@ -3,7 +3,7 @@
 level   what it is of
 0       heads, what a strategy put after the stack, the stack's last norm
 1       the top layer
-…       an encoder's layers are below those of its decoder
+…       an encoder's layers, and its last norm with the first of them, are below those of its decoder
 last    embeddings, and what stands between them and the layers
 """
 
@@ -19,7 +19,7 @@ from bertkin.models.initial import initialise
 from bertkin.models.transformer import Stack
 
 PLACE = re.compile(
-    r"(?P<path>.*?\b(?:stack|source))\.(?:layers\.(?P<layer>\d+)|(?P<low>embeddings|project|distances))\b"
+    r"(?P<path>.*?\b(?:stack|source))\.(?:layers\.(?P<layer>\d+)|(?P<low>embeddings|project|distances)|(?P<norm>norm))\b"
 )
 
 
@@ -35,6 +35,9 @@ def levels(model: nn.Module) -> dict[str, int]:
             found[name] = 0
         elif match["low"]:
             lowest.append(name)
+        elif match["norm"]:
+            above = _above(match["path"], stacks)
+            found[name] = above + 1 if above else 0
         else:
             block = stack.layers[int(match["layer"])]
             every = ".aside.down." in name or ".aside.up." in name  # of all layers (`bertkin.models.pals`)

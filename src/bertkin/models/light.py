@@ -30,6 +30,7 @@ from bertkin.models.pretrained import load_model
 from bertkin.models.pretrained_tasks import begin_task_model, shared
 from bertkin.models.strategy import Strategy, check
 from bertkin.models.task_heads import Answer, TaskModel
+from bertkin.models.writers import begin_writer
 
 CHANGED, ABOUT = "changed.safetensors", "bertkin.json"
 Model = TaskModel | LanguageModel
@@ -106,7 +107,7 @@ def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> t
     known = light.get("fingerprint")
     if known and known != fingerprint(model):
         given = "the model given" if isinstance(stock, nn.Module) else stock
-        mend = f"give the one it was trained on ({light['stock']}, as it was then)"
+        mend = f"give the one it was trained on, as it was then: {light['stock']}"
         raise UserError(f"trained on another stock than {given}", where=folder, mend=mend)
     if foreign:
         read_peft(model, folder)
@@ -120,11 +121,18 @@ def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> t
 
 
 def named_stock(folder: str | Path) -> str | None:
-    """The folder or hub id of the stock that a folder of changes names: one beside them is found wherever both are."""
+    """The folder or hub id of the stock that a folder of changes names: one beside them is found wherever both are.
+
+    Raises:
+        UserError: it is a folder that is not there any more.
+    """
     folder = Path(folder)
     found: str | None = (_about(folder).get("light") or {}).get("stock") or _named(folder)
     if found is not None and (folder / found / "config.json").is_file():
         return str((folder / found).resolve())
+    if found is not None and Path(found).is_absolute() and not Path(found).exists():
+        mend = "say where it is now (--stock FOLDER)"
+        raise UserError(f"its stock is no longer there: {found}", where=folder, mend=mend)
     return found
 
 
@@ -145,18 +153,21 @@ def beside(stock: Model, answer: Answer | None) -> Model:
     """
     with torch.device("meta"):
         made = LanguageModel(stock.architecture) if answer is None else TaskModel(stock.architecture, answer)
-    weights, dtype = dict(stock.named_parameters(remove_duplicate=False)), next(stock.parameters()).dtype
+    weights = dict(stock.named_parameters(remove_duplicate=False))
     missing = set(stock.missing)
     for name, parameter in list(made.named_parameters(remove_duplicate=False)):
         held: Tensor | None = weights.get(name) if _inside(name) or isinstance(made, type(stock)) else None
         if held is None or held.shape != parameter.shape:
             if _inside(name):
                 raise UserError(f"the stock has no {name}", mend="load the whole model, with any head")
-            held = torch.zeros(parameter.shape, dtype=dtype)
+            held = torch.zeros(parameter.shape)
             missing.add(name)
         path, _, last = name.rpartition(".")
         # A parameter of its own over the same numbers: whether it is trained is each model's own matter.
         setattr(made.get_submodule(path), last, nn.Parameter(held.detach()))
+    for name, part in made.named_children():  # the last layer has a type of its own (`Classifier`)
+        if not _inside(f"{name}."):
+            part.to(next(stock.parameters()).dtype)
     made.tie()
     made.missing = tuple(sorted(missing & {name for name, _ in made.named_parameters()}))
     return made
@@ -176,7 +187,10 @@ def _inside(name: str) -> bool:
 def _begin(stock: str | Path | Model, answer: Answer | None) -> Model:
     if isinstance(stock, nn.Module):
         return beside(stock, answer)
-    return load_model(stock) if answer is None else begin_task_model(stock, answer)
+    if answer is not None:
+        return begin_task_model(stock, answer)
+    # One that found replaced tokens has no words to answer with: those that were drawn are among the changes.
+    return begin_writer(stock, "prefix") if _architecture(stock).head == "detect" else load_model(stock)
 
 
 def _architecture(stock: str | Path | Model) -> Any:

@@ -24,7 +24,8 @@ PROBLEMS = {"class": "single_label_classification", "classes": "multi_label_clas
 
 
 def begin_task_model(path: str | Path, answer: Answer, *, seed: int = 0) -> TaskModel:
-    """A pretrained model with a new head: whatever of it the folder has is taken, the rest is drawn.
+    """A pretrained model with a head: whatever of it the folder has is taken, the rest is drawn, and named in `missing`. The
+    head of another kind of task, or of other sizes, is none of it.
 
     Args:
         path: a folder, run folder or hub id; with a head of its pretraining, of another task, or none.
@@ -33,7 +34,7 @@ def begin_task_model(path: str | Path, answer: Answer, *, seed: int = 0) -> Task
     Raises:
         UserError: as for `bertkin.models.pretrained.load_model`, or the family has no such head.
     """
-    model = _read(path, answer)
+    model = _read(path, answer, begins=True)
     initialise(model, model.architecture, torch.Generator().manual_seed(seed), model.missing)
     return model
 
@@ -119,13 +120,21 @@ def shared(a: Architecture, answer: Answer) -> bool:
     return told and not answer.crf and write_config(a)["model_type"] != OURS
 
 
-def _read(path: str | Path, answer: Answer) -> TaskModel:
-    """The model with whatever weights the folder has; `missing` names the others, which are unset."""
+def _read(path: str | Path, answer: Answer, *, begins: bool = False) -> TaskModel:
+    """The model with whatever weights the folder has; `missing` names the others, which are unset.
+
+    Args:
+        begins: whether it is the beginning of another model, and need not have the folder's head.
+    """
     folder = find_folder(path)
     a, kind = read_config(folder / "config.json")
     family = kind if kind == OURS else named(a, answer.head)
     with torch.device("meta"):  # no memory is taken before all shapes are known to agree
         model = TaskModel(a, answer)
     weights = Weights(folder, family)
-    model.missing = tuple(fill(model, weights, a))
+    new = ""
+    if begins:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        new = "" if (before := answer_of(a, config)) is None or before.head == answer.head else "classifier."
+    model.missing = tuple(fill(model, weights, a, begins=begins, new=new))
     return model

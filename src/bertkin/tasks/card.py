@@ -78,8 +78,36 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
         f"---\n{_front(found, folder, name, told)}---\n",
         f"# {name}\n\nA model fine-tuned with bertkin.\n\n| | |\n|---|---|\n{rows}\n",
         f"## Scores\n\n{_scores(told)}\n{warning}",
-        f"## Use\n\n```\n{use}\n```\n{_transformers(found, folder, of)}",
+        f"## Use\n\n```\n{use}\n```\n{_transformers(task, folder, stock, of, tuning.writes)}",
         f"## Make it again\n\n{again}",
+    ]
+    return "\n".join(parts)
+
+
+def merged(before: str, task: Task, light: str | Path, out: Path, writes: int = 0) -> str:
+    """The card of a model whose changes were folded into its stock: what `card` said of it before, used and made otherwise.
+
+    Args:
+        before: the card of the light model; of any other than `card` wrote, nothing is known: "".
+        light: its folder or run, as it was named.
+        out: the merged model's folder; it is there.
+        writes: most tokens of a written answer.
+    """
+    import yaml
+
+    parted = re.fullmatch(r"---\n(.*?)---\n(.*)## Use\n.*## Make it again\n(.*)", before, re.DOTALL)
+    if parted is None:
+        return ""
+    front, head, again = parted.groups()
+    told = yaml.safe_load(front) | {"library_name": _library(out)}
+    stock = told["base_model"]
+    use = f"```\nbertkin predict {shlex.quote(shown(out))} {_asked(task)}\n```\n"
+    made = f"bertkin merge {shlex.quote(shown(light))} --out {shlex.quote(shown(out))}"
+    parts = [
+        f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{head.rstrip()}\n",
+        f"Measured before its changes were folded into `{stock}`, which moves answers by rounding alone.\n",
+        f"## Use\n\n{use}{_transformers(task, out, stock, writes=writes)}",
+        f"## Make it again\n\n{again.strip()}\n\nand then\n\n```\n{made}\n```\n",
     ]
     return "\n".join(parts)
 
@@ -110,9 +138,6 @@ def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) ->
     base = source(found.stock)
     if base == shown(found.stock):  # a folder of ours: its run's name, not the way to it
         base = found.stock.parent.name if found.stock.name == "model" else found.stock.name
-    config = folder / "config.json"
-    library = "transformers" if config.exists() and OURS not in config.read_text(encoding="utf-8") else "bertkin"
-    peft = (folder / "adapter_config.json").exists()
     data = Path(_data_name(found.tuning.data[0])).name
     scores = [
         {"type": metric, "value": score["value"], "name": f"{metric} ({part})"}
@@ -123,13 +148,21 @@ def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) ->
     result = {"task": kind, "dataset": {"type": data, "name": data}, "metrics": scores}
     front = {
         "base_model": base,
-        "library_name": "peft" if peft else library,
+        "library_name": _library(folder),
         "pipeline_tag": PIPELINES[task.output],
         "tags": ["bertkin", PIPELINES[task.output], found.tuning.strategy.kind],
         "metrics": list(told["dev"]["scores"]),
         "model-index": [{"name": name, "results": [result]}],
     }
     return str(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
+
+
+def _library(folder: Path) -> str:
+    """What opens a model folder, as the hub calls it."""
+    if (folder / "adapter_config.json").exists():
+        return "peft"
+    config = folder / "config.json"
+    return "transformers" if config.exists() and OURS not in config.read_text(encoding="utf-8") else "bertkin"
 
 
 def _scores(told: Mapping[str, Any]) -> str:
@@ -160,9 +193,14 @@ def _asked(task: Task) -> str:
     return '"' + names[0] + '"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"
 
 
-def _transformers(found: Gathered, folder: Path, of: str) -> str:
-    """How transformers opens it, where it does."""
-    task = found.task
+def _transformers(task: Task, folder: Path, stock: str, of: str = "", writes: int = 0) -> str:
+    """How transformers opens a folder, where it does.
+
+    Args:
+        stock: what it was begun from, as it is called.
+        of: the task's name, where several were trained together.
+        writes: most tokens of a written answer.
+    """
     if (folder / "adapter_config.json").exists():
         return (
             "\nThe changes of a LoRA, as PEFT keeps them"
@@ -176,7 +214,7 @@ def _transformers(found: Gathered, folder: Path, of: str) -> str:
         if apart is not None:
             told = "is the encoder as it was trained, what was put around it is beside; bertkin joins them"
             return f"\n`{shown(apart)}` {told}.\n"
-        return f"\nOnly what changed in `{source(found.stock)}` is here; bertkin puts it on again.\n"
+        return f"\nOnly what changed in `{stock}` is here; bertkin puts it on again.\n"
     names = config.get("architectures") or [""]
     end = re.search(r"For[A-Z]\w+$|LMHeadModel$|EncoderDecoderModel$", names[0])
     odd = task.output == "sequence" and end is not None and end[0] == "ForMaskedLM"  # who sees whom is not said there
@@ -189,7 +227,7 @@ def _transformers(found: Gathered, folder: Path, of: str) -> str:
     read = f'tokenizer({asked}, return_tensors="pt")'
     use = "" if task.output in ("choice", "sequence") else f"outputs = model(**{read})\n"
     if auto == "ForSeq2SeqLM":
-        use = f"ids = model.generate(**{read}, max_new_tokens={found.tuning.writes})\n"
+        use = f"ids = model.generate(**{read}, max_new_tokens={writes})\n"
         use += "print(tokenizer.decode(ids[0], skip_special_tokens=True))\n"
     return (
         f"\n```python\nfrom transformers import AutoModel{auto}, AutoTokenizer\n\n"

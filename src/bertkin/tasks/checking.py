@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bertkin.tasks.data.parts import Paths, files_by_part, part_of
 from bertkin.tasks.data.words import WORD
-from bertkin.tasks.reading import Labelled, Paths, files_by_part, part_of, read_examples
+from bertkin.tasks.reading import Labelled, read_examples
 from bertkin.tasks.task import Example, Task, spaceless
 
 LONGEST = 512

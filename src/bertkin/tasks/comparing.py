@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkin.errors import MissingExtra
+from bertkin.tasks.data.words import words_in
 from bertkin.tasks.task import spaceless
 
 Floats = NDArray[np.float64]
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
-"""What CMRC's count passes over."""
+CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+"""What CMRC's count passes over. (Its list has "……" as one entry, which no single character is.)"""
 
 
 def normalised(text: str) -> str:
@@ -64,7 +65,8 @@ def overlap(text: str, reference: str) -> float:
 
 
 def cmrc_words(text: str) -> list[str]:
-    """Han characters each, other runs by blanks; without punctuation."""
+    """Han characters each, other runs by blanks; without punctuation. (CMRC's own script parts such runs by NLTK, which
+    tells brackets and per cent signs from the words beside them.)"""
     spaced = "".join(
         "" if character in CMRC_PUNCTUATION else f" {character} " if "一" <= character <= "龥" else character
         for character in text.lower().strip()
@@ -112,8 +114,9 @@ def best_of(compare: Callable[[str, str], float], text: str, references: Sequenc
 
 def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """[texts, 10]: n-grams found, n-grams written, both for n = 1 to 4, and the two lengths, as sacrebleu counts."""
-    sacrebleu = _sacrebleu()
-    scorer = sacrebleu.BLEU(effective_order=True)
+    known_as = "".join(one for known in references for one in known)
+    chinese = sum(map(spaceless, known_as)) > len(known_as) / 10
+    scorer = _sacrebleu().BLEU(effective_order=True, tokenize="zh" if chinese else "13a")
     rows = []
     for text, known in zip(texts, references, strict=True):
         found = scorer.sentence_score(text, list(known))
@@ -142,12 +145,22 @@ def rouge_rows(texts: Sequence[str], references: Sequence[Sequence[str]], kind: 
         from rouge_score import rouge_scorer
     except ImportError:
         raise MissingExtra("rouge-score", "text-metrics", "ROUGE") from None
-    scorer = rouge_scorer.RougeScorer([kind])
+    scorer = rouge_scorer.RougeScorer([kind], tokenizer=_AnyScript())
     best = [
         max(scorer.score(reference, text)[kind].fmeasure for reference in known)
         for text, known in zip(texts, references, strict=True)
     ]
     return np.stack([np.array(best), np.ones(len(best))], axis=1)
+
+
+class _AnyScript:
+    """Words for ROUGE: those of its own tokenizer where that knows the letters (a to z), and the same of any other script,
+    of which it would leave nothing."""
+
+    def tokenize(self, text: str) -> list[str]:
+        text = text.lower().replace("_", " ")
+        found = [text[start:end] for start, end in words_in(text)]
+        return [word for word in found if any(map(str.isalnum, word))]
 
 
 def _sacrebleu() -> Any:

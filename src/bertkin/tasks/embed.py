@@ -38,9 +38,10 @@ class Embedder:
         normalise: to length 1, so that a dot product is a cosine.
         precision: auto is bfloat16 where the processor gains by it.
         length: most tokens of a text; by default what the model reads.
+        stock: of what a light strategy saved, the model it belongs to; by default the one it names.
 
     Raises:
-        UserError: there is no such model or pooling.
+        UserError: there is no such model or pooling, or a stock for a whole model.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Embedder:
         normalise: bool = False,
         precision: str = "auto",
         length: int | None = None,
+        stock: str | Path | None = None,
     ) -> None:
         if pooling not in get_args(VectorPooling):
             mend = nearest(pooling, get_args(VectorPooling))
@@ -58,13 +60,15 @@ class Embedder:
                 f"no pooling {pooling!r}; `tokens` gives a vector for each token", where="pooling", mend=mend
             )
         light, dtype = light_in(path), pick_precision(precision, "cpu")
-        folder = find_folder(path if light is None else named_stock(light) or path)
+        if light is None and stock is not None:
+            raise UserError("no changes to a stock here, but a whole model", where=path, mend="leave the stock out")
+        folder = find_folder(path if light is None else stock or named_stock(light) or path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no head is needed here
             if light is None:
                 self.model: LanguageModel | TaskModel = load_model(folder, dtype=dtype)
             else:  # its stock, with what the strategy put around it
-                self.model = open_light(light)[0].to(dtype)
+                self.model = open_light(light, stock)[0].to(dtype)
         a = self.model.architecture
         self.tokenizer = Tokenizer.load(folder, a.vocab_size)
         if length is not None and not 4 <= length <= a.max_length:

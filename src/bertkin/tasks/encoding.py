@@ -41,6 +41,8 @@ class Template:
     after: tuple[int, ...]
     segmented: bool
     """Whether texts after the first are of segment 1."""
+    alone: int = 0
+    """What stands for texts without any token, where nothing is put around them."""
 
     @staticmethod
     def of(tokenizer: Tokenizer) -> Template:
@@ -52,7 +54,8 @@ class Template:
         last = len(owners) - 1 - owners[::-1].index(1)
         ids = encoding.ids
         between = tuple(ids[last_first + 1 : second]) or (tokenizer.sep_id,)
-        return Template(tuple(ids[:first]), between, tuple(ids[last + 1 :]), any(encoding.type_ids))
+        before, after = tuple(ids[:first]), tuple(ids[last + 1 :])
+        return Template(before, between, after, any(encoding.type_ids), tokenizer.sep_id)
 
     def extra(self, texts: int) -> int:
         """How many special tokens so many texts take."""
@@ -134,11 +137,10 @@ def encode(
     cut = 0
     found = tokenize(examples, tokenizer, placed=task.output in ("tokens", "span"))
     for number, (example, texts) in enumerate(zip(examples, found, strict=True)):
-        room = max_length - template.extra(len(texts))
-        if room < 2 * len(texts):
-            raise UserError(
-                f"rows of {max_length} tokens leave no room for {len(texts)} texts", mend="choose longer rows"
-            )
+        beside = len(example.texts) + 1 if task.output == "choice" else len(texts)  # one choice stands in a row
+        room = max_length - template.extra(beside)
+        if room < 2 * beside:
+            raise UserError(f"rows of {max_length} tokens leave no room for {beside} texts", mend="choose longer rows")
         made, lost = maker(number, example, texts, template, room, stride if stride is not None else room // 4)
         rows += made
         cut += lost
@@ -177,6 +179,8 @@ def put_together(texts: Sequence[Sequence[int]], template: Template) -> tuple[In
         segments += [min(number, 1)] * len(text)
     ids += template.after
     segments += [min(len(texts) - 1, 1)] * len(template.after)
+    if not ids:  # a sequence has a token that its answer is read at
+        ids, segments = [template.alone], [0]
     kinds = np.array(segments, np.int32) if template.segmented and len(texts) > 1 else None
     return np.array(ids, np.int64), kinds, begins
 
@@ -230,7 +234,6 @@ def _chosen(number: int, example: Example, texts: list[Text], template: Template
     """A row for each choice: the texts, and the choice last."""
     rows, lost = [], False
     shared = len(example.texts)
-    room += (len(texts) - shared - 1) * len(template.between)  # one choice stands in a row, not all of them
     for choice in texts[shared:]:
         fitted, short = fit([ids for ids, _ in (*texts[:shared], choice)], room)
         ids, segments, _ = put_together(fitted, template)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from bertkin.tasks.task import OUTPUTS, Example, Task
 from bertkin.tasks.tuning import Tuning, load_tuning, settled
 from bertkin.tasks.weighing import HAVE
 from bertkin.train.folder import RECIPE, TASK
-from bertkin.train.progress import Listener
+from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.state import kept_evaluation, read_log, write_text
 
 
@@ -47,7 +47,6 @@ def run_suite(
     suite: str = "",
     against: Path | None = None,
     submission: Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Fine-tune a model on every task and seed that is not done yet, and gather what they came to.
 
@@ -59,7 +58,7 @@ def run_suite(
         suite: its name, for what people score and for further development data.
         against: the `out` of another model, to compare with on the same examples.
         submission: a folder for GLUE's submission files, answered by the middle seed.
-        say: told what was submitted.
+        listener: told, too, of a seed that diverged, and what was submitted.
 
     Raises:
         UserError: as `bertkin.tasks.finetune.finetune`, but that a seed which diverges is told and left out; a task that GLUE
@@ -71,7 +70,8 @@ def run_suite(
         raise UserError(f"{odd[0]} is no task of GLUE", where="--submit", mend="choose GLUE's own with --only")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a suite runs in one process", where="evaluate", mend="start it without torchrun")
-    results, gone = Results(model, "full", {}, called), list[NonFiniteLoss]()
+    say = (listener or QuietListener()).message
+    results, gone = Results(model, "full", {}, called), dict[str, NonFiniteLoss]()
     for name, task in tasks.items():
         tuning = merge(task, Tuning(model=model, **dict(change or {})))
         tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
@@ -90,7 +90,10 @@ def run_suite(
                 lost[seed] = error
                 say(f"{name}: seed {seed} counts as diverged ({error.what})")
         if len(lost) == seeds:
-            gone.append(lost[0])
+            gone[name] = lost[0]
+            results = replace(results, gone=tuple(gone))
+            if results.tasks:
+                _write(out, results)
             continue
         entry = entries.get(name, Entry(name, ""))
         found, middle = _measured(entry, splits, {seed: run for seed, run in runs.items() if seed not in lost})
@@ -99,15 +102,20 @@ def run_suite(
         for part, dev in parts_of(entry, splits).items():
             if other is not None and (both := compare(other, out, part, splits.task, dev)) is not None:
                 differences[part] = both
-        results = Results(model, tuning.strategy.kind, results.tasks | found, called, differences)
+        kind = tuning.strategy.kind
+        results = Results(model, kind, results.tasks | found, called, differences, results.gone)
         if submission is not None:
             for line in submit(name, open_reader(middle), splits, Path(tuning.data[0]).parent, submission):
                 say(line)
-        write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
-        write_text(out / "results.md", f"{results}\n")
+        _write(out, results)
     if gone and not results.tasks:
-        raise gone[0]
+        raise next(iter(gone.values()))
     return results
+
+
+def _write(out: Path, results: Results) -> None:
+    write_text(out / RESULTS, json.dumps(results.to_mapping(), indent=1) + "\n")
+    write_text(out / "results.md", f"{results}\n")
 
 
 def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -111,7 +111,18 @@ class FineTuning:
         if self.tuning.reinit:
             redraw(model, model.architecture, self.tuning.reinit, self.train.seed)
         self.dress(model)
+        self.to_units(model)
         return model
+
+    def to_units(self, model: TaskModel) -> None:
+        """A head for scores that came with the stock gives them as they are in a file: it learns in units, as a new one."""
+        if self.kind != "score" or "classifier.weight" in model.missing:
+            return
+        (centre, size), head = self.unit(model), model.classifier
+        with torch.no_grad():
+            head.weight.div_(size)
+            if head.bias is not None:
+                head.bias.sub_(centre).div_(size)
 
     def unit(self, model: TaskModel) -> tuple[float, float]:
         """What a head for scores takes as 0 and as 1 while it learns, be they stars or prices: the mean of the examples

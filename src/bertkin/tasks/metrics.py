@@ -46,6 +46,7 @@ class Metric:
         higher: whether more is better.
         whole: `of` takes the rows themselves [examples, k], as it needs all of them at once.
         offered: whether `measure` counts it without being asked.
+        total: the sum of the rows, where it is to be had without them all.
     """
 
     outputs: tuple[str, ...]
@@ -54,6 +55,7 @@ class Metric:
     higher: bool = True
     whole: bool = False
     offered: bool = True
+    total: Rows | None = None
 
     def best(self, scores: Iterable[float]) -> float:
         """The best of some scores."""
@@ -150,6 +152,17 @@ def _confused(task: Task, examples: Sequence[Example], predictions: Sequence[Any
         for a, b in zip(*_sets(task, example, predicted), strict=True):
             rows[row, a * size + b] += 1
     return rows
+
+
+def _confusion(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
+    """[classes²]: the sum of `_confused`'s rows, which of many classes are large."""
+    size = len(task.labels)
+    pairs = [
+        a * size + b
+        for example, predicted in zip(examples, predictions, strict=True)
+        for a, b in zip(*_sets(task, example, predicted), strict=True)
+    ]
+    return np.bincount(np.array(pairs, np.int64), minlength=size * size).astype(np.float64)
 
 
 def _matthews(sums: Floats) -> Floats:
@@ -254,7 +267,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(CLASSED, _f1_binary, _f1),
     "f1_macro": Metric(("class", "classes"), _by_class, _f1_macro),
     "f1_micro": Metric(("classes",), _by_class, _f1_micro),
-    "matthews": Metric(CLASSED, _confused, _matthews),
+    "matthews": Metric(CLASSED, _confused, _matthews, total=_confusion),
     "pearson": Metric(("score",), _moments, _pearson),
     "spearman": Metric(("score",), _numbers, _spearman, whole=True),
     "pearson_spearman": Metric(("score",), _numbers, _both, whole=True),
@@ -319,6 +332,9 @@ def measure(
     scores: dict[str, float] = {}
     for name in dict.fromkeys(wanted):
         one = metric(name, task)
+        if one.total is not None:
+            scores[name] = float(one.of(one.total(task, examples, predictions)))
+            continue
         if one.rows not in kept:
             kept[one.rows] = one.rows(task, examples, predictions)
         scores[name] = one.score(kept[one.rows])
@@ -359,7 +375,7 @@ def confusion(task: Task, examples: Sequence[Example], predictions: Sequence[Any
         raise UserError(f"a task of {task.output} has no confusion of classes")
     examples, predictions = answered(task, examples, predictions)
     size = len(task.labels)
-    return _confused(task, examples, predictions).sum(0).astype(np.int64).reshape(size, size)
+    return _confusion(task, examples, predictions).astype(np.int64).reshape(size, size)
 
 
 def by_type(

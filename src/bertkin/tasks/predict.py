@@ -217,13 +217,18 @@ def unanswerable(reader: Reader) -> Reader:
 
 
 def open_reader(
-    path: str | Path, *, precision: str = "auto", stock: str | Path | TaskModel | LanguageModel | None = None
+    path: str | Path,
+    *,
+    precision: str = "auto",
+    stock: str | Path | TaskModel | LanguageModel | None = None,
+    words: str | Path | None = None,
 ) -> Reader:
     """Open a fine-tuned model: a run folder, a model folder (ours or transformers'), what a light strategy saved, or a hub id.
 
     Args:
         stock: of a light strategy, the model it belongs to, loaded or not; by default the one it names. Several over one
             loaded stock share its weights in memory.
+        words: of a stock that is loaded, where its tokenizer lies; by default where the light one says.
 
     Raises:
         UserError: there is none, or it has no head of a task.
@@ -232,6 +237,8 @@ def open_reader(
     config: dict[str, Any] = {}
     if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
         raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
+    if light is None and stock is not None:
+        raise UserError("no changes to a stock here, but a whole model", where=path, mend="leave the stock out")
     if light is not None:
         if writes(light):
             return _open_light_writer(light, stock, precision)
@@ -239,7 +246,7 @@ def open_reader(
         if not isinstance(opened, TaskModel):
             raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
         model, folder = opened, light
-        whose = stock if isinstance(stock, str | Path) else named_stock(light)
+        whose = stock if isinstance(stock, str | Path) else words or named_stock(light)
         tokenizer = Tokenizer.load(find_folder(str(whose)), model.architecture.vocab_size)
     else:
         folder = find_folder(path)

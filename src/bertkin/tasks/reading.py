@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,27 +20,15 @@ from typing import Any
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
 from bertkin.tasks.data.columns import IDS, KNOWN, NUMBERED, Columns, Roles, asked_roles, choose_roles
-from bertkin.tasks.data.files import (
-    KINDS,
-    PLAIN,
-    Gate,
-    Row,
-    Table,
-    normal,
-    open_file,
-    read_table,
-    read_text,
-    suffix_of,
-)
+from bertkin.tasks.data.files import Gate, Row, Table, normal, open_file, read_table, read_text, suffix_of
 from bertkin.tasks.data.labels import first_choice, guess_task, named_classes, number_choices, to_example
+from bertkin.tasks.data.parts import Paths, class_folders, files_by_part, listed, part_of
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
 from bertkin.tasks.task import Example, Task
 from bertkin.text.sources import list_sources
 
-__all__ = ["Columns", "Labelled", "Splits", "find_parts", "read_examples", "read_splits", "split_by_hash"]
-
-Paths = str | Path | Sequence[str | Path]
+__all__ = ["Columns", "Labelled", "Splits", "read_examples", "read_splits", "split_by_hash"]
 
 
 @dataclass(frozen=True)
@@ -124,10 +111,10 @@ def read_examples(
         UserError: a file that cannot be read or told, an unusable row, labels that make no task, no rows left.
     """
     gate = Gate(skip_bad)
-    listed = _listed(paths)
+    files = listed(paths)
     reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors, asking)
-    rows = [raw for path in listed for raw in reader.read(path)]
-    where = listed[0] if len(listed) == 1 else f"{listed[0]} …"
+    rows = [raw for path in files for raw in reader.read(path)]
+    where = files[0] if len(files) == 1 else f"{files[0]} …"
     if not rows:
         raise _nothing_left(where, gate, 0)
     found = task or guess_task(rows, reader.roles, where, output=output, scheme=scheme)
@@ -293,165 +280,17 @@ class _Reader:
                 names.append([str(one) for one in called] if isinstance(called, list) else [])
         first = roles.first if roles.first is not None else first_choice(found)
         self.roles = replace(roles, first=first)
-        numbers = number_choices(found, names, first or 0)
+        numbers = number_choices(found, names, first)
         return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
 
 
+TABBED = (".tsv", ".tab")
 WITHHELD = (-1, "-1", "-1.0")
 """What stands in every row of test data whose labels nobody is to know, where that is not nothing."""
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-# Folders.
-
-TABBED = (".tsv", ".tab")
-PARTS = {
-    "train": re.compile(r"(?<![a-z])(train|training|trn)(?![a-z])"),
-    "dev": re.compile(r"(?<![a-z])(dev|devel|development|valid|validation|val|testa)(?![a-z])"),
-    "test": re.compile(r"(?<![a-z])(test|testb|tst|heldout|trial)(?![a-z])"),
-}
-"""How files and folders are named by the part they hold."""
-PIECE = re.compile(r"-\d+-of-\d+(?=\.[^/\\]*$)")
-"""What numbers the files of a part that is in several."""
-NUMBERS = re.compile(r"(?<![a-z])ids(?![a-z])")
-"""What is in the name of a file that lists rows of a part by their number."""
-
-
-def class_folders(path: str) -> dict[str, list[str]]:
-    """The texts of a folder by the folders they lie in; {} where it is not such a folder."""
-    if not os.path.isdir(path):
-        return {}
-    found: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(path)):
-        inner = os.path.join(path, name)
-        if name.startswith(".") or not os.path.isdir(inner) or part_of(name):
-            continue
-        files = [os.path.join(inner, file) for file in sorted(os.listdir(inner)) if not file.startswith(".")]
-        files = [file for file in files if os.path.isfile(file) and suffix_of(file) in (*PLAIN, ".md")]
-        files = [file for file in files if os.path.getsize(file)]
-        if files:
-            found[name] = files
-    return found if len(found) > 1 else {}
-
-
-def part_of(name: str) -> str:
-    """train, dev, test, or "" by a file's name."""
-    stem = os.path.basename(name).lower()
-    return next((part for part, pattern in PARTS.items() if pattern.search(stem)), "")
-
-
-def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
-    """The parts of a data set in a folder, by name: train, dev, test, and others by their file's name. A part in several
-    files (train-00000-of-00002.parquet, train-00001-of-00002.parquet; or train/0000.parquet, train/0001.parquet) is a list.
-
-    Raises:
-        UserError: no training data there.
-    """
-    root = os.fspath(folder)
-    if class_folders(root):
-        return {"train": root}
-    found: dict[str, list[_Source]] = {}
-    for source in _sources(root):
-        found.setdefault(part_of(os.path.basename(source.path)), []).append(source)
-    if "train" not in found:
-        return {"train": _lone_file(root, found)}
-    parts: dict[str, str | list[str]] = {}
-    for part, sources in found.items():
-        first, *others = sorted(sources, key=_Source.rank)
-        parts[part] = first.one_or_all()
-        for other in others:
-            if suffix_of(other.path) == suffix_of(first.path):  # else the form it was first given out in, as MRPC's
-                parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(other.path))] = other.one_or_all()
-    return parts
-
-
-def _listed(paths: Paths) -> list[str]:
-    listed = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
-    if not listed:
-        raise UserError("no data given", mend="name labelled files, or a folder of them")
-    return listed
-
-
-def files_by_part(paths: Paths) -> dict[str, list[str]]:
-    """The files of a data set by the part they are: those of a folder, or of several by their names. A file whose name says
-    nothing, or that is alone, is for training.
-
-    Raises:
-        UserError: no data.
-    """
-    listed = _listed(paths)
-    if len(listed) == 1 and os.path.isdir(listed[0]):
-        found = find_parts(listed[0])
-        return {name: [path] if isinstance(path, str) else path for name, path in found.items()}
-    parts: dict[str, list[str]] = {}
-    for path in listed:
-        parts.setdefault(part_of(path) or "train", []).append(path)
-    if "train" not in parts:
-        first = next(iter(parts))
-        parts = {"train": parts.pop(first), **parts}
-    return parts
-
-
-@dataclass
-class _Source:
-    """What holds one part of a data set: a file, a folder, or several files that are numbered.
-
-    Attributes:
-        path: of the file or folder, or what the numbered ones share of their names.
-        folder: of files, rather than one for each class.
-    """
-
-    path: str
-    files: list[str]
-    folder: bool = False
-
-    def rank(self) -> tuple[bool, bool, int, str]:
-        """Of two sources of a part, the first is the part: MNLI's matched, a file rather than a folder, the shorter name."""
-        return "mismatched" in self.path, self.folder, len(os.path.basename(self.path)), self.path
-
-    def one_or_all(self) -> str | list[str]:
-        return self.files[0] if len(self.files) == 1 else self.files
-
-
-def _sources(root: str) -> list[_Source]:
-    """What a folder holds that is named as a part is, in the order of the names."""
-    found: dict[str, _Source] = {}
-    for name in sorted(os.listdir(root)):
-        path = os.path.join(root, name)
-        if name.startswith(".") or NUMBERS.search(name.lower()) or not part_of(name):
-            continue
-        if os.path.isdir(path):
-            classes = bool(class_folders(path))
-            found[path] = _Source(path, [path] if classes else _of_one_kind(path), folder=not classes)
-        elif suffix_of(name) in (*KINDS, *PLAIN):
-            shared = PIECE.sub("", path)
-            whole = path if os.path.exists(shared) else shared
-            found.setdefault(whole, _Source(whole, [])).files.append(path)
-    return [source for source in found.values() if source.files]
-
-
-def _lone_file(root: str, found: dict[str, list[_Source]]) -> str:
-    """The one labelled file of a folder in which nothing is named as training data are.
-
-    Raises:
-        UserError: there is none, or several.
-    """
-    files = [name for name in sorted(os.listdir(root)) if suffix_of(name) in KINDS]
-    if len(files) == 1 and all(source.folder for sources in found.values() for source in sources):
-        return os.path.join(root, files[0])
-    mend = "name a file train.csv (or .tsv, .jsonl, .conll …), or name the files themselves"
-    raise UserError("no training data here", where=root, mend=mend)
-
-
-def _of_one_kind(folder: str) -> list[str]:
-    """The labelled files of a folder that end as most of them do: what is there in two forms is read in one."""
-    named = [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and suffix_of(name) in KINDS]
-    named = [name for name in named if os.path.isfile(os.path.join(folder, name))]
-    ends = Counter(map(suffix_of, named)).most_common(1)
-    return [os.path.join(folder, name) for name in named if suffix_of(name) == ends[0][0]]
 
 
 def read_splits(
@@ -477,10 +316,14 @@ def read_splits(
     train = read_examples(parts.pop("train"), task, **reading)
     rest = {**reading, "roles": train.roles}
     others: dict[str, Labelled] = {}
+    passed = [one for name in list(parts) if part_of(name) == "train" for one in parts.pop(name)]
     for name, where in parts.items():
         may_lack = True if name == "dev" else None
         others[name] = read_examples(where, train.task, **{**rest, "labelled": may_lack})
     said = [line for part in (train, *others.values()) for line in part.said]
+    said += [
+        f"{one} is passed over: a folder has one training file (name both files, to train on both)" for one in passed
+    ]
     said.append(f"task: {train.task}")
     held = others.pop("dev", None)
     if held is None:

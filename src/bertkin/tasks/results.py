@@ -76,6 +76,7 @@ class Results:
 
     Attributes:
         against: the other model, and of each task that it did too how the two compare; its score is `one`.
+        gone: tasks of which every seed diverged; the mean is without them, and says so.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Results:
     tasks: dict[str, Scores]
     against: str = ""
     differences: dict[str, Difference] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -108,6 +110,7 @@ class Results:
                     "p": round(other.p, 5),
                 }
         told = {"model": self.model, "strategy": self.strategy, "mean": round(self.mean, 5), "tasks": rows}
+        told |= {"diverged": list(self.gone)} if self.gone else {}
         return told | ({"against": self.against} if self.against else {})
 
     def rows(self) -> list[list[str]]:
@@ -124,7 +127,9 @@ class Results:
                 row += [_hundredths(both.one), f"{both.p:.4f}"] if both else ["", ""]
             row += ["" if s.human is None else _hundredths(s.human)]
             found.append([*row, f"{statistics.median(s.minutes):.1f}" if s.minutes else ""])
-        return [*found, ["mean", "", _hundredths(self.mean), *[""] * (len(found[0]) - 3)]]
+        found += [[f"{name} (every seed diverged)", *[""] * (len(found[0]) - 1)] for name in self.gone]
+        mean = f"mean without {', '.join(self.gone)}" if self.gone else "mean"
+        return [*found, [mean, "", _hundredths(self.mean), *[""] * (len(found[0]) - 3)]]
 
     def __str__(self) -> str:
         """A table in Markdown."""

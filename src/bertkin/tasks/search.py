@@ -23,13 +23,16 @@ from typing import Any, cast
 
 from bertkin.config import from_mapping, to_mapping
 from bertkin.errors import NonFiniteLoss, UserError, disk_errors
+from bertkin.models.architecture import Architecture
 from bertkin.models.configs import read_config
 from bertkin.models.folders import find_folder
+from bertkin.models.writers import writing_shape
 from bertkin.tasks.card import shown
 from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
+from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, settled
 from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing, refuse_needed
 from bertkin.train.loop import Stopped
@@ -125,7 +128,7 @@ def space(
         asked: what a person chose.
         full: the same with nothing left open.
         examples: to train with; few are looked at in smaller batches.
-        depth: layers of the model.
+        depth: layers of the stack that answers.
         fixed: dotted names of fields that a person chose although they are as by default.
     """
     usual = Tuning()
@@ -141,8 +144,11 @@ def space(
     match asked.strategy.kind:
         case "full":
             table["train.layer_decay"] = Among((1.0, 0.95, 0.9, 0.8))
-        case "adapter" | "pals":
+        case "adapter":
             table["strategy.size"] = Among((16, 64, 256))
+        case "pals":
+            heads = asked.strategy.heads
+            table["strategy.size"] = Among(tuple(size for size in (16, 64, 256) if size % heads == 0) or (64,))
         case "lora":
             table["strategy.rank"] = Among((4, 8, 16, 32))
         case "last":
@@ -151,6 +157,13 @@ def space(
             table["strategy.length"] = Among((8, 16, 32))
     open_ = {name for name in table if name not in fixed and _field(asked, name) == _field(usual, name)}
     return {name: values for name, values in table.items() if name in open_}
+
+
+def answering_depth(a: Architecture, full: Tuning, task: Task) -> int:
+    """Layers of the stack whose states a task's answers are read from."""
+    if task.output == "sequence":
+        a = writing_shape(a, full.writer or "decoder", full.decoder_layers)
+    return a.decoder_layers if a.both and task.output != "tokens" else a.layers
 
 
 def settings_of(number: int, seed: int, varied: Mapping[str, Between | Among]) -> dict[str, Any]:
@@ -244,7 +257,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     stock = find_folder(tuning.model)
     a, _ = read_config(stock / "config.json")
     full = complete(tuning, task, len(splits.train.examples), a, stock)
-    varied = space(tuning, full, len(splits.train.examples), a.layers, told["fixed"])
+    varied = space(tuning, full, len(splits.train.examples), answering_depth(a, full, splits.task), told["fixed"])
     while len(done) < told["trials"] and not _spent(done, told["minutes"]):
         number = len(done)
         settings = settings_of(number, tuning.train.seed, varied)

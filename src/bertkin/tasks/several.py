@@ -33,34 +33,43 @@ def tasks_in(path: str | Path) -> dict[str, Path]:
 
 
 def open_readers(
-    models: Sequence[str | Path], *, tasks: Sequence[str] = (), precision: str = "auto"
+    models: Sequence[str | Path],
+    *,
+    tasks: Sequence[str] = (),
+    precision: str = "auto",
+    stock: str | Path | None = None,
 ) -> dict[str, Reader]:
     """Open models by name: a run of several tasks as each of them, any other under its own path.
 
     Args:
         models: as for `bertkin.tasks.predict.open_reader`, or runs of several tasks.
         tasks: which of the tasks that were trained together; by default all.
+        stock: of what light strategies saved; by default what each names.
 
     Raises:
-        UserError: as `open_reader`; a task that is none of them, or two models of one name.
+        UserError: as `open_reader`; a task that is none of them, two models of one name, or a stock and no such changes.
     """
     places = _places(models, tasks)
-    lights = {name: light for name, place in places.items() if (light := _light(place)) is not None}
+    changes = {name: light for name, place in places.items() if (light := light_in(place)) is not None}
+    if stock is not None and not changes:
+        raise UserError("no changes to a stock here", where=models[0], mend="leave the stock out")
+    # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.
+    lights = {name: light for name, light in changes.items() if not writes(light)}
     stocks: dict[str, TaskModel] = {}
     for light in lights.values():
-        key = _stock(light)
+        key = _stock(light, stock)
         if key is not None and key not in stocks:
-            answers = [answer_told(other) for other in lights.values() if _stock(other) == key]
+            answers = [answer_told(other) for other in lights.values() if _stock(other, stock) == key]
             # Tags of an encoder–decoder need its encoder alone, everything else all of it.
             head: Head = (
                 "tokens" if all(answer is not None and answer.head == "tokens" for answer in answers) else "class"
             )
-            stock = begin_task_model(key, Answer(head, 1))
-            stocks[key] = stock.to(pick_precision(precision, "cpu"))
+            stocks[key] = begin_task_model(key, Answer(head, 1)).to(pick_precision(precision, "cpu"))
     found = {}
     for name, place in places.items():
-        key = _stock(lights[name]) if name in lights else None
-        found[name] = open_reader(place, precision=precision, stock=stocks[key] if key is not None else None)
+        key = _stock(lights[name], stock) if name in lights else None
+        over = stocks[key] if key is not None else stock if name in changes else None
+        found[name] = open_reader(place, precision=precision, stock=over, words=key)
     return found
 
 
@@ -94,18 +103,12 @@ def _places(models: Sequence[str | Path], tasks: Sequence[str]) -> dict[str, str
     return places
 
 
-def _light(place: str | Path) -> Path | None:
-    found = light_in(place)
-    # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.
-    return None if found is None or writes(found) else found
-
-
-def _stock(light: Path) -> str | None:
+def _stock(light: Path, given: str | Path | None) -> str | None:
     """What the stock of a folder of changes is known by here: the same for every way to one folder."""
-    named = named_stock(light)
+    named = given or named_stock(light)
     if named is None:
         return None
-    return str(find_folder(named).resolve()) if Path(named).exists() else named
+    return str(find_folder(named).resolve() if Path(named).exists() else named)
 
 
 def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,7 @@ DIAGNOSTIC = (
     "AX/test.tsv",
     "AX/diagnostic.tsv",
     "AX.tsv",
+    "diagnostic.tsv",
     "diagnostic/diagnostic.tsv",
     "MNLI/diagnostic.tsv",
 )

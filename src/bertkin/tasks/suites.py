@@ -151,6 +151,8 @@ def entries_of(suite: str | Path) -> Sequence[Entry]:
     """
     if is_known(suite):
         return SUITES.get(str(suite).lower()) or tuple(_core())
+    if str(suite).lower() == "blimp":
+        raise UserError("minimal pairs need no training", where="suite blimp", mend="ask the model: bertkin.pairs")
     path = Path(suite)
     known = nearest(str(path), [*SUITES, "core"])
     rows = load_yaml(path, f"no suite {str(path)!r}", f"{known} A YAML file will do too")

@@ -83,6 +83,8 @@ class Joint:
             self.each[0].stock, [work.answer for work in self.each], self.recipe.strategy, seed=self.train.seed
         )
         set_dropout(many, self.recipe.dropout, self.recipe.attention_dropout)
+        for work, model in zip(self.each, many.models, strict=True):
+            work.to_units(model)
         return many
 
     def epochs(self, position: Position) -> float:

@@ -310,7 +310,7 @@ def is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # 1_2 is one in Python alone
 
 
 def _json(source: Source, text: str, gate: Gate) -> Table:
@@ -334,23 +334,41 @@ def _json(source: Source, text: str, gate: Gate) -> Table:
 ONE_A_LINE = "give one JSON object a line, or an array of them"
 
 
-WITHIN = re.compile(r'\s*\{\s*"(?:data|rows|examples|instances)"\s*:\s*(?=\[)')
-"""How one object over many lines begins whose rows are in a list, as dataset viewers write it."""
+WITHIN = re.compile(r'"(?:data|rows|examples|instances)"\s*:\s*(?=\[\s*\{)')
+"""Where in a file of one object its rows may be, in a list, as dataset viewers write it."""
 
 
 def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line), number
-            except (ValueError, RecursionError) as error:
-                if number == 1 and (match := WITHIN.match(text)) is not None:
-                    yield from _array(source, text, match.end())
-                    return
-                what, where = f"not JSON ({getattr(error, 'msg', 'nested too deeply')})", f"{source.label}:{number}"
-                if number == 1:  # another kind of file, and no bad row
-                    raise UserError(what, where=where, mend=ONE_A_LINE) from None
-                gate.refuse(what, where, ONE_A_LINE)
+        if not line.strip():
+            continue
+        try:
+            value, wrong = json.loads(line), ""
+        except (ValueError, RecursionError) as error:
+            value, wrong = None, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})"
+        if number == 1 and (wrong or not text[len(line) :].strip()) and (start := _within(text)) is not None:
+            yield from _array(source, text, start)
+            return
+        if not wrong:
+            yield value, number
+        elif number == 1:  # another kind of file, and no bad row
+            raise UserError(wrong, where=f"{source.label}:{number}", mend=ONE_A_LINE)
+        else:
+            gate.refuse(wrong, f"{source.label}:{number}", ONE_A_LINE)
+
+
+def _within(text: str) -> int | None:
+    """Where the list of rows begins in a file that is one object, whole or broken off among its rows (so that the mistake
+    has its line); None where it is none."""
+    match = WITHIN.search(text) if text.lstrip().startswith("{") else None
+    if match is None:
+        return None
+    before = text[: match.start()].rstrip().removesuffix(",")
+    try:
+        json.loads(f"{before}}}")  # what stands before is whole but for the one brace: the list is the object's own
+    except (ValueError, RecursionError):
+        return None
+    return match.end()
 
 
 def _array(source: Source, text: str, start: int) -> Iterator[tuple[Any, int]]:

@@ -278,18 +278,22 @@ def _chosen(raw: Raw, gate: Gate) -> int | None:
 
 
 def first_choice(rows: Sequence[Raw]) -> int | None:
-    """What number the first choice has where labels are numbers: 0 if any of them is, else 1; None where none is one."""
-    numbers = {name_of(raw.label) for raw in rows if not missing(raw.label) and name_of(raw.label).isdigit()}
-    return None if not numbers else int("0" not in numbers)
+    """What number the first choice has where labels are numbers: 0 if any of them is, else 1; None where none is one, or all
+    are texts of their rows' choices."""
+    told = [(raw, name_of(raw.label)) for raw in rows if not missing(raw.label)]
+    numbers = {label for _, label in told if label.isdigit()}
+    if not numbers or all(label in raw.choices for raw, label in told):
+        return None
+    return int("0" not in numbers)
 
 
-def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int) -> list[Any]:
+def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int | None) -> list[Any]:
     """Each row's label as the number of a choice from 0: given as a number, a letter, a name, or the text itself.
 
     Args:
         rows: with choices.
         names: of each row's choices, where the file has names for them ("A", "B").
-        first: the number that the first choice has in the file.
+        first: the number that the first choice has in the file; None where numbers are texts of choices.
 
     Returns:
         a number a row; None where there is no label; the label itself where it means none.
@@ -301,7 +305,7 @@ def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: i
             found.append(None)
         elif label in called:
             found.append(list(called).index(label))
-        elif label.isdigit():
+        elif first is not None and label.isdigit():
             found.append(int(label) - first)
         elif label in raw.choices:
             found.append(raw.choices.index(label))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
@@ -158,17 +159,43 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words_in(text: str, edges: Collection[int] = ()) -> list[tuple[int, int]]:
-    """Where words are: runs of letters and digits, every other character, and every Chinese or Japanese one.
+    """Where words are: runs of letters and digits, every other character, and every Chinese or Japanese one, each with the
+    accents and vowel signs that follow it.
 
     Args:
         edges: places that part words, too.
     """
-    places: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for match in WORD.finditer(text):
         start, end = match.span()
-        cuts = [at for at in range(start + 1, end) if at in edges or spaceless(text[at]) or spaceless(text[at - 1])]
+        if (
+            runs
+            and runs[-1][1] == start
+            and (_clings(text[start]) or (_clings(text[start - 1]) and _goes_on(text, start)))
+        ):
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+    places: list[tuple[int, int]] = []
+    for start, end in runs:
+        apart = (at for at in range(start + 1, end) if spaceless(text[at]) or spaceless(text[at - 1]))
+        cuts = sorted({at for at in apart if not _clings(text[at])} | {at for at in edges if start < at < end})
         places += zip([start, *cuts], [*cuts, end], strict=True)
     return places
+
+
+JOINERS = "\u200c\u200d"
+"""Zero width, between letters of one word (Persian, Hindi) and signs of one emoji."""
+
+
+def _clings(character: str) -> bool:
+    """Whether a character belongs to the one before it: accents, vowel signs, joiners."""
+    return character > "\u02ff" and (character in JOINERS or unicodedata.category(character)[0] == "M")
+
+
+def _goes_on(text: str, at: int) -> bool:
+    """Whether the character after one that clings is still of the same word."""
+    return text[at - 1] == JOINERS[1] or text[at].isalnum() or text[at] == "_"
 
 
 def words_of_marks(text: str, marks: Any, where: str, gate: Gate, name: str = "") -> Raw | None:
