@@ -159,9 +159,8 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     minutes = clock.seconds() / 60
     asked: Any = features(found.dev)
     scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
-    predictions = [
-        one.answer for one in answers(found.task, found.dev, scores, longest=longest_answer(found.train.rows))
-    ]
+    longest = longest_answer(found.task, found.train.rows)
+    predictions = [one.answer for one in answers(found.task, found.dev, scores, longest=longest)]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)
     shutil.rmtree(aside, ignore_errors=True)

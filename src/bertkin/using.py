@@ -111,6 +111,8 @@ def predict(
     if unanswerable:
         readers = {name: without(reader) for name, reader in readers.items()}
     see_form(out, list(readers.values()), scheme or "", file)
+    if sheet is None and out is not None and out.suffix.lower() == ".json":
+        raise UserError("texts without ids, by which a JSON of answers has them", where=out, mend="write .jsonl")
     told: Iterable[dict[str, Any]]
     if sheet is not None:
         how: dict[str, Any] = {"columns": Columns(text, text2, label), "header": header, "skip_bad": skip_bad}
@@ -239,7 +241,7 @@ def embed(
 
 
 def merge(model: str, /, *, out: Path, stock: str | None = None) -> None:
-    """Fold what LoRA changed into its stock: bertkin merge runs/reviews --out merged
+    """Fold what a light strategy changed into its stock: bertkin merge runs/reviews --out merged
 
     The result is an ordinary folder with all weights, which transformers opens.
 

@@ -15,10 +15,13 @@ import torch
 from tokenizers.processors import Sequence as Nothing
 
 import bertkin
+from bertkin.config import Model
 from bertkin.errors import UserError
-from bertkin.models.pretrained_tasks import begin_task_model, load_task_model
+from bertkin.models.initial import initialise
+from bertkin.models.presets import build, resolve_model
+from bertkin.models.pretrained_tasks import begin_task_model, load_task_model, save_task_model
 from bertkin.models.strategy import Strategy
-from bertkin.models.task_heads import Answer
+from bertkin.models.task_heads import BENDS, Answer, TaskModel
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.finetune import finetune
 from bertkin.tasks.predict import open_reader
@@ -51,6 +54,42 @@ def test_a_model_of_scores_goes_on_where_it_was(stock: Path, tmp_path: Path) -> 
     assert [one["score"] for one in joint] == pytest.approx(before, rel=1e-4)
 
 
+def test_a_head_for_scores_of_another_kind_or_drawn_anew_begins_at_their_mean(stock: Path, tmp_path: Path) -> None:
+    """Stars are no years; and `--reinit` leaves nothing of what a head was."""
+    for name, low, size in (("stars", 3.0, 1.0), ("years", 1990.0, 10.0), ("prices", 300_000.0, 40_000.0)):
+        draw = random.Random(1)
+        rows = [(text, low + size * label) for text, label in (sentence(draw) for _ in range(60))]
+        (tmp_path / f"{name}.tsv").write_text("text\tscore\n" + "".join(f"{t}\t{v + 0.25}\n" for t, v in rows))
+    begun: dict[str, Any] = {"train": {"steps": 1, "lr": 1e-12}, "task": "score"}
+    finetune(plan(stock, tmp_path / "stars.tsv", task="score"), tmp_path / "first")
+    finetune(plan(tmp_path / "first", tmp_path / "years.tsv", **begun), tmp_path / "years")
+    assert abs(bertkin.predict(tmp_path / "years", "it was warm")[0]["score"] - 1995) < 20
+    finetune(plan(stock, tmp_path / "prices.tsv", task="score"), tmp_path / "dear")
+    finetune(plan(tmp_path / "dear", tmp_path / "prices.tsv", reinit=1, **begun), tmp_path / "again")
+    assert abs(bertkin.predict(tmp_path / "again", "it was warm")[0]["score"] - 320_000) < 80_000
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "bart", "gpt2", "roberta", "modern", "electra", "albert"])
+def test_every_family_goes_on_from_any_head_to_any_other(family: str, tmp_path: Path) -> None:
+    """Whatever transformers calls the stack under one head and under another."""
+    both = {"decoder_layers": 1} if family in ("bart", "t5") else {}
+    shape = Model(family=family, layers=1, hidden=64, heads=2, max_length=32, start="random", **both)  # type: ignore[arg-type]
+    a = build(resolve_model(shape, 90)).architecture
+    answers = [Answer(head, 2) for head in ("class", "tokens", "span") if head in BENDS[family]]
+    for number, one in enumerate(answers):
+        model = TaskModel(a, one)
+        initialise(model, a, torch.Generator().manual_seed(0))
+        save_task_model(model, tmp_path / str(number))
+        for other in answers:
+            if family == "t5" and one.head == "tokens" != other.head:
+                continue  # its tagger has no decoder to answer with
+            again = begin_task_model(tmp_path / str(number), other)
+            assert again.missing == () if one == other else "classifier.weight" in again.missing
+            stack, held = dict(again.named_parameters()), dict(model.named_parameters())
+            inside = [name for name in stack if name.startswith(("stack.", "source.")) and name in held]
+            assert inside and all(torch.equal(stack[name], held[name]) for name in inside)
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("class", "tokens"), ("tokens", "class"), ("class", "more"), ("score", "class")]
 )
@@ -79,7 +118,7 @@ def test_the_head_of_the_same_task_is_gone_on_with(stock: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "task", [Task("class", 1, ("a", "b")), Task("tokens", 1, ("a", "b")), Task("span", 2), Task("choice", 2)]
+    "task", [Task("class", 1, ("a", "b")), Task("tokens", 1, ("a", "b")), Task("choice", 1), Task("choice", 2)]
 )
 def test_a_text_without_tokens_is_still_a_sequence(task: Task) -> None:
     """Where a tokenizer puts nothing around texts: else its answer would be read at a neighbour's token."""

@@ -575,6 +575,8 @@ def test_no_answer_is_given_where_a_task_has_such_questions_and_it_beats_every_s
         ("हिन्दी में René", ["हिन्दी", "में", "René"]),
         ("كِتَاب", ["كِتَاب"]),
         ("می\u200cخواهم 👩\u200d💻!", ["می\u200cخواهم", "👩\u200d💻", "!"]),
+        ("I ❤\ufe0fNY", ["I", "❤\ufe0f", "NY"]),
+        ("葛\U000e0100abc", ["葛\U000e0100", "abc"]),
         ("か\u3099く", ["か\u3099", "く"]),
         ("", []),
     ],

@@ -182,9 +182,9 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(folder: Path) -> None:
         ({"min_p": 1.5}, "--min-p: 1.5 is out of range; choose a number from 0 to 1"),
         ({"beams": 0}, "--beams"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty"),
-        ({"length_penalty": float("-inf")}, "--length-penalty: -inf is out of range; choose a finite number"),
+        ({"length_penalty": float("-inf")}, "--length-penalty: -inf is out of range; choose a number from -10 to 10"),
         ({"seed": 1 << 63}, "--seed: 9223372036854775808 is out of range; choose a whole number of 64 bits"),
-        ({"length_penalty": float("nan")}, "--length-penalty: nan is out of range; choose a finite number"),
+        ({"length_penalty": float("nan")}, "--length-penalty: nan is out of range; choose a number from -10 to 10"),
     ],
 )
 def test_numbers_out_of_range_are_named(change: dict[str, Any], said: str) -> None:

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.answers import locate
+from bertkin.tasks.data.files import Gate, read_table
 from bertkin.tasks.data.parts import find_parts
 from bertkin.tasks.reading import Columns, read_examples, read_splits, split_by_hash
 from bertkin.tasks.task import Example, Task, spaceless
+from bertkin.text.sources import list_sources
 
 DATA = Path(os.environ.get("BERTKIN_DATA", "nowhere"))
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BERTKIN_DATA names no folder of real data")
@@ -249,6 +251,9 @@ def test_a_number_may_be_the_text_of_a_choice(tmp_path: Path) -> None:
     found = read_splits(tmp_path)
     assert [example.label for example in found.train.examples] == [1, 2, 0]
     assert [example.label for example in found.dev.examples] == [1]
+    stray = [*rows, {**rows[0], "label": "5"}]  # which is none of its own choices
+    with pytest.raises(UserError, match="'5' is none of 3 choices"):
+        read_examples(written(tmp_path, "stray.jsonl", stray))
 
 
 def test_codes_with_an_underscore_are_no_numbers(tmp_path: Path) -> None:
@@ -514,8 +519,138 @@ def test_one_object_may_hold_the_rows(before: str, indent: int | None, tmp_path:
         text = json.dumps({name: rows}, indent=indent).replace("{", "{" + before, 1)
         found = read_examples(written(tmp_path, "a.json", text))
         assert [example.texts for example in found.examples] == [(row["text"],) for row in rows]
-    line = json.dumps({"text": "a", "label": 0, "more": {"data": [{"b": 1}]}})  # a row is a row
-    assert len(read_examples(written(tmp_path, "b.jsonl", f"{line}\n{line.replace('0', '1')}\n"))) == 2
+
+
+def test_a_row_is_a_row_whatever_it_holds(tmp_path: Path) -> None:
+    """Lists inside it are not the file's rows: of one of several lines, deeper inside, or where the name says lines."""
+    row = {"text": "a", "label": 0, "more": {"data": [{"text": "b"}]}}
+    for name, rows in (("a.json", [row]), ("b.jsonl", [row | {"data": [{"text": "b"}]}])):
+        table = read_table(list_sources([str(written(tmp_path, name, rows))])[0], "json", Gate())
+        assert [one.values["text"] for one in table.rows] == ["a"]
+    deep = {"meta": {"data": [{"text": "no"}]}, "rows": [{"text": "yes"}]}
+    table = read_table(list_sources([str(written(tmp_path, "c.json", "\n" + json.dumps(deep)))])[0], "json", Gate())
+    assert [one.values["text"] for one in table.rows] == ["yes"]
+
+
+ROWS = [("a fine film", 1), ("a bad film", 0), ('he said "no', 0), ("a good one", 1)] * 3
+
+
+def test_a_tsv_stays_one_though_a_line_is_empty_or_too_long(tmp_path: Path) -> None:
+    lines = ["text\tlabel", *(f"{text}\t{label}" for text, label in ROWS)]
+    for odd in ("", "a\tb\t1"):
+        found = read_examples(
+            written(tmp_path, "a.tsv", "\n".join([*lines[:4], odd, *lines[4:]]) + "\n"), skip_bad=True
+        )
+        assert found.task.output == "class" and [e.texts[0] for e in found.examples] == [text for text, _ in ROWS]
+    found = read_examples(written(tmp_path, "b.tsv", "Ada\tB-PER\nmet\tO\n\nBob\tB-PER\nleft\tO\n"))
+    assert found.task.output == "tokens" and len(found) == 2  # which words and tags are, under any name
+
+
+def test_a_quotation_mark_that_is_never_closed_has_its_line(tmp_path: Path) -> None:
+    text = 'label,text\n1,a film\n0,"He said\n0,another\n1,and more\n'
+    with pytest.raises(UserError, match=r"a\.csv:3: a quotation mark that opens here is never closed"):
+        read_examples(written(tmp_path, "a.csv", text))
+    assert len(read_examples(written(tmp_path, "b.csv", 'label,text\n1,a film\n0,"He said\nand left"\n'))) == 2
+
+
+def test_nothing_behind_an_array_is_lost(tmp_path: Path) -> None:
+    rows = json.dumps([{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    with pytest.raises(UserError, match="more after the end of the array"):
+        read_examples(written(tmp_path, "a.json", f"{rows}\n{rows}\n"))
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"goal": "to sit", "sol1": "a", "sol2": "b"}, ("to sit",)),
+        ({"ctx": "She sat", "endings": ["a", "b"]}, ("She sat",)),
+        ({"premise": "It fell.", "choice1": "a", "choice2": "b", "question": "cause"}, ("It fell.", "cause")),
+        ({"article": "Long.", "question": "Who?", "options": ["a", "b"]}, ("Long.", "Who?")),
+        ({"question_stem": "The sky is", "choices": [{"text": "a"}, {"text": "b"}]}, ("The sky is",)),
+    ],
+)  # fmt: skip
+def test_what_choices_are_of_is_read_too(row: dict[str, Any], texts: tuple[str, ...], tmp_path: Path) -> None:
+    found = read_examples(written(tmp_path, "a.jsonl", [row | {"label": at} for at in (0, 1, 1)]))
+    assert {e.texts for e in found.examples} == {texts} and {e.choices for e in found.examples} == {("a", "b")}
+    odd = {"what": "to sit", "sol1": "a", "sol2": "b", "label": 0}
+    with pytest.raises(
+        UserError, match=r"no column that looks like what they are chosen for \(what\); name it with --text"
+    ):
+        read_examples(written(tmp_path, "b.jsonl", [odd, odd]))
+
+
+def test_choices_count_alike_in_all_files_and_hold_something(tmp_path: Path) -> None:
+    def rows(*labels: int) -> list[dict[str, Any]]:
+        return [{"premise": "s", "choice1": "a", "choice2": "b", "choice3": "c", "label": at} for at in labels]
+
+    files = [written(tmp_path, "one.jsonl", rows(0, 2)), written(tmp_path, "two.jsonl", rows(1, 2))]
+    assert [example.label for example in read_examples(files).examples] == [0, 2, 1, 2]
+    found = read_examples(written(tmp_path, "a.csv", "question,choice1,choice2,choice3,label\nq,a,b,,1\nq,a,b,c,0\n"))
+    assert [example.choices for example in found.examples] == [("a", "b"), ("a", "b", "c")]
+    with pytest.raises(UserError, match="choice 2 is no text"):
+        read_examples(written(tmp_path, "b.csv", "question,choice1,choice2,choice3,label\nq,a,,c,1\n"))
+
+
+def test_nought_and_false_are_labels_as_one_and_true_are(tmp_path: Path) -> None:
+    for values in ((0, 1), (False, True)):
+        rows = [{"statement": f"text number {at}", "verdict": values[at % 2]} for at in range(20)]
+        found = read_examples(written(tmp_path, "a.jsonl", rows))
+        assert found.roles.label == "verdict" and len(found.task.labels) == 2
+
+
+def test_entities_that_nobody_marked_are_not_none(tmp_path: Path) -> None:
+    marked = {"text": "Ada met Bob", "entities": [[0, 3, "PER"]]}
+    written(tmp_path, "train.jsonl", [marked, {"text": "Nobody there", "entities": []}] * 5)
+    written(tmp_path, "test.jsonl", [{"text": "Carl in Cork"}])
+    found = read_splits(tmp_path)
+    assert found.test is not None and [e.label for e in found.test.examples] == [None]
+    assert any(e.label and not any(tag for *_, tag in e.label) for e in found.train.examples)
+
+
+def test_tags_keep_no_blanks_and_are_all_there(tmp_path: Path) -> None:
+    found = read_examples(written(tmp_path, "a.conll", "EU\tB-ORG \nrejects\tO \n\nUN\tB-ORG\nis\tO\n"))
+    assert found.task.scheme and found.task.metric == "span_f1" and "B-ORG " not in found.task.labels
+    with pytest.raises(UserError, match="word 2 has no tag"):
+        read_examples(written(tmp_path, "a.jsonl", [{"tokens": ["a", "b"], "ner_tags": ["B-X", None]}]))
+
+
+def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
+    for name in ("valid", "invalid", "unclear"):
+        for number in range(2):
+            written(tmp_path, f"{name}/{number}.txt", f"{name} text {number}")
+    assert set(read_splits(tmp_path).task.labels) == {"valid", "invalid", "unclear"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "how", "said"),
+    [
+        ("a.jsonl", [{"text": "hi", "summary": "bad \ud83d"}], {"output": "sequence"}, "lone surrogate"),
+        ("a.jsonl", [{"id": "\ud800", "text": "hi", "label": "a"}, {"text": "a", "label": "b"}], {}, "lone surrogate"),
+        ("a.csv", "text,label\na,b\n", {"columns": Columns(text="²")}, "no column '²'"),
+        ("a.jsonl", [{"premise": "s", "choice1": "a", "choice2": "b", "label": "²"}], {}, "none of 2 choices"),
+        ("a.jsonl", [{"premise": "s", "choice1": "a", "choice2": "b", "label": "1" * 5000}], {}, "none of 2 choices"),
+        ("a.jsonl", [{"text": "a", "label": at} for at in (" ", "a", "b")], {}, "no label"),
+    ],
+)
+def test_odd_characters_are_a_line(name: str, content: Any, how: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in content) if isinstance(content, list) else content)
+    with pytest.raises(UserError, match=said):
+        read_examples(path, **how)
+
+
+def test_the_first_row_of_several_classes_may_have_none(tmp_path: Path) -> None:
+    rows = [{"text": "a", "labels": []}, {"text": "b", "labels": ["x"]}, {"text": "c", "labels": ["x", "y"]}]
+    assert read_examples(written(tmp_path, "a.jsonl", rows)).task.output == "classes"
+
+
+def test_lines_may_end_as_they_did_on_old_machines(tmp_path: Path) -> None:
+    for name in ("a.tsv", "a.csv"):
+        text = "text\tlabel\rone film\tx\rtwo films\ty\r".replace("\t", "\t" if name == "a.tsv" else ",")
+        assert [e.texts for e in read_examples(written(tmp_path, name, text)).examples] == [
+            ("one film",),
+            ("two films",),
+        ]
 
 
 def test_a_folder_of_folders_is_a_class_each(tmp_path: Path) -> None:

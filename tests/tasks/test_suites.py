@@ -107,8 +107,9 @@ def test_a_seed_that_diverges_is_told_and_the_others_count(desk: Path, monkeypat
     results = bertkin.evaluate(desk / "stock", "glue", out=desk / "one-lost", seeds=1, **two)
     assert list(results.tasks) == ["SST-2"] and results.gone == ("CoLA",)
     kept = json.loads((desk / "one-lost" / "results.json").read_text())
-    assert kept["diverged"] == ["CoLA"] and kept["mean"] == pytest.approx(results.tasks["SST-2"].median, abs=1e-5)
+    assert kept["gone"] == ["CoLA"] and kept["mean"] == pytest.approx(results.tasks["SST-2"].median, abs=1e-5)
     assert "CoLA (every seed diverged)" in str(results) and "mean without CoLA" in results.latex()
+    assert results.csv().splitlines()[-1] == "CoLA" + "," * 14 + "all"
     monkeypatch.setattr(evaluating, "finetune", steeply)
     with pytest.raises(NonFiniteLoss):
         bertkin.evaluate(desk / "stock", "glue", out=desk / "lost", seeds=1, **how)

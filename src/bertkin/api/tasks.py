@@ -289,7 +289,7 @@ def predict_table(
 
 
 def merge(model: str | Path, out: str | Path, *, stock: str | Path | None = None) -> None:
-    """Fold what LoRA changed into its stock: an ordinary folder, which transformers opens.
+    """Fold what a light strategy changed into its stock: an ordinary folder, which transformers opens.
 
     Args:
         model: a run of lora, bias, last or frozen; or a folder of such changes, ours or PEFT's.

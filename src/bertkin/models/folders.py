@@ -122,7 +122,8 @@ def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = 
 
 
 def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool, new: str) -> list[str]:
-    """Parameters of the heads that the folder does not have, once everything else is known to be there and to fit."""
+    """Parameters of the heads that are not taken from the folder (see `fill`), once everything else is known to be there and
+    to fit."""
     missing: list[str] = []
     family = weights.family
     used: set[str] = set()
@@ -146,8 +147,10 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
     known = family.partition(":")[0] in STACKS
     inside = (prefix_of(family),) if known else ("stack.", "source.")  # heads come and go
     tagger = family.partition(":")[2] == "tokens"  # T5 tags with its encoder alone
+    alone = not known and not any(name.startswith("stack.") for name, _ in model.named_parameters())
     for name in weights.names:
         idle = UNREAD.search(name) or (tagger and name.startswith(f"{inside[0]}decoder."))
+        idle = idle or (alone and name.startswith("stack.")) or name == "source.embeddings.tokens"
         if name.startswith(inside) and name not in used and not idle:
             raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)
     return missing

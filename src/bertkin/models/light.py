@@ -80,6 +80,19 @@ def light_in(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if is_light(folder)), None)
 
 
+def whole(path: str | Path) -> UserError:
+    """What is said where a stock is given for a model that needs none."""
+    return UserError("no changes to a stock here, but a whole model", where=path, mend="leave the stock out")
+
+
+def lacks_stock(folder: Path) -> bool:
+    """Whether the stock that a folder of changes names is a folder that is not there any more."""
+    try:
+        return named_stock(folder) is None
+    except UserError:
+        return True
+
+
 def open_light(folder: str | Path, stock: str | Path | Model | None = None) -> tuple[Model, dict[str, Any]]:
     """A model as it was saved by `save_light` or PEFT, in evaluation mode, and what is beside it in bertkin.json.
 

@@ -278,15 +278,22 @@ def theirs(name: str, family: str) -> tuple[str, ...]:
 def canonical(names: list[str], family: str) -> dict[str, str]:
     """Names as `theirs` gives them, each with what it is called in the file: a bare stack's have no prefix there, one under
     another head may have another, and the oldest BERT folders call a norm's weight and bias gamma and beta."""
-    prefix, usual = prefix_of(family), PREFIX.get(family.partition(":")[0], "")
+    prefix, base = prefix_of(family), family.partition(":")[0]
+    under = [other for head, other in TASK_PREFIX.items() if head.partition(":")[0] == base.replace("-plain", "")]
+    known = [one for one in (prefix, PREFIX.get(base, ""), *under) if one]
+    there = next((one for one in known if any(name.startswith(one) for name in names)), "")
+    tables = [table.get(base.replace("-plain", ""), {}) for table in TASK_HEADS.values()]
+    heads = {pattern.partition(".")[0] for table in tables for pattern in table.values()}
     greek = {".gamma": ".weight", ".beta": ".bias"}
 
     def called(name: str) -> str:
         name = re.sub(r"\.(gamma|beta)$", lambda m: greek[m.group()], name)
-        if any(other.startswith(prefix) for other in names):
-            return name
-        if usual and any(other.startswith(usual) for other in names):
-            return prefix + name.removeprefix(usual) if name.startswith(usual) else name
-        return prefix + name
+        if (there and not name.startswith(there)) or (not there and name.partition(".")[0] in heads):
+            return name  # a head's
+        return prefix + name.removeprefix(there)
 
-    return {called(name): name for name in names}
+    found = {called(name): name for name in names}
+    table, copy = "stack.embeddings.tokens", "source.embeddings.tokens"
+    if base not in STACKS and table in found and copy not in found:  # our own name for a table that both halves read
+        found[copy] = found[table]
+    return found

@@ -25,7 +25,7 @@ PROBLEMS = {"class": "single_label_classification", "classes": "multi_label_clas
 
 def begin_task_model(path: str | Path, answer: Answer, *, seed: int = 0) -> TaskModel:
     """A pretrained model with a head: whatever of it the folder has is taken, the rest is drawn, and named in `missing`. The
-    head of another kind of task, or of other sizes, is none of it.
+    last layer of another kind of task, or of another size, is drawn as well.
 
     Args:
         path: a folder, run folder or hub id; with a head of its pretraining, of another task, or none.

@@ -147,9 +147,11 @@ LONGEST_ANSWER = 30
 """Tokens that a span may always have, as in BERT's own reader."""
 
 
-def longest_answer(rows: Sequence[Row]) -> int:
+def longest_answer(task: Task, rows: Sequence[Row]) -> int:
     """How many tokens a span may have where these rows are what is learnt from: as many as all but one in a thousand of
     their answers."""
+    if task.output != "span":
+        return LONGEST_ANSWER
     sizes = [row.target[1] - row.target[0] + 1 for row in rows if row.target not in (None, (0, 0))]
     return max(LONGEST_ANSWER, int(np.quantile(sizes, 0.999, method="higher"))) if sizes else LONGEST_ANSWER
 

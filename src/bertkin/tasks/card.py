@@ -84,7 +84,9 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
     return "\n".join(parts)
 
 
-def merged(before: str, task: Task, light: str | Path, out: Path, writes: int = 0) -> str:
+def merged(
+    before: str, task: Task, light: str | Path, out: Path, writes: int = 0, moved: str | Path | None = None
+) -> str:
     """The card of a model whose changes were folded into its stock: what `card` said of it before, used and made otherwise.
 
     Args:
@@ -92,24 +94,31 @@ def merged(before: str, task: Task, light: str | Path, out: Path, writes: int = 
         light: its folder or run, as it was named.
         out: the merged model's folder; it is there.
         writes: most tokens of a written answer.
+        moved: where the stock lies, if not where the light model says.
     """
     import yaml
 
-    parted = re.fullmatch(r"---\n(.*?)---\n(.*)## Use\n.*## Make it again\n(.*)", before, re.DOTALL)
-    if parted is None:
+    parted = re.fullmatch(r"---\n(.*?\n)---\n(.*)", before, re.DOTALL)
+    try:
+        told = yaml.safe_load(parted[1]) if parted is not None else None
+    except yaml.YAMLError:
+        told = None
+    head, *sections = re.split(r"^(?=## )", parted[2], flags=re.MULTILINE) if parted is not None else [""]
+    names = [section.partition("\n")[0] for section in sections]
+    if not isinstance(told, dict) or "base_model" not in told or not {"## Use", "## Make it again"} <= {*names}:
         return ""
-    front, head, again = parted.groups()
-    told = yaml.safe_load(front) | {"library_name": _library(out)}
-    stock = told["base_model"]
     use = f"```\nbertkin predict {shlex.quote(shown(out))} {_asked(task)}\n```\n"
-    made = f"bertkin merge {shlex.quote(shown(light))} --out {shlex.quote(shown(out))}"
-    parts = [
-        f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{head.rstrip()}\n",
-        f"Measured before its changes were folded into `{stock}`, which moves answers by rounding alone.\n",
-        f"## Use\n\n{use}{_transformers(task, out, stock, writes=writes)}",
-        f"## Make it again\n\n{again.strip()}\n\nand then\n\n```\n{made}\n```\n",
-    ]
-    return "\n".join(parts)
+    stock = str(told["base_model"])
+    where = f" --stock {shlex.quote(shown(moved))}" if moved is not None else ""
+    made = f"bertkin merge {shlex.quote(shown(light))} --out {shlex.quote(shown(out))}{where}"
+    folded = f"Measured before its changes were folded into `{stock}`, which moves answers by rounding alone.\n\n"
+    told |= {"library_name": _library(out)}
+    for at, name in enumerate(names):
+        if name == "## Use":
+            sections[at] = f"{folded}## Use\n\n{use}{_transformers(task, out, stock, writes=writes)}\n"
+        elif name == "## Make it again":
+            sections[at] = f"{sections[at].rstrip()}\n\nand then\n\n```\n{made}\n```\n"
+    return f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{head}{''.join(sections)}"
 
 
 def source(stock: Path) -> str:

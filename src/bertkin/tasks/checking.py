@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bertkin.tasks.data.parts import Paths, files_by_part, part_of
+from bertkin.tasks.data.parts import Paths, files_by_part, part_of, passed_over
 from bertkin.tasks.data.words import WORD
 from bertkin.tasks.reading import Labelled, read_examples
 from bertkin.tasks.task import Example, Task, spaceless
@@ -128,6 +128,7 @@ def check_data(
         UserError: files that cannot be read, or labels that make no task.
     """
     parts = files_by_part(paths)
+    passed = passed_over(parts)
     parts |= {name: [os.fspath(given)] for name, given in (("dev", dev), ("test", test)) if given is not None}
     train = read_examples(parts.pop("train"), **{**reading, "skip_bad": True})
     read = {"train": train}
@@ -154,7 +155,7 @@ def check_data(
     findings.sort(key=lambda finding: finding.level != "fault")
     said = [line for labelled in read.values() for line in labelled.said if ": " in line and "left out" not in line]
     sizes = {name: len(labelled) for name, labelled in read.items()}
-    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys(said[: len(read)])))
+    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys([*said[: len(read)], *passed])))
 
 
 def _unusable(labelled: Labelled) -> list[Finding]:

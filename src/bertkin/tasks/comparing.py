@@ -114,9 +114,10 @@ def best_of(compare: Callable[[str, str], float], text: str, references: Sequenc
 
 def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """[texts, 10]: n-grams found, n-grams written, both for n = 1 to 4, and the two lengths, as sacrebleu counts."""
-    known_as = "".join(one for known in references for one in known)
-    chinese = sum(map(spaceless, known_as)) > len(known_as) / 10
-    scorer = _sacrebleu().BLEU(effective_order=True, tokenize="zh" if chinese else "13a")
+    wanted = "".join(one for known in references for one in known)
+    kana, without_blanks = sum("\u3041" <= one <= "\u30ff" for one in wanted), sum(map(spaceless, wanted))
+    tokens = "char" if kana > len(wanted) / 10 else "zh" if without_blanks > len(wanted) / 10 else "13a"
+    scorer = _sacrebleu().BLEU(effective_order=True, tokenize=tokens)
     rows = []
     for text, known in zip(texts, references, strict=True):
         found = scorer.sentence_score(text, list(known))

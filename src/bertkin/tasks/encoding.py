@@ -41,8 +41,8 @@ class Template:
     after: tuple[int, ...]
     segmented: bool
     """Whether texts after the first are of segment 1."""
-    alone: int = 0
-    """What stands for texts without any token, where nothing is put around them."""
+    alone: int | None = None
+    """What stands for texts without any token where nothing is put around them, if anything is to."""
 
     @staticmethod
     def of(tokenizer: Tokenizer) -> Template:
@@ -179,7 +179,7 @@ def put_together(texts: Sequence[Sequence[int]], template: Template) -> tuple[In
         segments += [min(number, 1)] * len(text)
     ids += template.after
     segments += [min(len(texts) - 1, 1)] * len(template.after)
-    if not ids:  # a sequence has a token that its answer is read at
+    if not ids and template.alone is not None:  # a sequence has a token that its answer is read at
         ids, segments = [template.alone], [0]
     kinds = np.array(segments, np.int32) if template.segmented and len(texts) > 1 else None
     return np.array(ids, np.int64), kinds, begins

@@ -25,6 +25,8 @@ import torch
 from bertkin.config import AUTO
 from bertkin.models.adapt import apply, flops_per_token, merge, trainable
 from bertkin.models.continuing import set_dropout
+from bertkin.models.folders import told
+from bertkin.models.initial import initialise
 from bertkin.models.levels import redraw
 from bertkin.models.light import save_light
 from bertkin.models.many import save_apart
@@ -46,6 +48,7 @@ from bertkin.tasks.concluding import conclude
 from bertkin.tasks.encoding import Row, Rows, packed
 from bertkin.tasks.gathering import Gathered, gather
 from bertkin.tasks.metrics import measure, metric
+from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, load_tuning, settled
 from bertkin.tasks.weighing import weights_of
 from bertkin.text.layout import Layout
@@ -87,6 +90,10 @@ class TaskBatch:
         return [self.slice(i, n) for i in range(n)]
 
 
+HEAD = ("classifier.weight", "classifier.bias")
+"""What scores are given by, last."""
+
+
 class FineTuning:
     """The work of fine-tuning; see `bertkin.train.work.Work`."""
 
@@ -97,7 +104,7 @@ class FineTuning:
         self.kind: str = found.task.output
         weights = weights_of(self.tuning.class_weights, self.task, self.examples.examples)
         self.weights = None if weights is None else torch.tensor(weights, device=device)
-        self.longest = longest_answer(self.examples.rows) if self.kind == "span" else LONGEST_ANSWER
+        self.longest = longest_answer(self.task, self.examples.rows)
         values = [float(example.label) for example in self.examples.examples] if self.kind == "score" else [0.0]
         self.mean, self.deviation = float(np.mean(values)), float(np.std(values))
 
@@ -115,10 +122,17 @@ class FineTuning:
         return model
 
     def to_units(self, model: TaskModel) -> None:
-        """A head for scores that came with the stock gives them as they are in a file: it learns in units, as a new one."""
-        if self.kind != "score" or "classifier.weight" in model.missing:
+        """A head for scores that came with the stock gives them as they are in a file: it learns in units, as a new one. One
+        that gave scores of another kind (stars, where these are prices) is drawn anew."""
+        if self.kind != "score" or self.tuning.reinit or "classifier.weight" in model.missing:
             return
         (centre, size), head = self.unit(model), model.classifier
+        known = told(self.stock)
+        before = Task.from_mapping(known["task"]) if "task" in known else self.task
+        middle, wide = (before.low + before.high) / 2, before.high - before.low
+        if abs(middle - self.mean) > 2 * max(wide, 4 * self.deviation) or not 0.5 < wide / (self.deviation or 1.0) < 50:
+            initialise(model, model.architecture, torch.Generator().manual_seed(self.train.seed), HEAD)
+            return
         with torch.no_grad():
             head.weight.div_(size)
             if head.bias is not None:

@@ -82,6 +82,7 @@ class Frame:
         """
         template, end = Template.of(self.tokenizer), self.tokenizer.sep_id
         close = () if self.two or template.after[-1:] == (end,) else (end,)
+        template = replace(template, alone=None) if close else template
         texts = max((len(example.texts) for example in examples), default=1)
         room = self.length - (0 if self.two else self.writes) - template.extra(texts) - len(close)
         if room < 2 * texts:

@@ -245,8 +245,8 @@ def check(how: Decoding, num: int = 1, stop: Sequence[str] = ()) -> None:
         if not low <= getattr(how, name) <= high or getattr(how, name) == infinite:
             among = f"from {low:g} to {high:g}" if high not in (infinite, 1 << 31) else f"of at least {low:g}"
             raise _out_of_range(name, getattr(how, name), f"a number {among}")
-    if not abs(how.length_penalty) < infinite:
-        raise _out_of_range("length_penalty", how.length_penalty, "a finite number")
+    if not abs(how.length_penalty) <= 10:
+        raise _out_of_range("length_penalty", how.length_penalty, "a number from -10 to 10")
     if not -(1 << 63) <= how.seed < 1 << 63:
         raise _out_of_range("seed", how.seed, "a whole number of 64 bits")
     for name, value in (("top_p", how.top_p), ("repetition_penalty", how.repetition_penalty)):

@@ -55,5 +55,5 @@ def fold(path: str | Path, out: Path, *, stock: str | Path | None = None) -> Non
     before = light / "README.md"
     if before.is_file():
         writes = reader.frame.writes if isinstance(reader, AnswerWriter) else 0
-        if card := merged(before.read_text(encoding="utf-8"), reader.task, path, out, writes):
+        if card := merged(before.read_text(encoding="utf-8", errors="replace"), reader.task, path, out, writes, stock):
             write_text(out / "README.md", card)

@@ -46,7 +46,6 @@ class Metric:
         higher: whether more is better.
         whole: `of` takes the rows themselves [examples, k], as it needs all of them at once.
         offered: whether `measure` counts it without being asked.
-        total: the sum of the rows, where it is to be had without them all.
     """
 
     outputs: tuple[str, ...]
@@ -55,7 +54,6 @@ class Metric:
     higher: bool = True
     whole: bool = False
     offered: bool = True
-    total: Rows | None = None
 
     def best(self, scores: Iterable[float]) -> float:
         """The best of some scores."""
@@ -144,33 +142,21 @@ def _f1_binary(task: Task, examples: Sequence[Example], predictions: Sequence[An
     return _by_class(task, examples, predictions)[:, 3:6]
 
 
-def _confused(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
-    """[n, classes²]: one where the row is the class and the column what is said."""
+def _margins(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
+    """[n, 1 + 2 · classes]: whether it is right, and one where its class is, and where what is said is: all that the
+    correlation needs of the table of classes."""
     size = len(task.labels)
-    rows = np.zeros((len(examples), size * size))
+    rows = np.zeros((len(examples), 1 + 2 * size))
     for row, (example, predicted) in enumerate(zip(examples, predictions, strict=True)):
         for a, b in zip(*_sets(task, example, predicted), strict=True):
-            rows[row, a * size + b] += 1
+            rows[row, [0, 1 + a, 1 + size + b]] += a == b, 1, 1
     return rows
-
-
-def _confusion(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
-    """[classes²]: the sum of `_confused`'s rows, which of many classes are large."""
-    size = len(task.labels)
-    pairs = [
-        a * size + b
-        for example, predicted in zip(examples, predictions, strict=True)
-        for a, b in zip(*_sets(task, example, predicted), strict=True)
-    ]
-    return np.bincount(np.array(pairs, np.int64), minlength=size * size).astype(np.float64)
 
 
 def _matthews(sums: Floats) -> Floats:
     """Correlation of two classifications with any number of classes (Gorodkin 2004)."""
-    size = round(sums.shape[-1] ** 0.5)
-    table = sums.reshape(*sums.shape[:-1], size, size)
-    gold, said, total = table.sum(-1), table.sum(-2), table.sum((-1, -2))
-    right = np.trace(table, axis1=-2, axis2=-1)
+    right, (gold, said) = sums[..., 0], np.split(sums[..., 1:], 2, axis=-1)
+    total = gold.sum(-1)
     above = right * total - (gold * said).sum(-1)
     below = (total**2 - (said**2).sum(-1)) * (total**2 - (gold**2).sum(-1))
     return _divided(above, np.sqrt(np.maximum(below, 0)))
@@ -267,7 +253,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(CLASSED, _f1_binary, _f1),
     "f1_macro": Metric(("class", "classes"), _by_class, _f1_macro),
     "f1_micro": Metric(("classes",), _by_class, _f1_micro),
-    "matthews": Metric(CLASSED, _confused, _matthews, total=_confusion),
+    "matthews": Metric(CLASSED, _margins, _matthews),
     "pearson": Metric(("score",), _moments, _pearson),
     "spearman": Metric(("score",), _numbers, _spearman, whole=True),
     "pearson_spearman": Metric(("score",), _numbers, _both, whole=True),
@@ -332,9 +318,6 @@ def measure(
     scores: dict[str, float] = {}
     for name in dict.fromkeys(wanted):
         one = metric(name, task)
-        if one.total is not None:
-            scores[name] = float(one.of(one.total(task, examples, predictions)))
-            continue
         if one.rows not in kept:
             kept[one.rows] = one.rows(task, examples, predictions)
         scores[name] = one.score(kept[one.rows])
@@ -374,8 +357,10 @@ def confusion(task: Task, examples: Sequence[Example], predictions: Sequence[Any
     if task.output not in ("class", "tokens"):
         raise UserError(f"a task of {task.output} has no confusion of classes")
     examples, predictions = answered(task, examples, predictions)
-    size = len(task.labels)
-    return _confusion(task, examples, predictions).astype(np.int64).reshape(size, size)
+    table = np.zeros((len(task.labels), len(task.labels)), np.int64)
+    for example, predicted in zip(examples, predictions, strict=True):
+        np.add.at(table, _sets(task, example, predicted), 1)
+    return table
 
 
 def by_type(

@@ -19,7 +19,7 @@ import numpy as np
 
 from bertkin.errors import UserError, nearest
 from bertkin.tasks.data.columns import KNOWN
-from bertkin.tasks.data.files import KINDS, Gate, open_file, read_table, suffix_of
+from bertkin.tasks.data.files import KINDS, Gate, normal, open_file, read_table, suffix_of
 from bertkin.tasks.fill import BLANK
 from bertkin.text.shuffle import mix, noise
 from bertkin.text.sources import choose
@@ -145,7 +145,7 @@ def read_examples(path: str | Path, columns: tuple[str, str] = ("input", "output
     kind = named if named in TABLES else kind  # a name counts for more here than a look inside
     if kind not in TABLES:
         raise UserError(f"expected a table, found {kind}", where=source.label, mend="give a .tsv, .csv or .jsonl file")
-    known = tuple(name.lower() for name in (*columns, *KNOWN))
+    known = (*map(normal, columns), *KNOWN)
     table = read_table(source, kind, Gate(), known=known)
     names = columns if table.header or len(table.columns) != 2 else table.columns
     for name in names:

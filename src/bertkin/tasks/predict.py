@@ -18,7 +18,7 @@ from bertkin.models.configs import read_config
 from bertkin.models.folders import told
 from bertkin.models.generate import Decoding
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import light_in, named_stock, open_light
+from bertkin.models.light import light_in, named_stock, open_light, whole
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.pretrained_tasks import answer_of, load_task_model
 from bertkin.models.task_heads import TaskModel
@@ -221,14 +221,14 @@ def open_reader(
     *,
     precision: str = "auto",
     stock: str | Path | TaskModel | LanguageModel | None = None,
-    words: str | Path | None = None,
+    stock_folder: str | Path | None = None,
 ) -> Reader:
     """Open a fine-tuned model: a run folder, a model folder (ours or transformers'), what a light strategy saved, or a hub id.
 
     Args:
         stock: of a light strategy, the model it belongs to, loaded or not; by default the one it names. Several over one
             loaded stock share its weights in memory.
-        words: of a stock that is loaded, where its tokenizer lies; by default where the light one says.
+        stock_folder: of a stock that is loaded, where it and its tokenizer lie; by default where the light one says.
 
     Raises:
         UserError: there is none, or it has no head of a task.
@@ -238,7 +238,7 @@ def open_reader(
     if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
         raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
     if light is None and stock is not None:
-        raise UserError("no changes to a stock here, but a whole model", where=path, mend="leave the stock out")
+        raise whole(path)
     if light is not None:
         if writes(light):
             return _open_light_writer(light, stock, precision)
@@ -246,7 +246,7 @@ def open_reader(
         if not isinstance(opened, TaskModel):
             raise UserError("no head of a task here", where=light, mend="fine-tune it: bertkin finetune")
         model, folder = opened, light
-        whose = stock if isinstance(stock, str | Path) else words or named_stock(light)
+        whose = stock if isinstance(stock, str | Path) else stock_folder or named_stock(light)
         tokenizer = Tokenizer.load(find_folder(str(whose)), model.architecture.vocab_size)
     else:
         folder = find_folder(path)

@@ -21,8 +21,8 @@ from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
 from bertkin.tasks.data.columns import IDS, KNOWN, NUMBERED, Columns, Roles, asked_roles, choose_roles
 from bertkin.tasks.data.files import Gate, Row, Table, normal, open_file, read_table, read_text, suffix_of
-from bertkin.tasks.data.labels import first_choice, guess_task, named_classes, number_choices, to_example
-from bertkin.tasks.data.parts import Paths, class_folders, files_by_part, listed, part_of
+from bertkin.tasks.data.labels import TEXTS, first_choice, guess_task, named_classes, number_choices, to_example
+from bertkin.tasks.data.parts import Paths, class_folders, files_by_part, listed, passed_over
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
 from bertkin.tasks.task import Example, Task
@@ -113,7 +113,7 @@ def read_examples(
     gate = Gate(skip_bad)
     files = listed(paths)
     reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors, asking)
-    rows = [raw for path in files for raw in reader.read(path)]
+    rows = reader.numbered([raw for path in files for raw in reader.read(path)])
     where = files[0] if len(files) == 1 else f"{files[0]} …"
     if not rows:
         raise _nothing_left(where, gate, 0)
@@ -149,6 +149,8 @@ class _Reader:
     asking: bool = False
     roles: Roles = field(default_factory=Roles)
     said: list[str] = field(default_factory=list)
+    called: list[list[str]] = field(default_factory=list)
+    """Of each row with choices their names, where the file has some."""
 
     def read(self, path: str) -> list[Raw]:
         """The rows of a file, or of a folder with a folder for each class."""
@@ -203,7 +205,11 @@ class _Reader:
         before = self.roles_before
         if self.asking:
             roles = asked_roles(table, self.columns, output, inputs, before, labelled=self.labelled is not False)
-        elif before is not None and before.texts and {*before.texts, *before.choices} <= {*table.columns}:
+        elif (
+            before is not None
+            and (before.texts or before.choices)
+            and {*before.texts, *before.choices} <= {*table.columns}
+        ):
             label = before.label if before.label in table.columns else ""
             ids = [before.id, *(column for column in table.columns if normal(column) in IDS)]
             name = next((column for column in ids if column in table.columns), "")
@@ -257,31 +263,52 @@ class _Reader:
         if roles.holds == "entities":
             marks = label if label is not None or self.labelled is not True else []
             found = _beside(texts[:-1], words_of_marks(texts[-1], marks, row.where, self.gate, name))
-            return replace(found, label=None) if found is not None and self.asking and label is None else found
+            unknown = label is None and self.labelled is not True
+            return replace(found, label=None) if found is not None and unknown else found
         if roles.holds == "answers":
             return _beside(texts[:-1], question_of("", texts[-1], label, row.where, self.gate, name))
         return Raw(tuple(texts), label, row.where, id=name)
 
     def _choices(self, rows: Iterable[Row], roles: Roles) -> list[Raw]:
-        found, names = [], []
+        found = []
         for row in rows:
             raw = self._row(row, replace(roles, holds=""))
-            choices: Any = [row.values.get(column) for column in roles.choices]
+            given: Any = [row.values.get(column) for column in roles.choices]
             called: Any = []
-            if len(choices) == 1:
-                choices = choices[0]
-                called = choices.get("label") if isinstance(choices, dict) else None
-                choices = choices.get("text") if isinstance(choices, dict) else choices
-            if not isinstance(choices, list) or len(choices) < 2:
+            if len(given) == 1:
+                given = given[0]
+                called = given.get("label") if isinstance(given, dict) else None
+                given = given.get("text") if isinstance(given, dict) else given
+            if isinstance(given, list) and given and all(isinstance(one, dict) and "text" in one for one in given):
+                called = [one.get("label") for one in given]
+                given = [one["text"] for one in given]
+            given = given if isinstance(given, list) else []
+            while given and given[-1] in (None, ""):  # of a row with fewer choices than others
+                given = given[:-1]
+            if len(given) < 2:
                 self.gate.refuse("fewer than two choices", row.where, "give two or more")
                 continue
+            odd = next((at for at, one in enumerate(given, 1) if one in (None, "") or isinstance(one, list | dict)), 0)
+            if odd:
+                self.gate.refuse(f"choice {odd} is no text", row.where, "fill it in")
+                continue
             if raw is not None:
-                found.append(replace(raw, choices=tuple(map(_text, choices))))
-                names.append([str(one) for one in called] if isinstance(called, list) else [])
-        first = roles.first if roles.first is not None else first_choice(found)
+                found.append(replace(raw, choices=tuple(map(_text, given))))
+                self.called.append([str(one) for one in called[: len(given)]] if isinstance(called, list) else [])
+        self.roles = roles
+        return found
+
+    def numbered(self, rows: list[Raw]) -> list[Raw]:
+        """Rows of all files whose labels are those of choices as numbers from 0, counted alike in all of them."""
+        if not self.called or len(rows) != len(self.called):
+            return rows
+        roles = self.roles
+        first = roles.first if roles.first is not None else first_choice(rows)
+        if first == TEXTS and roles.first is None:
+            self.said.append(f"{roles.label} is a choice's own text, though it is a number")
         self.roles = replace(roles, first=first)
-        numbers = number_choices(found, names, first)
-        return [replace(raw, label=number) for raw, number in zip(found, numbers, strict=True)]
+        numbers = number_choices(rows, self.called, first or 0)
+        return [replace(raw, label=number) for raw, number in zip(rows, numbers, strict=True)]
 
 
 TABBED = (".tsv", ".tab")
@@ -316,14 +343,12 @@ def read_splits(
     train = read_examples(parts.pop("train"), task, **reading)
     rest = {**reading, "roles": train.roles}
     others: dict[str, Labelled] = {}
-    passed = [one for name in list(parts) if part_of(name) == "train" for one in parts.pop(name)]
+    passed = passed_over(parts)
     for name, where in parts.items():
         may_lack = True if name == "dev" else None
         others[name] = read_examples(where, train.task, **{**rest, "labelled": may_lack})
     said = [line for part in (train, *others.values()) for line in part.said]
-    said += [
-        f"{one} is passed over: a folder has one training file (name both files, to train on both)" for one in passed
-    ]
+    said += passed
     said.append(f"task: {train.task}")
     held = others.pop("dev", None)
     if held is None:

@@ -110,7 +110,7 @@ class Results:
                     "p": round(other.p, 5),
                 }
         told = {"model": self.model, "strategy": self.strategy, "mean": round(self.mean, 5), "tasks": rows}
-        told |= {"diverged": list(self.gone)} if self.gone else {}
+        told |= {"gone": list(self.gone)} if self.gone else {}
         return told | ({"against": self.against} if self.against else {})
 
     def rows(self) -> list[list[str]]:
@@ -159,6 +159,8 @@ class Results:
             human = "" if s.human is None else s.human
             counts = [len(s.last), len(s.degenerate)]
             out.writerow([name, s.metric, *numbers, *counts, human, minutes, *last, len(s.diverged)])
+        for name in self.gone:
+            out.writerow([name, *[""] * 13, "all"])
         return stream.getvalue().rstrip("\n")
 
 

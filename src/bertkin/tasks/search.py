@@ -148,7 +148,7 @@ def space(
             table["strategy.size"] = Among((16, 64, 256))
         case "pals":
             heads = asked.strategy.heads
-            table["strategy.size"] = Among(tuple(size for size in (16, 64, 256) if size % heads == 0) or (64,))
+            table["strategy.size"] = Among(tuple(size for size in (16, 64, 256) if size % heads == 0))
         case "lora":
             table["strategy.rank"] = Among((4, 8, 16, 32))
         case "last":

@@ -15,7 +15,7 @@ from typing import Any
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.folders import find_folder, told
-from bertkin.models.light import answer_told, light_in, named_stock
+from bertkin.models.light import answer_told, lacks_stock, light_in, named_stock, whole
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.task_heads import Answer, Head, TaskModel
 from bertkin.tasks.predict import Reader, by_windows, open_reader, writes
@@ -44,7 +44,8 @@ def open_readers(
     Args:
         models: as for `bertkin.tasks.predict.open_reader`, or runs of several tasks.
         tasks: which of the tasks that were trained together; by default all.
-        stock: of what light strategies saved; by default what each names.
+        stock: of what light strategies saved; by default what each names. Of several, it is for those whose own is no longer
+            there, if any is not.
 
     Raises:
         UserError: as `open_reader`; a task that is none of them, two models of one name, or a stock and no such changes.
@@ -52,14 +53,16 @@ def open_readers(
     places = _places(models, tasks)
     changes = {name: light for name, place in places.items() if (light := light_in(place)) is not None}
     if stock is not None and not changes:
-        raise UserError("no changes to a stock here", where=models[0], mend="leave the stock out")
+        raise whole(models[0])
+    lost = [name for name, light in changes.items() if lacks_stock(light)]
+    given = dict.fromkeys(lost or changes, stock)
     # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.
     lights = {name: light for name, light in changes.items() if not writes(light)}
     stocks: dict[str, TaskModel] = {}
-    for light in lights.values():
-        key = _stock(light, stock)
+    keys = {name: _stock(light, given.get(name)) for name, light in lights.items()}
+    for key in keys.values():
         if key is not None and key not in stocks:
-            answers = [answer_told(other) for other in lights.values() if _stock(other, stock) == key]
+            answers = [answer_told(light) for name, light in lights.items() if keys[name] == key]
             # Tags of an encoder–decoder need its encoder alone, everything else all of it.
             head: Head = (
                 "tokens" if all(answer is not None and answer.head == "tokens" for answer in answers) else "class"
@@ -67,9 +70,9 @@ def open_readers(
             stocks[key] = begin_task_model(key, Answer(head, 1)).to(pick_precision(precision, "cpu"))
     found = {}
     for name, place in places.items():
-        key = _stock(lights[name], stock) if name in lights else None
-        over = stocks[key] if key is not None else stock if name in changes else None
-        found[name] = open_reader(place, precision=precision, stock=over, words=key)
+        key = keys.get(name)
+        over = stocks[key] if key is not None else given.get(name)
+        found[name] = open_reader(place, precision=precision, stock=over, stock_folder=key)
     return found
 
 

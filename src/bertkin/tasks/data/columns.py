@@ -11,20 +11,21 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bertkin.errors import UserError, nearest
-from bertkin.tasks.data.files import Table, is_number, normal
+from bertkin.tasks.data.files import Table, is_count, is_number, normal
 
 PAIRS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
-    ("question", "passage"), ("question", "context"), ("text_a", "text_b"), ("text1", "text2"), ("texta", "textb"),
-    ("#1_string", "#2_string"), ("sent1", "sent2"), ("s1", "s2"), ("sentence_a", "sentence_b"),
-    ("sentence_1", "sentence_2"), ("text_1", "text_2"), ("query", "passage"), ("query", "document"), ("query", "text"),
-    ("query", "title"), ("anchor", "positive"), ("claim", "evidence"), ("sequence1", "sequence2"),
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("premise", "question"), ("question1", "question2"),
+    ("question", "sentence"), ("question", "passage"), ("question", "context"), ("article", "question"),
+    ("text_a", "text_b"), ("text1", "text2"), ("texta", "textb"), ("#1_string", "#2_string"), ("sent1", "sent2"),
+    ("s1", "s2"), ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2"), ("text_1", "text_2"),
+    ("query", "passage"), ("query", "document"), ("query", "text"), ("query", "title"), ("anchor", "positive"),
+    ("claim", "evidence"), ("sequence1", "sequence2"),
 )  # fmt: skip
 TEXTS = (
-    "text", "sentence", "review", "content", "comment", "tweet", "message", "body", "sequence", "document", "article",
-    "utterance", "post", "text_a", "sentence1", "question", "query", "premise", "input", "source", "prompt",
-    "instruction", "dialogue", "passage", "context", "abstract", "description", "title", "headline", "src", "review_body",
-    "文本", "内容", "句子", "评论", "标题",
+    "text", "sentence", "review", "content", "comment", "tweet", "message", "body", "sequence", "document",
+    "article", "utterance", "post", "text_a", "sentence1", "question", "query", "premise", "input", "source",
+    "prompt", "instruction", "dialogue", "goal", "ctx", "question_stem", "passage", "context", "abstract",
+    "description", "title", "headline", "src", "review_body", "文本", "内容", "句子", "评论", "标题",
 )  # fmt: skip
 LABELS = (
     "label", "labels", "class", "category", "gold_label", "score", "is_duplicate", "quality", "similarity_score",
@@ -73,7 +74,8 @@ class Roles:
         choices: a column for each choice, or one that holds a list.
         holds: what a row is: "" for texts and a label, else "words", "entities", "choices" or "answers" (spans).
         classes: names of the label's classes in order, where the file declares them.
-        first: of choices: the number of the first one, where labels are numbers: 0 or 1, as the training data count.
+        first: of choices: the number of the first one, where labels are numbers: 0 or 1, as the training data count, or
+            `bertkin.tasks.data.labels.TEXTS`.
         form: what they are the columns of: "table", "conll", "conllu", "squad" or "folder".
     """
 
@@ -117,8 +119,7 @@ def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0
     named = {field.name: _find(table, getattr(given, field.name), field.name) for field in fields(given)}
     by_name = {normal(name): name for name in reversed(table.columns)}
     id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
-    row = next((row.values for row in table.rows), {})
-    special = _special(by_name, row, named, output)
+    special = _special(by_name, _typical(table), named, output, f"{table.label}:1")
     if special is not None:
         return Roles(*special[:2], id_, *special[2:])
     label = named["label"] or _label_by_name(by_name, output, named)
@@ -172,8 +173,7 @@ def asked_roles(
     if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
         label = named["label"] or (before.label if before.label in table.columns else "")
         return replace(before, label=label if labelled else "", id=id_ if id_ not in before.texts else "")
-    row = next((row.values for row in table.rows), {})
-    special = _special(by_name, row, named, output)
+    special = _special(by_name, _typical(table), named, output, f"{table.label}:1")
     if special is not None:
         texts, label, choices, holds = special
         return Roles(texts, label if labelled else "", id_, choices, holds, first=first)
@@ -211,7 +211,7 @@ def _find(table: Table, name: str, option: str) -> str:
     for column in table.columns:
         if normal(column) == normal(name):
             return column
-    if name.isdigit() and 1 <= int(name) <= len(table.columns):
+    if is_count(name) and 1 <= int(name) <= len(table.columns):
         return table.columns[int(name) - 1]
     guess = nearest(name, table.columns)
     mend = guess if guess.startswith("did you mean") else there(table)
@@ -219,7 +219,7 @@ def _find(table: Table, name: str, option: str) -> str:
 
 
 def _special(
-    by_name: dict[str, str], row: Any, named: dict[str, str], output: str
+    by_name: dict[str, str], row: Any, named: dict[str, str], output: str, where: str
 ) -> tuple[tuple[str, ...], str, tuple[str, ...], str] | None:
     """(texts, label, choices, holds) where a row is more than texts and a label."""
 
@@ -255,8 +255,23 @@ def _special(
         free = {key: name for key, name in by_name.items() if name not in choices}
         texts = _texts_by_name(free, 0) or _texts_by_name(free, 1)
         texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
-        return texts, named["label"] or _label_by_name(free, "", named), (listed,) if listed else choices, "choices"
+        label = named["label"] or _label_by_name(free, "", named)
+        left = [name for name in free.values() if name not in (listed, label, named["id"]) and normal(name) not in IDS]
+        if not texts and (odd := [name for name in left if isinstance(row.get(name), str)]):
+            what = f"choices, and no column that looks like what they are chosen for ({', '.join(odd[:8])})"
+            raise UserError(what, where=where, mend="name it with --text")
+        return texts, label, (listed,) if listed else choices, "choices"
     return None
+
+
+def _typical(table: Table) -> dict[str, Any]:
+    """Of each column the first value that holds anything."""
+    found: dict[str, Any] = {}
+    for row in table.rows[:1000]:
+        for name, value in row.values.items():
+            if found.get(name) in (None, "", []):
+                found[name] = value
+    return found
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
@@ -292,7 +307,7 @@ def _texts_by_name(free: dict[str, str], inputs: int) -> tuple[str, ...]:
 def _by_content(table: Table, names: Sequence[str], inputs: int) -> Roles:
     """The roles of columns whose names say nothing: texts are long, labels few."""
     rows = [row.values for row in table.rows[:2000]]
-    values = {name: [str(row.get(name) or "") for row in rows] for name in names}
+    values = {name: ["" if row.get(name) is None else str(row.get(name)) for row in rows] for name in names}
     filled = {name: found for name, found in values.items() if found and all(found)}
     few = {name: len(set(found)) for name, found in filled.items()}
     labels = [name for name in few if 1 < few[name] <= max(2, min(60, len(rows) // 2))]

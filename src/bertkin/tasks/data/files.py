@@ -10,6 +10,7 @@ spreadsheets do it, with commas, semicolons, tabs or bars between its columns.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -106,8 +107,11 @@ def open_file(path: str | PathLike[str]) -> tuple[Source, Kind]:
     if kind == "parquet":
         return source, kind
     head = _head(source)
-    if kind in (None, "tsv"):
-        kind = _sniffed(head) or kind
+    if kind is None:
+        kind = _sniffed(head)
+    elif kind == "tsv":  # a table, unless it is plainly something else
+        found = _sniffed(head)
+        kind = found if found in ("conll", "conllu", "json") or (found == "csv" and "\t" not in head) else kind
     if kind == "conll" and _is_conllu(head):
         kind = "conllu"
     if kind == "json" and '"paragraphs"' in head:
@@ -127,7 +131,13 @@ def suffix_of(name: str) -> str:
 
 def _head(source: Source) -> str:
     data = next(read_bytes(source), (b"", 0))[0].removeprefix(b"\xef\xbb\xbf")[: 1 << 17]
-    return data.decode("utf-8", "replace").replace("\r\n", "\n")
+    return _lines_fed(data.decode("utf-8", "replace"))
+
+
+def _lines_fed(text: str) -> str:
+    """Lines that end in a line feed alone, whatever they ended in."""
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _sniffed(head: str) -> Kind | None:
@@ -138,8 +148,11 @@ def _sniffed(head: str) -> Kind | None:
     blocks = [block.split("\n") for block in re.split(r"\n\s*\n", head.strip("\n")) if block.strip()]
     if len(blocks) > 1 or _is_conllu(head):
         lines = [line for block in blocks[:-1] or blocks for line in block if not line.startswith("# ")]
-        if len({len(columns(line)) for line in lines}) == 1 and len(columns(lines[0])) > 1:
-            return "conllu" if _is_conllu(head) else "conll"
+        if _is_conllu(head):
+            return "conllu"
+        texts = any(" " in cell.strip() for line in lines if "\t" in line for cell in line.split("\t"))  # no words
+        if len({len(columns(line)) for line in lines}) == 1 and len(columns(lines[0])) > 1 and not texts:
+            return "conll"
     lines = [line for line in head.split("\n")[:-1] or [head] if line.strip()]
     if not lines:
         return None
@@ -157,7 +170,9 @@ def _is_conllu(head: str) -> bool:
 
 def columns(line: str) -> list[str]:
     """The columns of a line of words: parted by tabs, or where it has none by blanks."""
-    return line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
+    return (
+        [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else [part for part in line.split(" ") if part]
+    )
 
 
 def read_text(source: Source, encoding_errors: str = "strict") -> str:
@@ -173,7 +188,7 @@ def read_text(source: Source, encoding_errors: str = "strict") -> str:
         text = data.decode("utf-8", encoding_errors)
     except UnicodeDecodeError as error:
         raise not_utf8(source, error.start, data[error.start]) from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return _lines_fed(text.removeprefix("\ufeff"))
 
 
 # Tables.
@@ -207,7 +222,9 @@ def read_table(
         return _json(source, text, gate)
     read = _csv(source, text) if kind == "csv" else _tsv(text)
     lines = [(number, [cell.strip() for cell in cells]) for number, cells in read]
-    lines = [(number, cells) for number, cells in lines if any(cells)]
+    lines = [
+        (number, cells) for number, cells in lines if any(cells) or (kind == "csv" and cells == [""])
+    ]  # that is ""
     if not lines:
         raise UserError("no rows", where=source.label, mend="give a file with rows")
     if header is None:
@@ -240,13 +257,17 @@ def _csv(source: Source, text: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_FIELD)
     delimiter = _delimiter(text[: 1 << 16]).replace("\0", ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    line = 1
+    before = line = 1
     try:
         for cells in reader:
             yield line, cells
-            line = reader.line_num + 1
+            before, line = line, reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"not a table ({error})", where=f"{source.label}:{line}", mend="save it again as CSV") from None
+    last = "\n".join(text.split("\n")[before - 1 : line])
+    if "\n" in last.strip("\n") and last.count('"') % 2:
+        what = "a quotation mark that opens here is never closed"
+        raise UserError(what, where=f"{source.label}:{before}", mend='close it, or write it twice ("") if it is text')
 
 
 def _delimiter(head: str) -> str:
@@ -304,6 +325,11 @@ def normal(name: str) -> str:
     return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number that may count something: digits, and not too many."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def is_number(text: str) -> bool:
     """Whether a cell holds a number."""
     try:
@@ -316,7 +342,7 @@ def is_number(text: str) -> bool:
 def _json(source: Source, text: str, gate: Gate) -> Table:
     """Objects one a line, or an array of them over many."""
     start = len(text) - len(text.lstrip())
-    values = _array(source, text, start) if text[start : start + 1] == "[" else _lines(source, text, gate)
+    values = _array(source, text, start, whole=True) if text[start : start + 1] == "[" else _lines(source, text, gate)
     rows = []
     names: dict[str, None] = {}
     for value, line in values:
@@ -339,6 +365,7 @@ WITHIN = re.compile(r'"(?:data|rows|examples|instances)"\s*:\s*(?=\[\s*\{)')
 
 
 def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
+    first, by_line = True, suffix_of(source.label) in (".jsonl", ".ndjson")
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -346,33 +373,32 @@ def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
             value, wrong = json.loads(line), ""
         except (ValueError, RecursionError) as error:
             value, wrong = None, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})"
-        if number == 1 and (wrong or not text[len(line) :].strip()) and (start := _within(text)) is not None:
+        alone = not by_line and text.strip() == line.strip()
+        if first and (wrong or alone) and (start := _within(text)) is not None:
             yield from _array(source, text, start)
             return
         if not wrong:
             yield value, number
-        elif number == 1:  # another kind of file, and no bad row
+        elif first:  # another kind of file, and no bad row
             raise UserError(wrong, where=f"{source.label}:{number}", mend=ONE_A_LINE)
         else:
             gate.refuse(wrong, f"{source.label}:{number}", ONE_A_LINE)
+        first = False
 
 
 def _within(text: str) -> int | None:
     """Where the list of rows begins in a file that is one object, whole or broken off among its rows (so that the mistake
     has its line); None where it is none."""
-    match = WITHIN.search(text) if text.lstrip().startswith("{") else None
-    if match is None:
-        return None
-    before = text[: match.start()].rstrip().removesuffix(",")
-    try:
-        json.loads(f"{before}}}")  # what stands before is whole but for the one brace: the list is the object's own
-    except (ValueError, RecursionError):
-        return None
-    return match.end()
+    for match in WITHIN.finditer(text) if text.lstrip().startswith("{") else ():
+        before = text[: match.start()].rstrip().removesuffix(",")
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(f"{before}}}")  # what stands before is whole but for the one brace: the list is the object's own
+            return match.end()
+    return None
 
 
-def _array(source: Source, text: str, start: int) -> Iterator[tuple[Any, int]]:
-    """The values of an array that begins at `start`, each with its line."""
+def _array(source: Source, text: str, start: int, *, whole: bool = False) -> Iterator[tuple[Any, int]]:
+    """The values of an array that begins at `start`, each with its line; `whole` where nothing may stand behind it."""
     decoder = json.JSONDecoder()
     blank = re.compile(r"[\s,]*")
     at, line, counted = start + 1, 1, 0
@@ -380,6 +406,8 @@ def _array(source: Source, text: str, start: int) -> Iterator[tuple[Any, int]]:
         at = blank.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
         line, counted = line + text.count("\n", counted, at), at
         if text[at : at + 1] == "]":
+            if whole and text[at + 1 :].strip():
+                raise UserError("more after the end of the array", where=f"{source.label}:{line}", mend=ONE_A_LINE)
             return
         try:
             value, at = decoder.raw_decode(text, at)

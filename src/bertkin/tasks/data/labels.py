@@ -14,7 +14,7 @@ from typing import Any
 
 from bertkin.errors import UserError
 from bertkin.tasks.data.columns import TARGETS, Roles
-from bertkin.tasks.data.files import Gate, Table, is_number, normal
+from bertkin.tasks.data.files import Gate, Table, is_count, is_number, normal
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.schemes import convert, faults, guess_scheme, parts
 from bertkin.tasks.task import Example, Task
@@ -43,6 +43,7 @@ def name_of(value: Any) -> str:
 
 def missing(value: Any) -> bool:
     """Whether a cell has no label in it."""
+    value = value.strip() if isinstance(value, str) else value
     return value in NO_LABEL or (isinstance(value, float) and math.isnan(value))
 
 
@@ -192,7 +193,9 @@ def to_example(
         UserError: by way of `gate`.
     """
     try:
-        "".join((*raw.texts, *raw.choices)).encode()
+        "".join(
+            (*raw.texts, *raw.choices, *raw.answers, raw.id, raw.label if isinstance(raw.label, str) else "")
+        ).encode()
     except UnicodeEncodeError:
         gate.refuse("half a character (a lone surrogate)", raw.where, "correct the text")
         return None
@@ -278,22 +281,29 @@ def _chosen(raw: Raw, gate: Gate) -> int | None:
 
 
 def first_choice(rows: Sequence[Raw]) -> int | None:
-    """What number the first choice has where labels are numbers: 0 if any of them is, else 1; None where none is one, or all
-    are texts of their rows' choices."""
+    """What number the first choice has where labels are numbers: 0 if any of them is, else 1; TEXTS where they are none, but
+    texts of their rows' choices; None where none is one."""
     told = [(raw, name_of(raw.label)) for raw in rows if not missing(raw.label)]
-    numbers = {label for _, label in told if label.isdigit()}
-    if not numbers or all(label in raw.choices for raw, label in told):
+    numbers = {label for _, label in told if is_count(label)}
+    if not numbers:
         return None
-    return int("0" not in numbers)
+    lowest = int("0" not in numbers)
+    texts = sum(label in raw.choices for raw, label in told)
+    places = sum(is_count(label) and int(label) - lowest < len(raw.choices) for raw, label in told)
+    return TEXTS if texts == len(told) or texts > places else lowest
 
 
-def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int | None) -> list[Any]:
+TEXTS = -1
+"""In the place of the first choice's number: labels that look like numbers are the choices' own texts."""
+
+
+def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int) -> list[Any]:
     """Each row's label as the number of a choice from 0: given as a number, a letter, a name, or the text itself.
 
     Args:
         rows: with choices.
         names: of each row's choices, where the file has names for them ("A", "B").
-        first: the number that the first choice has in the file; None where numbers are texts of choices.
+        first: the number that the first choice has in the file, or TEXTS.
 
     Returns:
         a number a row; None where there is no label; the label itself where it means none.
@@ -305,7 +315,7 @@ def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: i
             found.append(None)
         elif label in called:
             found.append(list(called).index(label))
-        elif first is not None and label.isdigit():
+        elif first != TEXTS and is_count(label):
             found.append(int(label) - first)
         elif label in raw.choices:
             found.append(raw.choices.index(label))

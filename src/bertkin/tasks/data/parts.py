@@ -39,14 +39,15 @@ def class_folders(path: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(path)):
         inner = os.path.join(path, name)
-        if name.startswith(".") or not os.path.isdir(inner) or part_of(name):
+        if name.startswith(".") or not os.path.isdir(inner) or name.lower() in PARTS:
             continue
         files = [os.path.join(inner, file) for file in sorted(os.listdir(inner)) if not file.startswith(".")]
         files = [file for file in files if os.path.isfile(file) and suffix_of(file) in (*PLAIN, ".md")]
         files = [file for file in files if os.path.getsize(file)]
         if files:
             found[name] = files
-    return found if len(found) > 1 else {}
+    classes = [name for name in found if not part_of(name)]  # `valid` beside `invalid` is a class, beside `train` none
+    return found if len(found) > 1 and classes else {}
 
 
 def part_of(name: str) -> str:
@@ -110,6 +111,16 @@ def files_by_part(paths: Paths) -> dict[str, list[str]]:
         first = next(iter(parts))
         parts = {"train": parts.pop(first), **parts}
     return parts
+
+
+def passed_over(parts: dict[str, list[str]]) -> list[str]:
+    """Take further training files out of a folder's parts.
+
+    Returns:
+        what is to be said of each.
+    """
+    further = [file for name in list(parts) if name != "train" and part_of(name) == "train" for file in parts.pop(name)]
+    return [f"{file} is passed over: a folder has one training file (name both, to train on both)" for file in further]
 
 
 @dataclass

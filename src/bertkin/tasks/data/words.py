@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from bertkin.errors import UserError, nearest
-from bertkin.tasks.data.files import Gate, columns
+from bertkin.tasks.data.files import Gate, columns, is_count
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.schemes import tags_of
 from bertkin.tasks.task import joined, spaceless
@@ -72,7 +72,7 @@ def _width(text: str) -> int:
 def _column(name: str, otherwise: int, width: int, label: str, option: str) -> int:
     if not name:
         return otherwise
-    if not name.isdigit() or not 1 <= int(name) <= width:
+    if not is_count(name) or not 1 <= int(name) <= width:
         raise UserError(f"no column {name!r}", where=f"{label} (--{option})", mend=f"give its number, 1 to {width}")
     return int(name)
 
@@ -151,6 +151,9 @@ def words_of_row(row: Mapping[str, Any], words: str, tags: str, where: str, gate
         count = f"{len(found)} tags" if isinstance(found, list) else "no list of tags"
         gate.refuse(f"{len(forms)} words, but {count}", where, "give every word a tag")
         return None
+    if found is not None and None in found:
+        gate.refuse(f"word {found.index(None) + 1} has no tag", where, "give every word a tag")
+        return None
     text, places = joined(forms)
     return Raw((text,), None if found is None else tuple(map(str, found)), where, places, id=name)
 
@@ -194,8 +197,12 @@ def _clings(character: str) -> bool:
 
 
 def _goes_on(text: str, at: int) -> bool:
-    """Whether the character after one that clings is still of the same word."""
-    return text[at - 1] == JOINERS[1] or text[at].isalnum() or text[at] == "_"
+    """Whether the character after one that clings is still of the same word: after a joiner any is, and after a letter's
+    accents another letter, but not one after a sign, such as a heart that is to be coloured."""
+    if text[at - 1] == JOINERS[1]:
+        return True
+    last = next((before for before in text[at - 1 :: -1] if not _clings(before)), " ")
+    return last.isalnum() and not spaceless(last) and (text[at].isalnum() or text[at] == "_")
 
 
 def words_of_marks(text: str, marks: Any, where: str, gate: Gate, name: str = "") -> Raw | None:
