@@ -76,15 +76,23 @@ def over_seeds(curves: list[list[list[float]]]) -> list[list[float]]:
     return [[step, round(float(value), 5)] for step, value in zip(steps, np.mean(values, axis=0), strict=True)]
 
 
+def smooth(curve: list[list[float]], share: float) -> list[list[float]]:
+    """[step, mean of what was told up to there over so much of the curve]."""
+    count = max(1, round(share * len(curve)))
+    values = [value for _, value in curve]
+    return [[step, statistics.mean(values[max(0, at + 1 - count) : at + 1])] for at, (step, _) in enumerate(curve)]
+
+
 def table(content: dict[str, Any]) -> str:
-    """A line a model and task: both scores, both losses at the end, and when the pretrained one passes the other's best."""
+    """A line a model and task: both scores, both losses over the last tenth, and when the pretrained one passes the other's
+    best."""
     rows = []
     for model, found in content.items():
         for name, one in found.items():
             before, random = one["pretrained"], one["random"]
             best = max(value for _, value in random["curve"])
             passed = next((step for step, value in before["curve"] if value > best), None)
-            ends = [f"{statistics.mean(value for _, value in side['losses'][-5:]):.3f}" for side in (before, random)]
+            ends = [f"{smooth(side['losses'], 0.1)[-1][1]:.3f}" for side in (before, random)]
             when = "never" if passed is None else f"{passed:,} of {before['curve'][-1][0]:,}"
             title = f"{model}, {name} ({before['metric']})"
             rows.append([title, shown(before), shown(random), *ends, when])
@@ -99,9 +107,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
         for line, (model, name, one) in zip(axes, rows, strict=True):
             for colour, start in enumerate(STARTS):
                 for axis, what in zip(line, ("losses", "curve"), strict=True):
-                    steps, values = zip(*one[start][what], strict=True)
-                    axis.plot(steps, values, color=f"C{colour}", label=start, linewidth=1.2)
-            line[0].set(xlabel="steps", ylabel="training loss (nats)", title=f"{model}, {name}")
+                    told = one[start][what]
+                    if what == "losses":
+                        axis.plot(*zip(*told, strict=True), color=f"C{colour}", alpha=0.2, linewidth=0.8)
+                        told = smooth(told, 0.05)
+                    axis.plot(*zip(*told, strict=True), color=f"C{colour}", label=start, linewidth=1.2)
+            line[0].set(xlabel="steps", ylabel="training loss", title=f"{model}, {name}")
             line[1].set(xlabel="steps", ylabel=f"dev {one['pretrained']['metric']}")
             line[0].legend(fontsize="small")
 

@@ -21,7 +21,8 @@ from bertkin.models.initial import initialise
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained_tasks import begin_task_model, load_task_model, save_task_model
 from bertkin.models.strategy import Strategy
-from bertkin.models.task_heads import BENDS, Answer, TaskModel
+from bertkin.models.task_heads import BENDS, Answer, TaskModel, usual_pooling
+from bertkin.models.writers import begin_writer
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.finetune import finetune
 from bertkin.tasks.predict import open_reader
@@ -75,11 +76,14 @@ def test_every_family_goes_on_from_any_head_to_any_other(family: str, tmp_path: 
     both = {"decoder_layers": 1} if family in ("bart", "t5") else {}
     shape = Model(family=family, layers=1, hidden=64, heads=2, max_length=32, start="random", **both)  # type: ignore[arg-type]
     a = build(resolve_model(shape, 90)).architecture
-    answers = [Answer(head, 2) for head in ("class", "tokens", "span") if head in BENDS[family]]
+    answers = [Answer(head, 2, usual_pooling(a)) for head in ("class", "tokens", "span") if head in BENDS[family]]  # type: ignore[arg-type]
     for number, one in enumerate(answers):
         model = TaskModel(a, one)
         initialise(model, a, torch.Generator().manual_seed(0))
         save_task_model(model, tmp_path / str(number))
+        if a.both and one.head != "tokens":
+            assert torch.equal(begin_writer(tmp_path / str(number), "decoder").stack.layers[0].attention.qkv.weight,
+                               model.stack.layers[0].attention.qkv.weight)  # type: ignore[union-attr]  # fmt: skip
         for other in answers:
             if family == "t5" and one.head == "tokens" != other.head:
                 continue  # its tagger has no decoder to answer with

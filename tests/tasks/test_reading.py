@@ -548,9 +548,67 @@ def test_a_tsv_stays_one_though_a_line_is_empty_or_too_long(tmp_path: Path) -> N
 
 def test_a_quotation_mark_that_is_never_closed_has_its_line(tmp_path: Path) -> None:
     text = 'label,text\n1,a film\n0,"He said\n0,another\n1,and more\n'
-    with pytest.raises(UserError, match=r"a\.csv:3: a quotation mark that opens here is never closed"):
+    with pytest.raises(UserError, match=r"a\.csv:3: a quotation mark opens here, and none closes the text"):
         read_examples(written(tmp_path, "a.csv", text))
     assert len(read_examples(written(tmp_path, "b.csv", 'label,text\n1,a film\n0,"He said\nand left"\n'))) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ('0,"He said\n0,another\n0,"and so\n', None),
+        ('0,"x\ny"\n', 3), ('0,5" pipe\n1,"a\nb, 5"" long"\n', 4), ("   \n0,c\n", 3), ('0,"a\rb"\n1,"x1\nx2"\n', 4),
+    ],
+)  # fmt: skip
+def test_quotation_marks_of_a_table_pair_or_are_told(body: str, count: int | None, tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "label,text\n1,a film\n0,b film\n" + body)
+    if count is None:
+        with pytest.raises(UserError, match="none closes the text"):
+            read_examples(path)
+    else:
+        assert len(read_examples(path)) == count
+
+
+def test_words_and_texts_are_told_apart_under_a_name_that_says_table(tmp_path: Path) -> None:
+    words = "text\tO\nAda\tB-PER\n10 000\tO\n\n" + "Bob\tB-PER\nleft\tO\n\n" * 20
+    assert read_examples(written(tmp_path, "words.tsv", words)).task.output == "tokens"
+    for body in (
+        "\na fine film\t1\na bad one\t0\n",
+        "这部电影真的非常好看值得一看再看大家都应该去看看它\t1\n\n这部电影非常糟糕千万不要去看因为它根本就不值得一看啊\t0\n",
+    ):
+        found = read_examples(written(tmp_path, "texts.tsv", "text\tlabel\n" + body))
+        assert found.task.output == "class" and len(found) == 2
+    blank = "北\tB-LOC\n \tO\n京\tI-LOC\n\n"
+    assert len(read_examples(written(tmp_path, "a.conll", blank)).examples) == 1
+
+
+def test_a_folder_with_training_data_is_no_folder_of_classes(tmp_path: Path) -> None:
+    for name in ("train/x.tsv", "validation/x.tsv"):
+        written(tmp_path, name, "text\tlabel\na fine film\t1\na bad one\t0\n")
+    for name in ("docs/a.md", "train/README.md", "validation/README.md", "baselines/b.md"):
+        written(tmp_path, name, "Read me.")
+    assert set(find_parts(tmp_path)) == {"train", "dev"}
+
+
+def test_an_amount_called_goal_is_no_text(tmp_path: Path) -> None:
+    rows = [
+        {"blurb": f"we make a fine thing of kind {at}", "goal": 1000 + at, "state": "ab"[at % 2]} for at in range(30)
+    ]
+    assert read_examples(written(tmp_path, "a.jsonl", rows)).roles.texts == ("blurb",)
+    bare = [{"choice1": "one way", "choice2": "another way", "split": "train", "label": at} for at in (0, 1)]
+    assert read_examples(written(tmp_path, "b.jsonl", bare)).roles.texts == ()
+
+
+def test_lists_that_are_empty_hold_nothing(tmp_path: Path) -> None:
+    rows = [
+        {"statement": f"text number {at}", "flags": ["x"] * (at % 3 == 0), "verdict": "abc"[at % 3]} for at in range(30)
+    ]
+    assert read_examples(written(tmp_path, "a.jsonl", rows)).roles.label == "verdict"
+
+
+def test_a_choice_called_none_is_one(tmp_path: Path) -> None:
+    rows = [{"premise": "s", "choices": [{"text": "Some"}, {"text": "None"}], "label": at} for at in ("None", "Some")]
+    assert [e.label for e in read_examples(written(tmp_path, "a.jsonl", rows)).examples] == [1, 0]
 
 
 def test_nothing_behind_an_array_is_lost(tmp_path: Path) -> None:
@@ -626,6 +684,8 @@ def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
     [
         ("a.jsonl", [{"text": "hi", "summary": "bad \ud83d"}], {"output": "sequence"}, "lone surrogate"),
         ("a.jsonl", [{"id": "\ud800", "text": "hi", "label": "a"}, {"text": "a", "label": "b"}], {}, "lone surrogate"),
+        ("a.jsonl", [{"tokens": ["a"], "ner_tags": ["B-\ud83d"]}], {}, "lone surrogate"),
+        ("a.jsonl", [{"text": "a", "labels": ["x\ud83d", "y"]}], {}, "lone surrogate"),
         ("a.csv", "text,label\na,b\n", {"columns": Columns(text="²")}, "no column '²'"),
         ("a.jsonl", [{"premise": "s", "choice1": "a", "choice2": "b", "label": "²"}], {}, "none of 2 choices"),
         ("a.jsonl", [{"premise": "s", "choice1": "a", "choice2": "b", "label": "1" * 5000}], {}, "none of 2 choices"),

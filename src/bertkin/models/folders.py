@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
 from bertkin.models.architecture import Architecture
-from bertkin.models.names import STACKS, UNREAD, canonical, prefix_of, theirs, turned
+from bertkin.models.names import STACKS, UNREAD, beginnings, canonical, prefix_of, theirs, turned
 
 WEIGHTS, BESIDE = "model.safetensors", "bertkin.json"
 _DISAGREE = "see that config.json and the weights are of the same model"
@@ -145,11 +145,11 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
             weights.require((part,), shape)
         used.update(parts)
     known = family.partition(":")[0] in STACKS
-    inside = (prefix_of(family),) if known else ("stack.", "source.")  # heads come and go
+    inside = beginnings(family) if known else ("stack.", "source.")  # heads come and go
     tagger = family.partition(":")[2] == "tokens"  # T5 tags with its encoder alone
     alone = not known and not any(name.startswith("stack.") for name, _ in model.named_parameters())
     for name in weights.names:
-        idle = UNREAD.search(name) or (tagger and name.startswith(f"{inside[0]}decoder."))
+        idle = UNREAD.search(name) or (tagger and name.startswith(f"{prefix_of(family)}decoder."))
         idle = idle or (alone and name.startswith("stack.")) or name == "source.embeddings.tokens"
         if name.startswith(inside) and name not in used and not idle:
             raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)

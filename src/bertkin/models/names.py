@@ -247,6 +247,12 @@ def prefix_of(family: str) -> str:
     return TASK_PREFIX.get(family.replace("-plain", ""), PREFIX.get(base, ""))
 
 
+def beginnings(family: str) -> tuple[str, ...]:
+    """How every name of a stack's weights begins: with a prefix, or, of a family that has none, with one of its own parts."""
+    prefix, table = prefix_of(family), STACKS[family.partition(":")[0]]
+    return (prefix,) if prefix else tuple({f"{pattern.partition('.')[0]}." for pattern in table.values()})
+
+
 def theirs(name: str, family: str) -> tuple[str, ...]:
     """The names on disk of what we call `name`, such as `stack.layers.0.attention.qkv.weight`: several where one
     tensor of ours is several of theirs, to be put one after the other.

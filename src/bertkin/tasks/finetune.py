@@ -129,8 +129,9 @@ class FineTuning:
         (centre, size), head = self.unit(model), model.classifier
         known = told(self.stock)
         before = Task.from_mapping(known["task"]) if "task" in known else self.task
-        middle, wide = (before.low + before.high) / 2, before.high - before.low
-        if abs(middle - self.mean) > 2 * max(wide, 4 * self.deviation) or not 0.5 < wide / (self.deviation or 1.0) < 50:
+        middles = [(task.low + task.high) / 2 for task in (before, self.task)]
+        narrow, wide = sorted(task.high - task.low for task in (before, self.task))
+        if abs(middles[0] - middles[1]) > 2 * wide or wide > 20 * narrow > 0:
             initialise(model, model.architecture, torch.Generator().manual_seed(self.train.seed), HEAD)
             return
         with torch.no_grad():

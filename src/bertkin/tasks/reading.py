@@ -21,7 +21,15 @@ from bertkin.errors import UserError
 from bertkin.tasks.data.answers import question_of, read_squad
 from bertkin.tasks.data.columns import IDS, KNOWN, NUMBERED, Columns, Roles, asked_roles, choose_roles
 from bertkin.tasks.data.files import Gate, Row, Table, normal, open_file, read_table, read_text, suffix_of
-from bertkin.tasks.data.labels import TEXTS, first_choice, guess_task, named_classes, number_choices, to_example
+from bertkin.tasks.data.labels import (
+    TEXTS,
+    first_choice,
+    guess_task,
+    named_classes,
+    number_choices,
+    to_example,
+    whole_characters,
+)
 from bertkin.tasks.data.parts import Paths, class_folders, files_by_part, listed, passed_over
 from bertkin.tasks.data.raw import Raw
 from bertkin.tasks.data.words import read_conll, read_conllu, words_of_marks, words_of_row
@@ -113,7 +121,7 @@ def read_examples(
     gate = Gate(skip_bad)
     files = listed(paths)
     reader = _Reader(task, output, columns, roles, header, scheme, labelled, gate, encoding_errors, asking)
-    rows = reader.numbered([raw for path in files for raw in reader.read(path)])
+    rows = reader.numbered([raw for path in files for raw in reader.read(path) if whole_characters(raw, gate)])
     where = files[0] if len(files) == 1 else f"{files[0]} …"
     if not rows:
         raise _nothing_left(where, gate, 0)
@@ -280,7 +288,7 @@ class _Reader:
                 called = given.get("label") if isinstance(given, dict) else None
                 given = given.get("text") if isinstance(given, dict) else given
             if isinstance(given, list) and given and all(isinstance(one, dict) and "text" in one for one in given):
-                called = [one.get("label") for one in given]
+                called = [one["label"] for one in given if "label" in one]
                 given = [one["text"] for one in given]
             given = given if isinstance(given, list) else []
             while given and given[-1] in (None, ""):  # of a row with fewer choices than others
@@ -294,21 +302,23 @@ class _Reader:
                 continue
             if raw is not None:
                 found.append(replace(raw, choices=tuple(map(_text, given))))
-                self.called.append([str(one) for one in called[: len(given)]] if isinstance(called, list) else [])
+                named = isinstance(called, list) and len(called) >= len(given)
+                self.called.append([str(one) for one in called[: len(given)]] if named else [])
         self.roles = roles
         return found
 
     def numbered(self, rows: list[Raw]) -> list[Raw]:
         """Rows of all files whose labels are those of choices as numbers from 0, counted alike in all of them."""
-        if not self.called or len(rows) != len(self.called):
+        chosen = [raw for raw in rows if raw.choices]
+        if not self.called:
             return rows
         roles = self.roles
-        first = roles.first if roles.first is not None else first_choice(rows)
+        first = roles.first if roles.first is not None else first_choice(chosen)
         if first == TEXTS and roles.first is None:
             self.said.append(f"{roles.label} is a choice's own text, though it is a number")
         self.roles = replace(roles, first=first)
-        numbers = number_choices(rows, self.called, first or 0)
-        return [replace(raw, label=number) for raw, number in zip(rows, numbers, strict=True)]
+        numbers = iter(number_choices(chosen, self.called, first or 0))
+        return [replace(raw, label=next(numbers)) if raw.choices else raw for raw in rows]
 
 
 TABBED = (".tsv", ".tab")

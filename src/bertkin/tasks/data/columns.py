@@ -18,13 +18,13 @@ PAIRS = (
     ("question", "sentence"), ("question", "passage"), ("question", "context"), ("article", "question"),
     ("text_a", "text_b"), ("text1", "text2"), ("texta", "textb"), ("#1_string", "#2_string"), ("sent1", "sent2"),
     ("s1", "s2"), ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2"), ("text_1", "text_2"),
-    ("query", "passage"), ("query", "document"), ("query", "text"), ("query", "title"), ("anchor", "positive"),
-    ("claim", "evidence"), ("sequence1", "sequence2"),
+    ("query", "passage"), ("query", "document"), ("query", "text"), ("query", "title"), ("context", "query"),
+    ("anchor", "positive"), ("claim", "evidence"), ("sequence1", "sequence2"),
 )  # fmt: skip
 TEXTS = (
     "text", "sentence", "review", "content", "comment", "tweet", "message", "body", "sequence", "document",
     "article", "utterance", "post", "text_a", "sentence1", "question", "query", "premise", "input", "source",
-    "prompt", "instruction", "dialogue", "goal", "ctx", "question_stem", "passage", "context", "abstract",
+    "prompt", "instruction", "dialogue", "passage", "context", "abstract",
     "description", "title", "headline", "src", "review_body", "文本", "内容", "句子", "评论", "标题",
 )  # fmt: skip
 LABELS = (
@@ -32,6 +32,8 @@ LABELS = (
     "similarity", "sentiment", "rating", "stars", "polarity", "intent", "topic", "emotion", "target", "relation", "y",
     "answerkey", "categories", "genre_label", "toxic", "humor", "lang", "language", "标签", "类别", "情感",
 )  # fmt: skip
+CHOSEN_FOR = ("goal", "ctx", "question_stem")
+"""What choices belong to, by names that say nothing where there are none."""
 TARGETS = (
     "summary", "highlights", "translation", "target_text", "target", "output", "response", "completion", "answer", "tgt",
     "reference", "headline", "title", "摘要",
@@ -169,7 +171,7 @@ def asked_roles(
     id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
     own = tuple(name for name in (named["text"], named["text2"]) if name)
     first = before.first if before is not None else None
-    usual = before is not None and before.form == "table" and bool(before.texts) and not own
+    usual = before is not None and before.form == "table" and bool(before.texts or before.choices) and not own
     if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
         label = named["label"] or (before.label if before.label in table.columns else "")
         return replace(before, label=label if labelled else "", id=id_ if id_ not in before.texts else "")
@@ -253,11 +255,11 @@ def _special(
     listed = first(("choices", "endings", "options"), (list, dict))
     if output in ("", "choice") and (listed or len(choices) > 1):
         free = {key: name for key, name in by_name.items() if name not in choices}
-        texts = _texts_by_name(free, 0) or _texts_by_name(free, 1)
+        texts = _texts_by_name(free, 0) or tuple(free[name] for name in CHOSEN_FOR if name in free)[:1]
         texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
         label = named["label"] or _label_by_name(free, "", named)
         left = [name for name in free.values() if name not in (listed, label, named["id"]) and normal(name) not in IDS]
-        if not texts and (odd := [name for name in left if isinstance(row.get(name), str)]):
+        if not texts and (odd := [name for name in left if len(str(row.get(name) or "").split()) > 1]):
             what = f"choices, and no column that looks like what they are chosen for ({', '.join(odd[:8])})"
             raise UserError(what, where=where, mend="name it with --text")
         return texts, label, (listed,) if listed else choices, "choices"
@@ -307,7 +309,7 @@ def _texts_by_name(free: dict[str, str], inputs: int) -> tuple[str, ...]:
 def _by_content(table: Table, names: Sequence[str], inputs: int) -> Roles:
     """The roles of columns whose names say nothing: texts are long, labels few."""
     rows = [row.values for row in table.rows[:2000]]
-    values = {name: ["" if row.get(name) is None else str(row.get(name)) for row in rows] for name in names}
+    values = {name: ["" if row.get(name) in (None, [], {}) else str(row.get(name)) for row in rows] for name in names}
     filled = {name: found for name, found in values.items() if found and all(found)}
     few = {name: len(set(found)) for name, found in filled.items()}
     labels = [name for name in few if 1 < few[name] <= max(2, min(60, len(rows) // 2))]

@@ -18,10 +18,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from os import PathLike
 from typing import Any, Literal, cast
 
 from bertkin.errors import MissingExtra, UserError
+from bertkin.tasks.task import spaceless
 from bertkin.text.sources import Source, list_sources, not_utf8, read_bytes
 from bertkin.text.tables import LONGEST_FIELD
 
@@ -145,13 +147,11 @@ def _sniffed(head: str) -> Kind | None:
     start = head.lstrip()
     if re.match(r'\{\s*"|\[\s*\{', start):
         return "json"
-    blocks = [block.split("\n") for block in re.split(r"\n\s*\n", head.strip("\n")) if block.strip()]
-    if len(blocks) > 1 or _is_conllu(head):
-        lines = [line for block in blocks[:-1] or blocks for line in block if not line.startswith("# ")]
-        if _is_conllu(head):
-            return "conllu"
-        texts = any(" " in cell.strip() for line in lines if "\t" in line for cell in line.split("\t"))  # no words
-        if len({len(columns(line)) for line in lines}) == 1 and len(columns(lines[0])) > 1 and not texts:
+    if _is_conllu(head):
+        return "conllu"
+    if re.search(r"\n\s*\n", head.strip("\n")):
+        whole = [line for line in head.strip("\n").split("\n")[:-1] if line.strip() and not line.startswith("# ")]
+        if len({len(columns(line)) for line in whole}) == 1 and len(columns(whole[0])) > 1 and not _texts(whole):
             return "conll"
     lines = [line for line in head.split("\n")[:-1] or [head] if line.strip()]
     if not lines:
@@ -160,6 +160,16 @@ def _sniffed(head: str) -> Kind | None:
         if len({line.count(separator) for line in lines[:50]}) == 1 and separator in lines[0]:
             return cast(Kind, kind)
     return "csv" if _delimiter(head) != "\0" else None
+
+
+def _texts(lines: Sequence[str]) -> bool:
+    """Whether what tabs part is texts rather than words: a line in ten has a cell of several words, or a long one."""
+    cells = [[cell.strip() for cell in line.split("\t")] for line in lines if "\t" in line]
+    return sum(any(map(_long, line)) for line in cells) > len(cells) / 10
+
+
+def _long(cell: str) -> bool:
+    return " " in cell or len(cell) > 25 or sum(map(spaceless, cell)) > 8
 
 
 def _is_conllu(head: str) -> bool:
@@ -171,7 +181,9 @@ def _is_conllu(head: str) -> bool:
 def columns(line: str) -> list[str]:
     """The columns of a line of words: parted by tabs, or where it has none by blanks."""
     return (
-        [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else [part for part in line.split(" ") if part]
+        [cell.strip(" ") or cell for cell in line.split("\t")]
+        if "\t" in line
+        else [part for part in line.split(" ") if part]
     )
 
 
@@ -236,7 +248,11 @@ def read_table(
         where = f"{source.label}:{number}"
         if len(cells) != len(names):
             what = f"{_count(len(cells))}, but the first line has {len(names)}"
-            mend = "take tabs out of its texts" if kind == "tsv" else "put texts with separators in quotation marks"
+            mend = (
+                "take tabs and line breaks out of its texts"
+                if kind == "tsv"
+                else "put texts with separators in quotation marks"
+            )
             gate.refuse(what, where, mend)
             continue
         rows.append(Row(dict(zip(names, cells, strict=True)), where))
@@ -256,18 +272,33 @@ def _csv(source: Source, text: str) -> Iterator[tuple[int, list[str]]]:
     """Records with the number of their first line."""
     csv.field_size_limit(LONGEST_FIELD)
     delimiter = _delimiter(text[: 1 << 16]).replace("\0", ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    before = line = 1
+    how: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True}
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, **how)
+    line = 1
     try:
         for cells in reader:
-            yield line, cells
-            before, line = line, reader.line_num + 1
+            raw = lines[line - 1 : reader.line_num]
+            if len(raw) > 1:
+                _see_quotes(raw, f"{source.label}:{line}", how)
+            if cells != [""] or '"' in raw[0]:  # a line of blanks is none
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"not a table ({error})", where=f"{source.label}:{line}", mend="save it again as CSV") from None
-    last = "\n".join(text.split("\n")[before - 1 : line])
-    if "\n" in last.strip("\n") and last.count('"') % 2:
-        what = "a quotation mark that opens here is never closed"
-        raise UserError(what, where=f"{source.label}:{before}", mend='close it, or write it twice ("") if it is text')
+
+
+def _see_quotes(lines: Sequence[str], where: str, how: Mapping[str, Any]) -> None:
+    """Refuse a record of several lines that a mark of its text has opened, and that has swallowed what follows.
+
+    Raises:
+        UserError: its quotation marks do not pair.
+    """
+    try:
+        list(csv.reader(lines, strict=True, **how))
+    except csv.Error:
+        what = "a quotation mark opens here, and none closes the text"
+        raise UserError(what, where=where, mend='close it; within a text write each mark twice ("")') from None
 
 
 def _delimiter(head: str) -> str:
@@ -373,7 +404,7 @@ def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
             value, wrong = json.loads(line), ""
         except (ValueError, RecursionError) as error:
             value, wrong = None, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})"
-        alone = not by_line and text.strip() == line.strip()
+        alone = first and not by_line and text.strip() == line.strip()
         if first and (wrong or alone) and (start := _within(text)) is not None:
             yield from _array(source, text, start)
             return
@@ -389,7 +420,7 @@ def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
 def _within(text: str) -> int | None:
     """Where the list of rows begins in a file that is one object, whole or broken off among its rows (so that the mistake
     has its line); None where it is none."""
-    for match in WITHIN.finditer(text) if text.lstrip().startswith("{") else ():
+    for match in islice(WITHIN.finditer(text), 8) if text.lstrip().startswith("{") else ():
         before = text[: match.start()].rstrip().removesuffix(",")
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(f"{before}}}")  # what stands before is whole but for the one brace: the list is the object's own

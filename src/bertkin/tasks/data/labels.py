@@ -180,6 +180,18 @@ def _tokens(values: Sequence[Sequence[str]], label: str, scheme: str, inputs: in
 # Which label.
 
 
+def whole_characters(raw: Raw, gate: Gate) -> bool:
+    """Whether a row has no half of a character (a lone surrogate, which JSON may write), in its texts or its label."""
+    label = raw.label if isinstance(raw.label, list | tuple) else [raw.label]
+    told = (one for one in (*raw.texts, *raw.choices, *raw.answers, raw.id, *label) if isinstance(one, str))
+    try:
+        "".join(told).encode()
+    except UnicodeEncodeError:
+        gate.refuse("half a character (a lone surrogate)", raw.where, "correct the text")
+        return False
+    return True
+
+
 def to_example(
     raw: Raw, task: Task, numbers: dict[str, int], gate: Gate, *, labelled: bool | None = True
 ) -> Example | None:
@@ -192,13 +204,6 @@ def to_example(
     Raises:
         UserError: by way of `gate`.
     """
-    try:
-        "".join(
-            (*raw.texts, *raw.choices, *raw.answers, raw.id, raw.label if isinstance(raw.label, str) else "")
-        ).encode()
-    except UnicodeEncodeError:
-        gate.refuse("half a character (a lone surrogate)", raw.where, "correct the text")
-        return None
     value = None if labelled is False or missing(raw.label) else raw.label
     if value is None:
         if labelled:

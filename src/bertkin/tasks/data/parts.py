@@ -37,6 +37,8 @@ def class_folders(path: str) -> dict[str, list[str]]:
     if not os.path.isdir(path):
         return {}
     found: dict[str, list[str]] = {}
+    if any(part_of(name) == "train" for name in os.listdir(path)):
+        return {}  # parts, and folders of something else
     for name in sorted(os.listdir(path)):
         inner = os.path.join(path, name)
         if name.startswith(".") or not os.path.isdir(inner) or name.lower() in PARTS:
@@ -46,7 +48,7 @@ def class_folders(path: str) -> dict[str, list[str]]:
         files = [file for file in files if os.path.getsize(file)]
         if files:
             found[name] = files
-    classes = [name for name in found if not part_of(name)]  # `valid` beside `invalid` is a class, beside `train` none
+    classes = [name for name in found if not part_of(name)]  # as `valid` is beside `invalid`
     return found if len(found) > 1 and classes else {}
 
 
