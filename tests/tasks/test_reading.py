@@ -527,6 +527,9 @@ def test_a_row_is_a_row_whatever_it_holds(tmp_path: Path) -> None:
     for name, rows in (("a.json", [row]), ("b.jsonl", [row | {"data": [{"text": "b"}]}])):
         table = read_table(list_sources([str(written(tmp_path, name, rows))])[0], "json", Gate())
         assert [one.values["text"] for one in table.rows] == ["a"]
+    many = {"splits": [{"data": [{"text": "no"}]}] * 9, "about": 'a "data": [{', "data": [{"text": "yes"}]}
+    table = read_table(list_sources([str(written(tmp_path, "d.json", many))])[0], "json", Gate())
+    assert [one.values["text"] for one in table.rows] == ["yes"]
     deep = {"meta": {"data": [{"text": "no"}]}, "rows": [{"text": "yes"}]}
     table = read_table(list_sources([str(written(tmp_path, "c.json", "\n" + json.dumps(deep)))])[0], "json", Gate())
     assert [one.values["text"] for one in table.rows] == ["yes"]
@@ -557,7 +560,8 @@ def test_a_quotation_mark_that_is_never_closed_has_its_line(tmp_path: Path) -> N
     ("body", "count"),
     [
         ('0,"He said\n0,another\n0,"and so\n', None),
-        ('0,"x\ny"\n', 3), ('0,5" pipe\n1,"a\nb, 5"" long"\n', 4), ("   \n0,c\n", 3), ('0,"a\rb"\n1,"x1\nx2"\n', 4),
+        ('0,"x\ny"\n', 3), ('0,"x\ny" \n', 3), ('0,"open\n\n', 3),
+        ('0,5" pipe\n1,"a\nb, 5"" long"\n', 4), ("   \n0,c\n", 3), ('0,"a\rb"\n1,"x1\nx2"\n', 4),
     ],
 )  # fmt: skip
 def test_quotation_marks_of_a_table_pair_or_are_told(body: str, count: int | None, tmp_path: Path) -> None:
@@ -578,6 +582,8 @@ def test_words_and_texts_are_told_apart_under_a_name_that_says_table(tmp_path: P
     ):
         found = read_examples(written(tmp_path, "texts.tsv", "text\tlabel\n" + body))
         assert found.task.output == "class" and len(found) == 2
+    wide = "Hunde\tNN\tcase=nom|number=pl|gender=masc\tO\nAda\tNE\tnumber=sg|gender=fem|case=nom\tB-PER\n\n" * 5
+    assert len(read_examples(written(tmp_path, "wide.txt", wide))) == 5
     blank = "北\tB-LOC\n \tO\n京\tI-LOC\n\n"
     assert len(read_examples(written(tmp_path, "a.conll", blank)).examples) == 1
 
@@ -588,6 +594,12 @@ def test_a_folder_with_training_data_is_no_folder_of_classes(tmp_path: Path) -> 
     for name in ("docs/a.md", "train/README.md", "validation/README.md", "baselines/b.md"):
         written(tmp_path, name, "Read me.")
     assert set(find_parts(tmp_path)) == {"train", "dev"}
+    for at, stray in enumerate(("train.py", "train.log", "train_ids.txt", ".train.swp", "training/1.txt")):
+        folder = tmp_path / str(at)
+        for name in ("ham/1.txt", "ham/2.txt", "spam/1.txt", "spam/2.txt", stray):
+            written(folder, name, f"A text, {name}.")
+        assert find_parts(folder) == {"train": str(folder)}
+        assert len(read_examples(folder)) == 4 + (stray == "training/1.txt")
 
 
 def test_an_amount_called_goal_is_no_text(tmp_path: Path) -> None:
@@ -595,7 +607,12 @@ def test_an_amount_called_goal_is_no_text(tmp_path: Path) -> None:
         {"blurb": f"we make a fine thing of kind {at}", "goal": 1000 + at, "state": "ab"[at % 2]} for at in range(30)
     ]
     assert read_examples(written(tmp_path, "a.jsonl", rows)).roles.texts == ("blurb",)
-    bare = [{"choice1": "one way", "choice2": "another way", "split": "train", "label": at} for at in (0, 1)]
+    csv = "goal,sol1,sol2,label\n" + "open the jar,twist lid,smash it,0\n" * 3
+    assert read_examples(written(tmp_path, "a.csv", csv)).roles.texts == ("goal",)
+    bare = [
+        {"choice1": "one way", "choice2": "another way", "split": "train", "tags": ["x", "y"], "label": at}
+        for at in (0, 1)
+    ]
     assert read_examples(written(tmp_path, "b.jsonl", bare)).roles.texts == ()
 
 
@@ -630,11 +647,18 @@ def test_nothing_behind_an_array_is_lost(tmp_path: Path) -> None:
 def test_what_choices_are_of_is_read_too(row: dict[str, Any], texts: tuple[str, ...], tmp_path: Path) -> None:
     found = read_examples(written(tmp_path, "a.jsonl", [row | {"label": at} for at in (0, 1, 1)]))
     assert {e.texts for e in found.examples} == {texts} and {e.choices for e in found.examples} == {("a", "b")}
+    for column, texts in (
+        ("题目", ("下列哪一项是正确的？", "哪一项是错误的？")),
+        ("q", ("Why?", "What does he want?")),
+    ):
+        odd_rows = [{column: text, "choices": ["one", "two"], "label": 0} for text in texts]
+        with pytest.raises(UserError, match=f"chosen for .{column}."):
+            read_examples(written(tmp_path, "b.jsonl", odd_rows))
     odd = {"what": "to sit", "sol1": "a", "sol2": "b", "label": 0}
     with pytest.raises(
         UserError, match=r"no column that looks like what they are chosen for \(what\); name it with --text"
     ):
-        read_examples(written(tmp_path, "b.jsonl", [odd, odd]))
+        read_examples(written(tmp_path, "b.jsonl", [odd]))
 
 
 def test_choices_count_alike_in_all_files_and_hold_something(tmp_path: Path) -> None:
@@ -647,6 +671,17 @@ def test_choices_count_alike_in_all_files_and_hold_something(tmp_path: Path) -> 
     assert [example.choices for example in found.examples] == [("a", "b"), ("a", "b", "c")]
     with pytest.raises(UserError, match="choice 2 is no text"):
         read_examples(written(tmp_path, "b.csv", "question,choice1,choice2,choice3,label\nq,a,,c,1\n"))
+
+
+def test_a_row_of_choices_that_is_left_out_shifts_no_label(tmp_path: Path) -> None:
+    rows = [
+        {"premise": f"s {at}", "choice1": "a", "choice2": two, "label": at}
+        for at, two in ((1, "b"), (1, "b\ud83d"), (2, "b"))
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(path, skip_bad=True)
+    assert [e.label for e in found.examples] == [0, 1] and len(found.left_out) == 1
 
 
 def test_nought_and_false_are_labels_as_one_and_true_are(tmp_path: Path) -> None:

@@ -300,8 +300,9 @@ class _Reader:
             if odd:
                 self.gate.refuse(f"choice {odd} is no text", row.where, "fill it in")
                 continue
-            if raw is not None:
-                found.append(replace(raw, choices=tuple(map(_text, given))))
+            made = None if raw is None else replace(raw, choices=tuple(map(_text, given)))
+            if made is not None and whole_characters(made, self.gate):
+                found.append(made)
                 named = isinstance(called, list) and len(called) >= len(given)
                 self.called.append([str(one) for one in called[: len(given)]] if named else [])
         self.roles = roles

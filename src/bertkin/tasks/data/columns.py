@@ -45,7 +45,7 @@ ENTITIES = ("entities", "spans", "label", "labels", "annotations")
 CHOICE = ("choice", "ending", "option", "sol", "answer", "alternative")
 CHOICES = re.compile(rf"(?:{'|'.join(CHOICE)})_?(\d+|[a-e])")
 
-KNOWN = tuple({*LABELS, *TEXTS, *IDS, *TARGETS, *TAGS, *WORDS, *(name for pair in PAIRS for name in pair)})
+KNOWN = tuple({*LABELS, *TEXTS, *CHOSEN_FOR, *IDS, *TARGETS, *TAGS, *WORDS, *(name for pair in PAIRS for name in pair)})
 """Names by which a first line is known to be a header."""
 NUMBERED = tuple(f"{name}{bar}{at}" for name in CHOICE for bar in ("", "_") for at in range(10))
 """Those of choices, where choices are expected: elsewhere "answer 1" may be an answer."""
@@ -121,7 +121,7 @@ def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0
     named = {field.name: _find(table, getattr(given, field.name), field.name) for field in fields(given)}
     by_name = {normal(name): name for name in reversed(table.columns)}
     id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
-    special = _special(by_name, _typical(table), named, output, f"{table.label}:1")
+    special = _special(by_name, table, named, output)
     if special is not None:
         return Roles(*special[:2], id_, *special[2:])
     label = named["label"] or _label_by_name(by_name, output, named)
@@ -175,7 +175,7 @@ def asked_roles(
     if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
         label = named["label"] or (before.label if before.label in table.columns else "")
         return replace(before, label=label if labelled else "", id=id_ if id_ not in before.texts else "")
-    special = _special(by_name, _typical(table), named, output, f"{table.label}:1")
+    special = _special(by_name, table, named, output)
     if special is not None:
         texts, label, choices, holds = special
         return Roles(texts, label if labelled else "", id_, choices, holds, first=first)
@@ -221,9 +221,10 @@ def _find(table: Table, name: str, option: str) -> str:
 
 
 def _special(
-    by_name: dict[str, str], row: Any, named: dict[str, str], output: str, where: str
+    by_name: dict[str, str], table: Table, named: dict[str, str], output: str
 ) -> tuple[tuple[str, ...], str, tuple[str, ...], str] | None:
     """(texts, label, choices, holds) where a row is more than texts and a label."""
+    row = _typical(table)
 
     def first(names: Iterable[str], kind: type | tuple[type, ...] = object) -> str:
         return next(
@@ -259,9 +260,9 @@ def _special(
         texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
         label = named["label"] or _label_by_name(free, "", named)
         left = [name for name in free.values() if name not in (listed, label, named["id"]) and normal(name) not in IDS]
-        if not texts and (odd := [name for name in left if len(str(row.get(name) or "").split()) > 1]):
+        if not texts and (odd := [name for name in left if _tells(table, name)]):
             what = f"choices, and no column that looks like what they are chosen for ({', '.join(odd[:8])})"
-            raise UserError(what, where=where, mend="name it with --text")
+            raise UserError(what, where=f"{table.label}:1", mend="name it with --text")
         return texts, label, (listed,) if listed else choices, "choices"
     return None
 
@@ -274,6 +275,13 @@ def _typical(table: Table) -> dict[str, Any]:
             if found.get(name) in (None, "", []):
                 found[name] = value
     return found
+
+
+def _tells(table: Table, name: str) -> bool:
+    """Whether a column may be what choices are of: texts, and hardly any of them twice."""
+    values = [row.values.get(name) for row in table.rows[:1000]]
+    told = {value for value in values if isinstance(value, str) and value}
+    return not normal(name).endswith("id") and len(told) > len(values) / 2
 
 
 def _counted(name: str) -> list[tuple[int, str]]:

@@ -10,7 +10,6 @@ spreadsheets do it, with commas, semicolons, tabs or bars between its columns.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -18,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from os import PathLike
 from typing import Any, Literal, cast
 
@@ -165,11 +163,8 @@ def _sniffed(head: str) -> Kind | None:
 def _texts(lines: Sequence[str]) -> bool:
     """Whether what tabs part is texts rather than words: a line in ten has a cell of several words, or a long one."""
     cells = [[cell.strip() for cell in line.split("\t")] for line in lines if "\t" in line]
-    return sum(any(map(_long, line)) for line in cells) > len(cells) / 10
-
-
-def _long(cell: str) -> bool:
-    return " " in cell or len(cell) > 25 or sum(map(spaceless, cell)) > 8
+    long = [len(line[0]) > 25 or any(" " in cell or sum(map(spaceless, cell)) > 8 for cell in line) for line in cells]
+    return sum(long) > len(cells) / 10
 
 
 def _is_conllu(head: str) -> bool:
@@ -279,7 +274,7 @@ def _csv(source: Source, text: str) -> Iterator[tuple[int, list[str]]]:
     try:
         for cells in reader:
             raw = lines[line - 1 : reader.line_num]
-            if len(raw) > 1:
+            if len("".join(raw).rstrip().splitlines()) > 1:
                 _see_quotes(raw, f"{source.label}:{line}", how)
             if cells != [""] or '"' in raw[0]:  # a line of blanks is none
                 yield line, cells
@@ -295,7 +290,8 @@ def _see_quotes(lines: Sequence[str], where: str, how: Mapping[str, Any]) -> Non
         UserError: its quotation marks do not pair.
     """
     try:
-        list(csv.reader(lines, strict=True, **how))
+        text = re.sub(r'"[ \t]+(?=[,;|\t\n\r]|$)', '"', "".join(lines).rstrip())  # blanks behind a mark are no text
+        list(csv.reader(io.StringIO(text, newline=""), strict=True, **how))
     except csv.Error:
         what = "a quotation mark opens here, and none closes the text"
         raise UserError(what, where=where, mend='close it; within a text write each mark twice ("")') from None
@@ -391,8 +387,10 @@ def _json(source: Source, text: str, gate: Gate) -> Table:
 ONE_A_LINE = "give one JSON object a line, or an array of them"
 
 
-WITHIN = re.compile(r'"(?:data|rows|examples|instances)"\s*:\s*(?=\[\s*\{)')
-"""Where in a file of one object its rows may be, in a list, as dataset viewers write it."""
+LIST, COMMA = re.compile(r"\[\s*\{"), re.compile(r"\s*,")
+KEY = re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
+NAMED_ROWS = ("data", "rows", "examples", "instances")
+"""What a file of one object may call its rows, in a list, as dataset viewers write it."""
 
 
 def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
@@ -420,11 +418,17 @@ def _lines(source: Source, text: str, gate: Gate) -> Iterator[tuple[Any, int]]:
 def _within(text: str) -> int | None:
     """Where the list of rows begins in a file that is one object, whole or broken off among its rows (so that the mistake
     has its line); None where it is none."""
-    for match in islice(WITHIN.finditer(text), 8) if text.lstrip().startswith("{") else ():
-        before = text[: match.start()].rstrip().removesuffix(",")
-        with contextlib.suppress(ValueError, RecursionError):
-            json.loads(f"{before}}}")  # what stands before is whole but for the one brace: the list is the object's own
-            return match.end()
+    start = re.match(r"\s*\{", text)
+    at, decoder = start.end() if start is not None else len(text), json.JSONDecoder()
+    while (key := KEY.match(text, at)) is not None:
+        if key[1] in NAMED_ROWS and LIST.match(text, key.end()):
+            return key.end()
+        try:
+            at = decoder.raw_decode(text, key.end())[1]
+        except (ValueError, RecursionError):
+            return None
+        comma = COMMA.match(text, at)
+        at = comma.end() if comma is not None else len(text)
     return None
 
 

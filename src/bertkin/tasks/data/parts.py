@@ -37,7 +37,7 @@ def class_folders(path: str) -> dict[str, list[str]]:
     if not os.path.isdir(path):
         return {}
     found: dict[str, list[str]] = {}
-    if any(part_of(name) == "train" for name in os.listdir(path)):
+    if any(_trains(path, name) for name in os.listdir(path)):
         return {}  # parts, and folders of something else
     for name in sorted(os.listdir(path)):
         inner = os.path.join(path, name)
@@ -50,6 +50,16 @@ def class_folders(path: str) -> dict[str, list[str]]:
             found[name] = files
     classes = [name for name in found if not part_of(name)]  # as `valid` is beside `invalid`
     return found if len(found) > 1 and classes else {}
+
+
+def _trains(path: str, name: str) -> bool:
+    """Whether something in a folder is training data, so that the folder is of parts and not of classes."""
+    inner = os.path.join(path, name)
+    if name.startswith(".") or part_of(name) != "train" or NUMBERS.search(name.lower()):
+        return False
+    if os.path.isdir(inner):
+        return name.lower() == "train" or bool(_of_one_kind(inner) or class_folders(inner))
+    return suffix_of(name) in KINDS
 
 
 def part_of(name: str) -> str:
