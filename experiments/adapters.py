@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
 from starts import beginnings, called
-from tuned import Job, Options, Results, carried_out, finish, shown, summary, task
+from tuned import Job, Options, Results, carried_out, finish, shown, summary, task, titled
 
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
@@ -84,14 +84,14 @@ def ways(sizes: tuple[int, ...], last: list[int]) -> dict[str, Strategy]:
 
 def table(content: dict[str, Any]) -> str:
     """A line a model and way: what is trained, and each task's score."""
-    names = list(dict.fromkeys(name for found in content.values() for scores in found.values() for name in scores))
+    tasks = {name: scores[name] for found in content.values() for scores in found.values() for name in scores}
     rows = []
     for model, found in content.items():
         for way, scores in found.items():
             one = next(iter(scores.values()))
             share = f"{one['trained']:,} ({one['trained'] / one['parameters']:.2%})"
-            rows.append([f"{model}, {way}", share, *(shown(scores[name]) if name in scores else "–" for name in names)])
-    return markdown(["model, trained", "parameters trained", *names], rows)
+            rows.append([f"{model}, {way}", share, *(shown(scores[name]) if name in scores else "–" for name in tasks)])
+    return markdown(["model, trained", "parameters trained", *(titled(*one) for one in tasks.items())], rows)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

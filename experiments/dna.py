@@ -89,16 +89,14 @@ def main(
             raise UserError(f"no task {one!r}", where="--tasks", mend=f"choose of {', '.join(TASKS)}")
     stocks = {called(model): model for model in beginnings(models, real)}
     told = {name: _sizes(stock, words) for name, stock in stocks.items()}
-    jobs, made = (
-        [],
-        "-".join(words) + ("" if options.limit is None else f"-{options.limit}"),
-    )  # a trial has its own data
+    cuts = [f"-{most}" for most in (options.limit, options.rows) if most is not None]
+    jobs, made = [], "".join(["-".join(words), *cuts])  # what is cut has its own data
     for model, stock in stocks.items():
         for name in options.tasks or TASKS:
             path, tuning = TASKS[name]
             rows = sequences(Path(data(path)), bases)
             for seed in range(options.seeds):
-                train, dev = fold(rows, seed, options.limit, folder / "data" / made / name / str(seed))
+                train, dev = fold(rows, seed, options, folder / "data" / made / name / str(seed))
                 tuning = replace(tuning, data=(str(train),), dev=str(dev), text="text", label="label", task="class")
                 for side, (drawn, strategy, more) in SIDES.items():
                     begun = random_start(stock, folder / "random" / model / str(seed), seed) if drawn else stock
@@ -128,12 +126,12 @@ def sequences(path: Path, bases: dict[str, str]) -> list[tuple[str, str]]:
     return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
 
-def fold(rows: list[tuple[str, str]], seed: int, limit: int | None, folder: Path) -> tuple[Path, Path]:
+def fold(rows: list[tuple[str, str]], seed: int, options: Options, folder: Path) -> tuple[Path, Path]:
     """Files of the rows that are trained on and of the fold held out."""
-    kept = rows if limit is None else rows[:limit]
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
-    for number, row in enumerate(kept):
+    for number, row in enumerate(rows[: options.limit]):
         parts["dev" if number % FOLDS == seed % FOLDS else "train"].append(row)
+    parts["train"] = parts["train"][: options.rows]
     folder.mkdir(parents=True, exist_ok=True)
     for part, lines in parts.items():
         with (folder / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -223,8 +223,7 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         tuning = task(row.source, options, folder)
         files = {"train": tuning.data[0], "dev": str(tuning.dev)}
     else:
-        most = options.limit if options.limit is not None else row.most
-        files = written_lines(row.source, name, most, folder)
+        files = written_lines(row.source, name, options.most(row.most), folder)
     where = folder / name / "run"
     command = ["finetune", stock, files["train"], "--dev", files["dev"], *row.options, "--out", str(where)]
     command += ["--final", "last"]

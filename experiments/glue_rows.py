@@ -23,7 +23,7 @@ import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
 from starts import beyond_usual, called, headless, random_start, weights
-from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, in_order, shown, summary, task
+from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, in_order, shown, summary, task, titled
 
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
@@ -129,7 +129,7 @@ def table(rows: dict[str, Any]) -> str:
     for way, scores in rows.items():
         mean = statistics.mean(one["median"] for one in scores.values())
         lines.append([TITLES[way], *(shown(one) for one in scores.values()), f"{100 * mean:.1f}"])
-    head = [f"{name} ({one['metric']})" for name, one in next(iter(rows.values())).items()]
+    head = [titled(name, one) for name, one in next(iter(rows.values())).items()]
     return markdown(["", *head, "mean"], lines)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from cyclopts import App, Parameter
 from sharing import markdown, picture, run
 from starts import beginnings, called, random_start
-from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary, task
+from tuned import LAST, Job, Options, Results, carried_out, finish, shown, summary, task, titled
 
 TASKS = ("CoLA", "STS-B", "UD-English")
 STARTS = ("pretrained", "random")
@@ -94,8 +94,7 @@ def table(content: dict[str, Any]) -> str:
             passed = next((step for step, value in before["curve"] if value > best), None)
             ends = [f"{smooth(side['losses'], 0.1)[-1][1]:.3f}" for side in (before, random)]
             when = "never" if passed is None else f"{passed:,} of {before['curve'][-1][0]:,}"
-            title = f"{model}, {name} ({before['metric']})"
-            rows.append([title, shown(before), shown(random), *ends, when])
+            rows.append([titled(f"{model}, {name}", before), shown(before), shown(random), *ends, when])
     head = ["model, task", "pretrained", "random start", "training loss, pretrained", "random start"]
     return markdown([*head, "passes the random start's best at step"], rows)
 

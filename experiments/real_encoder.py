@@ -30,7 +30,7 @@ from cyclopts import App
 from sharing import markdown, once, picture, run
 from starts import beyond_usual, encoder
 from trainer import trained
-from tuned import ALL, LAST, Job, Options, answers_of, finish, in_order, price, shown, summary, task, tuned
+from tuned import ALL, LAST, Job, Options, answers_of, finish, in_order, price, shown, summary, task, titled, tuned
 
 from bertkin.errors import UserError
 from bertkin.tasks.gathering import read_data
@@ -143,7 +143,7 @@ def table(rows: dict[str, Any]) -> str:
     head = ["task (metric)", "Trainer", "ours, same settings", "is", "ours, default", "is", "Trainer, min"]
     lines = []
     for name, row in in_order(rows).items():
-        cells = [f"{name} ({row['same']['metric']})", shown(row["trainer"])]
+        cells = [titled(name, row["same"]), shown(row["trainer"])]
         for side in SIDES[1:]:
             cells += [shown(row[side]), f"{row[side]['said']} (p = {row[side]['p']:.2g})"]
         lines.append([*cells, *(f"{row[side]['minutes']:.1f}" for side in SIDES)])

@@ -69,6 +69,8 @@ class Options:
     """Trainings of each row, all else the same."""
     limit: int | None = None
     """A trial on about so many rows of each file; its results stay in --out."""
+    rows: int | None = None
+    """Train on about so many rows at most, from all over the file; the development data stay whole, and tables say how many."""
     epochs: float = AUTO
     """Passes over the data; by default what each side has by default."""
     out: Path | None = None
@@ -78,6 +80,10 @@ class Options:
 
     def folder(self, name: str) -> Path:
         return self.out or HERE.parent / "runs" / (name if self.limit is None else f"{name}-trial")
+
+    def most(self, usual: int | None = None) -> int | None:
+        """How many rows are trained on at most, where `usual` is it when nothing is said."""
+        return min((most for most in (self.limit, self.rows, usual) if most is not None), default=None)
 
     def chosen(self, usual: Iterable[str]) -> list[str]:
         """The tasks that were asked for, or else the usual ones.
@@ -96,7 +102,7 @@ class Options:
 
 
 def task(name: str, options: Options, folder: Path) -> Tuning:
-    """A task's training and development files, with its metric and columns; all of their rows or, for a trial, a few.
+    """A task's training and development files, with its metric and columns; of their rows all, or as many as are wanted.
 
     Args:
         folder: of the experiment, for what is cut.
@@ -117,24 +123,32 @@ def task(name: str, options: Options, folder: Path) -> Tuning:
         if not isinstance(found := parts[part], str):
             raise UserError(f"{name}: its {part} data are in several files", mend="join them")
         files[part] = Path(found)
-    if options.limit is not None:
-        aside = folder / "data" / f"{name}-{options.limit}"
-        files = {part: cut(file, options.limit, aside / f"{part}{file.suffix}") for part, file in files.items()}
+    for part, most in (("train", options.most()), ("dev", options.limit)):
+        if most is not None:
+            files[part] = cut(files[part], most, folder / "data" / f"{name}-{most}" / f"{part}{files[part].suffix}")
     return replace(tuning, data=(str(files["train"]),), dev=str(files["dev"]), train=LAST)
 
 
 def cut(source: Path, limit: int, to: Path) -> Path:
-    """About `limit` rows of a labelled file, from all over it, in its own format: a line, a sentence or a question each."""
+    """About `limit` rows of a labelled file, from all over it, in its own format: a line, a sentence or a question each.
+
+    Returns:
+        `to`; or the source itself, which has no more of them.
+    """
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
         places = [paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]]
+        whole = sum(len(place["qas"]) for place in places) <= limit
         kept = [place | {"qas": place["qas"][:1]} for place in _spread(places, limit)]
         text = json.dumps({"data": [{"title": "", "paragraphs": kept}]}, ensure_ascii=False)
     else:
         between = "\n\n" if source.suffix in (".conll", ".conllu", ".bmes") else "\n"
         rows = [row for row in text.split(between) if row.strip()]
         head = 0 if between == "\n\n" else 1  # the first line may be a header
+        whole = len(rows) - head <= limit
         text = between.join([*rows[:head], *_spread(rows[head:], limit)]) + between
+    if whole:
+        return source
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
     return to
@@ -293,7 +307,8 @@ def carried_out(
 
 
 def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The same row over its seeds: median, mean and deviation of the score, and the middle one's minutes."""
+    """The same row over its seeds: median, mean and deviation of the score, and the middle one's minutes; of the first one,
+    how many numbers were trained on how many examples."""
     found = list(results)
     scores = [one["score"] for one in found]
     return {
@@ -304,12 +319,19 @@ def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "scores": scores,
         "minutes": round(statistics.median(one["minutes"] for one in found), 2),
         "trained": found[0].get("trained"),
+        "examples": found[0].get("examples"),
     }
 
 
 def in_order(rows: dict[str, Any]) -> dict[str, Any]:
     """Rows by task as the tasks are usually named, whichever was measured first."""
     return {name: rows[name] for name in sorted(rows, key=ALL.index)}
+
+
+def titled(name: str, row: dict[str, Any]) -> str:
+    """A task with its metric, and on how many rows it was trained, where that was written down."""
+    rows = f", {row['examples']:,} rows" if row.get("examples") else ""
+    return f"{name} ({row['metric']}{rows})"
 
 
 def shown(row: dict[str, Any]) -> str:

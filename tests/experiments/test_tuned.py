@@ -80,6 +80,33 @@ def test_a_cut_of_sentences_and_of_questions_is_read_as_ever(tmp_path: Path) -> 
     assert [example.label for example in found] == [((0, 4),)] * 2
 
 
+def test_fewer_rows_of_training_leave_the_development_data_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERTKIN_DATA", str(tmp_path))
+    folder = tmp_path / "ner" / "wnut17"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 9), ("dev", 7)):
+        (folder / f"{part}.conll").write_text("".join(f"word{i} O\nEmma B-PER\n\n" for i in range(count)))
+
+    def read(**said: int) -> list[int]:
+        found = tuned.task("WNUT-17", tuned.Options(**said), tmp_path)
+        return [len(read_examples(path).examples) for path in (found.data[0], str(found.dev))]
+
+    assert read() == [9, 7] and read(rows=4) == [4, 7] and read(limit=5) == [5, 5]
+    assert read(rows=4, limit=6) == [4, 6] and read(rows=3, limit=2) == [2, 2]
+    whole = tuned.task("WNUT-17", tuned.Options(rows=9), tmp_path)
+    assert whole.data[0] == str(folder / "train.conll")  # a score of all rows is not measured again
+
+
+def test_fewer_rows_of_genes_leave_the_fold_held_out_whole(tmp_path: Path) -> None:
+    rows = [(str(i), f"air {i}") for i in range(20)]
+    whole, few = dna.Folded(), dna.Folded(rows=5)
+    train, dev = (_lines(path) for path in dna.fold(rows, 1, few, tmp_path / "few"))
+    assert train == _lines(dna.fold(rows, 1, whole, tmp_path / "whole")[0])[:5]
+    assert dev == _lines(dna.fold(rows, 1, whole, tmp_path / "whole")[1])
+
+
 def test_a_score_is_made_once_and_its_model_is_not_kept(stock: str, reviews: Tuning, tmp_path: Path) -> None:
     tuning, folder = replace(reviews, model=stock, train=Train(epochs=1.0)), tmp_path / "runs"
     job = tuned.Job(("reviews", "0"), tuning)
@@ -157,7 +184,11 @@ def test_folds_hold_every_row_out_once_and_bases_become_words(tmp_path: Path) ->
     file.write_text("Class, Donor, Sequence\n" + rows)
     found = dna.sequences(file, dict(zip("ACGT", ("air", "city", "gold", "time"), strict=True)))
     assert len(found) == 23 and all(text.endswith(" city any") for _, text in found)
-    held = [line for seed in range(dna.FOLDS) for line in _lines(dna.fold(found, seed, None, tmp_path / str(seed))[1])]
+    held = [
+        line
+        for seed in range(dna.FOLDS)
+        for line in _lines(dna.fold(found, seed, dna.Folded(), tmp_path / str(seed))[1])
+    ]
     assert sorted(held) == sorted(f"{label},{text}" for label, text in found)
 
 

@@ -33,7 +33,7 @@ from bertkin.text.tokenizer import train_tokenizer
 from bertkin.train.progress import QuietListener
 
 WORDS = {"good": ["fine", "warm"], "bad": ["dull", "cold"]}
-DATA = Path(os.environ.get("BERTKIN_DATA", "nowhere"))
+DATA = Path(os.environ.get("BERTKIN_DATA") or "nowhere")
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BERTKIN_DATA names no folder of real data")
 OPTIONS = ["--train.steps", "4", "--train.precision", "float32", "--train.threads", "1", "--quiet"]
 

@@ -96,14 +96,13 @@ def told(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = False, new: str = "") -> list[str]:
+def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = False) -> list[str]:
     """Give a model made on no device its memory, and every parameter its weights.
 
     Args:
         model: with a method `tie`, as all that share a table.
         begins: whether it is the beginning of another model, whose head may have other sizes than the folder's: what does not
             fit of a head is then left unset.
-        new: what the parameters begin with that are left unset whatever the folder has.
 
     Returns:
         The parameters of heads that are still unset.
@@ -111,7 +110,7 @@ def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = 
     Raises:
         UserError: a weight is missing, of another shape, or unknown; no memory was taken.
     """
-    absent = _missing(model, weights, a, begins=begins, new=new)
+    absent = _missing(model, weights, a, begins=begins)
     model.to_empty(device="cpu")
     model.tie()  # type: ignore[operator]
     with torch.no_grad():
@@ -121,7 +120,7 @@ def fill(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool = 
     return absent
 
 
-def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool, new: str) -> list[str]:
+def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: bool) -> list[str]:
     """Parameters of the heads that are not taken from the folder (see `fill`), once everything else is known to be there and
     to fit."""
     missing: list[str] = []
@@ -129,16 +128,10 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
     used: set[str] = set()
     for name, parameter in model.named_parameters():
         parts, inner = theirs(name, family), name.startswith(("stack.", "source."))
-        if not inner and (any(part not in weights.names for part in parts) or (new and name.startswith(new))):
-            missing.append(name)
-            continue
         sizes = _rows(name, parameter, len(parts), a)
         wanted = [_shape_on_disk(name, (rows, *parameter.shape[1:]), family) for rows in sizes]
-        if (
-            begins
-            and not inner
-            and any(weights.shape(part) != shape for part, shape in zip(parts, wanted, strict=True))
-        ):
+        there = all(part in weights.names for part in parts)
+        if not inner and not (there and (not begins or list(map(weights.shape, parts)) == wanted)):
             missing.append(name)
             continue
         for part, shape in zip(parts, wanted, strict=True):
@@ -146,11 +139,10 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
         used.update(parts)
     known = family.partition(":")[0] in STACKS
     inside = beginnings(family) if known else ("stack.", "source.")  # heads come and go
-    tagger = family.partition(":")[2] == "tokens"  # T5 tags with its encoder alone
-    alone = not known and not any(name.startswith("stack.") for name, _ in model.named_parameters())
+    decoder = f"{prefix_of(family)}decoder." if known else "stack."
+    alone = not any(name.startswith("stack.") for name, _ in model.named_parameters())  # T5 tags with its encoder alone
     for name in weights.names:
-        idle = UNREAD.search(name) or (tagger and name.startswith(f"{prefix_of(family)}decoder."))
-        idle = idle or (alone and name.startswith("stack.")) or name == "source.embeddings.tokens"
+        idle = UNREAD.search(name) or (alone and name.startswith(decoder)) or name == "source.embeddings.tokens"
         if name.startswith(inside) and name not in used and not idle:
             raise UserError(f"the configuration has no place for {name}", where=weights.folder, mend=_DISAGREE)
     return missing

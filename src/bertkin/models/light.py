@@ -80,7 +80,7 @@ def light_in(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if is_light(folder)), None)
 
 
-def whole(path: str | Path) -> UserError:
+def no_changes(path: str | Path) -> UserError:
     """What is said where a stock is given for a model that needs none."""
     return UserError("no changes to a stock here, but a whole model", where=path, mend="leave the stock out")
 

@@ -285,10 +285,11 @@ def canonical(names: list[str], family: str) -> dict[str, str]:
     """Names as `theirs` gives them, each with what it is called in the file: a bare stack's have no prefix there, one under
     another head may have another, and the oldest BERT folders call a norm's weight and bias gamma and beta."""
     prefix, base = prefix_of(family), family.partition(":")[0]
-    under = [other for head, other in TASK_PREFIX.items() if head.partition(":")[0] == base.replace("-plain", "")]
+    plain = base.replace("-plain", "")
+    under = [other for head, other in TASK_PREFIX.items() if head.partition(":")[0] == plain]
     known = [one for one in (prefix, PREFIX.get(base, ""), *under) if one]
     there = next((one for one in known if any(name.startswith(one) for name in names)), "")
-    tables = [table.get(base.replace("-plain", ""), {}) for table in TASK_HEADS.values()]
+    tables = [table.get(plain, {}) for table in TASK_HEADS.values()]
     heads = {pattern.partition(".")[0] for table in tables for pattern in table.values()}
     greek = {".gamma": ".weight", ".beta": ".bias"}
 

@@ -131,10 +131,11 @@ def _read(path: str | Path, answer: Answer, *, begins: bool = False) -> TaskMode
     family = kind if kind == OURS else named(a, answer.head)
     with torch.device("meta"):  # no memory is taken before all shapes are known to agree
         model = TaskModel(a, answer)
-    weights = Weights(folder, family)
-    new = ""
+    absent = {*fill(model, Weights(folder, family), a, begins=begins)}
     if begins:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        new = "" if (before := answer_of(a, config)) is None or before.head == answer.head else "classifier."
-    model.missing = tuple(fill(model, weights, a, begins=begins, new=new))
+        before = answer_of(a, config)
+        if before is not None and before.head != answer.head:  # of the same size, and yet of no use here
+            absent |= {f"classifier.{name}" for name, _ in model.classifier.named_parameters()}
+    model.missing = tuple(name for name, _ in model.named_parameters() if name in absent)
     return model

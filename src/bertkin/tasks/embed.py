@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import light_in, named_stock, open_light, whole
+from bertkin.models.light import light_in, named_stock, no_changes, open_light
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.task_heads import Pooler, TaskModel, end_of
 from bertkin.tasks.encoding import Rows, alike, at_once, encode, packed
@@ -61,7 +61,7 @@ class Embedder:
             )
         light, dtype = light_in(path), pick_precision(precision, "cpu")
         if light is None and stock is not None:
-            raise whole(path)
+            raise no_changes(path)
         folder = find_folder(path if light is None else stock or named_stock(light) or path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no head is needed here

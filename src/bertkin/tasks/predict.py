@@ -18,7 +18,7 @@ from bertkin.models.configs import read_config
 from bertkin.models.folders import told
 from bertkin.models.generate import Decoding
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import light_in, named_stock, open_light, whole
+from bertkin.models.light import light_in, named_stock, no_changes, open_light
 from bertkin.models.pretrained import find_folder, load_model
 from bertkin.models.pretrained_tasks import answer_of, load_task_model
 from bertkin.models.task_heads import TaskModel
@@ -238,7 +238,7 @@ def open_reader(
     if light is None and (names := told(Path(path) / "model").get("tasks") or told(Path(path)).get("tasks")):
         raise UserError(f"holds several tasks ({', '.join(names)})", where=path, mend="say which: --task NAME")
     if light is None and stock is not None:
-        raise whole(path)
+        raise no_changes(path)
     if light is not None:
         if writes(light):
             return _open_light_writer(light, stock, precision)

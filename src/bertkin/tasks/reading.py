@@ -157,8 +157,6 @@ class _Reader:
     asking: bool = False
     roles: Roles = field(default_factory=Roles)
     said: list[str] = field(default_factory=list)
-    called: list[list[str]] = field(default_factory=list)
-    """Of each row with choices their names, where the file has some."""
 
     def read(self, path: str) -> list[Raw]:
         """The rows of a file, or of a folder with a folder for each class."""
@@ -281,45 +279,48 @@ class _Reader:
         found = []
         for row in rows:
             raw = self._row(row, replace(roles, holds=""))
-            given: Any = [row.values.get(column) for column in roles.choices]
-            called: Any = []
-            if len(given) == 1:
-                given = given[0]
-                called = given.get("label") if isinstance(given, dict) else None
-                given = given.get("text") if isinstance(given, dict) else given
-            if isinstance(given, list) and given and all(isinstance(one, dict) and "text" in one for one in given):
-                called = [one["label"] for one in given if "label" in one]
-                given = [one["text"] for one in given]
-            given = given if isinstance(given, list) else []
-            while given and given[-1] in (None, ""):  # of a row with fewer choices than others
-                given = given[:-1]
+            given, called = _offered([row.values.get(column) for column in roles.choices])
+            odd = next((at for at, one in enumerate(given, 1) if one in (None, "") or isinstance(one, list | dict)), 0)
             if len(given) < 2:
                 self.gate.refuse("fewer than two choices", row.where, "give two or more")
-                continue
-            odd = next((at for at, one in enumerate(given, 1) if one in (None, "") or isinstance(one, list | dict)), 0)
-            if odd:
+            elif odd:
                 self.gate.refuse(f"choice {odd} is no text", row.where, "fill it in")
-                continue
-            made = None if raw is None else replace(raw, choices=tuple(map(_text, given)))
-            if made is not None and whole_characters(made, self.gate):
-                found.append(made)
-                named = isinstance(called, list) and len(called) >= len(given)
-                self.called.append([str(one) for one in called[: len(given)]] if named else [])
+            elif raw is not None:
+                found.append(replace(raw, choices=tuple(map(_text, given)), called=called))
         self.roles = roles
         return found
 
     def numbered(self, rows: list[Raw]) -> list[Raw]:
         """Rows of all files whose labels are those of choices as numbers from 0, counted alike in all of them."""
         chosen = [raw for raw in rows if raw.choices]
-        if not self.called:
+        if not chosen:
             return rows
         roles = self.roles
         first = roles.first if roles.first is not None else first_choice(chosen)
         if first == TEXTS and roles.first is None:
             self.said.append(f"{roles.label} is a choice's own text, though it is a number")
         self.roles = replace(roles, first=first)
-        numbers = iter(number_choices(chosen, self.called, first or 0))
+        numbers = iter(number_choices(chosen, first or 0))
         return [replace(raw, label=next(numbers)) if raw.choices else raw for raw in rows]
+
+
+def _offered(values: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """A row's choices and, where all have some, their names: of a column for each, or of one that holds a list of texts, of
+    objects with text and label, or an object with a list of each. Those left empty at the end are none."""
+    given: Any = values
+    called: Any = []
+    if len(values) == 1:
+        given = values[0]
+        if isinstance(given, dict):
+            given, called = given.get("text"), given.get("label")
+    if isinstance(given, list) and given and all(isinstance(one, dict) and "text" in one for one in given):
+        called = [one["label"] for one in given if "label" in one]
+        given = [one["text"] for one in given]
+    if not isinstance(given, list):
+        return [], ()
+    count = max((at for at, one in enumerate(given, 1) if one not in (None, "")), default=0)
+    named = isinstance(called, list) and len(called) >= count
+    return given[:count], tuple(map(str, called[:count])) if named else ()
 
 
 TABBED = (".tsv", ".tab")

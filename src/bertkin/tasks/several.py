@@ -15,7 +15,7 @@ from typing import Any
 
 from bertkin.errors import UserError, nearest
 from bertkin.models.folders import find_folder, told
-from bertkin.models.light import answer_told, lacks_stock, light_in, named_stock, whole
+from bertkin.models.light import answer_told, lacks_stock, light_in, named_stock, no_changes
 from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.task_heads import Answer, Head, TaskModel
 from bertkin.tasks.predict import Reader, by_windows, open_reader, writes
@@ -53,7 +53,7 @@ def open_readers(
     places = _places(models, tasks)
     changes = {name: light for name, place in places.items() if (light := light_in(place)) is not None}
     if stock is not None and not changes:
-        raise whole(models[0])
+        raise no_changes(models[0])
     lost = [name for name, light in changes.items() if lacks_stock(light)]
     given = dict.fromkeys(lost or changes, stock)
     # A model that writes needs words to answer with, which the stock of a task has not: it is opened by itself.

@@ -175,11 +175,9 @@ def _is_conllu(head: str) -> bool:
 
 def columns(line: str) -> list[str]:
     """The columns of a line of words: parted by tabs, or where it has none by blanks."""
-    return (
-        [cell.strip(" ") or cell for cell in line.split("\t")]
-        if "\t" in line
-        else [part for part in line.split(" ") if part]
-    )
+    if "\t" in line:
+        return [cell.strip(" ") or cell for cell in line.split("\t")]
+    return [part for part in line.split(" ") if part]
 
 
 def read_text(source: Source, encoding_errors: str = "strict") -> str:
@@ -229,9 +227,8 @@ def read_table(
         return _json(source, text, gate)
     read = _csv(source, text) if kind == "csv" else _tsv(text)
     lines = [(number, [cell.strip() for cell in cells]) for number, cells in read]
-    lines = [
-        (number, cells) for number, cells in lines if any(cells) or (kind == "csv" and cells == [""])
-    ]  # that is ""
+    empty = [""] if kind == "csv" else []  # a text of no characters, which a CSV may have in its one column
+    lines = [(number, cells) for number, cells in lines if any(cells) or cells == empty]
     if not lines:
         raise UserError("no rows", where=source.label, mend="give a file with rows")
     if header is None:
@@ -243,12 +240,8 @@ def read_table(
         where = f"{source.label}:{number}"
         if len(cells) != len(names):
             what = f"{_count(len(cells))}, but the first line has {len(names)}"
-            mend = (
-                "take tabs and line breaks out of its texts"
-                if kind == "tsv"
-                else "put texts with separators in quotation marks"
-            )
-            gate.refuse(what, where, mend)
+            tabs, marks = "take tabs and line breaks out of its texts", "put texts with separators in quotation marks"
+            gate.refuse(what, where, tabs if kind == "tsv" else marks)
             continue
         rows.append(Row(dict(zip(names, cells, strict=True)), where))
     return Table(source.label, tuple(names), tuple(rows), header)
@@ -274,7 +267,7 @@ def _csv(source: Source, text: str) -> Iterator[tuple[int, list[str]]]:
     try:
         for cells in reader:
             raw = lines[line - 1 : reader.line_num]
-            if len("".join(raw).rstrip().splitlines()) > 1:
+            if len(raw) > 1 and "".join(raw[1:]).strip():
                 _see_quotes(raw, f"{source.label}:{line}", how)
             if cells != [""] or '"' in raw[0]:  # a line of blanks is none
                 yield line, cells

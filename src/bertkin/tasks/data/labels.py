@@ -285,6 +285,10 @@ def _chosen(raw: Raw, gate: Gate) -> int | None:
     return None
 
 
+TEXTS = -1
+"""In the place of the first choice's number: labels that look like numbers are the choices' own texts."""
+
+
 def first_choice(rows: Sequence[Raw]) -> int | None:
     """What number the first choice has where labels are numbers: 0 if any of them is, else 1; TEXTS where they are none, but
     texts of their rows' choices; None where none is one."""
@@ -298,16 +302,11 @@ def first_choice(rows: Sequence[Raw]) -> int | None:
     return TEXTS if texts == len(told) or texts > places else lowest
 
 
-TEXTS = -1
-"""In the place of the first choice's number: labels that look like numbers are the choices' own texts."""
-
-
-def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: int) -> list[Any]:
+def number_choices(rows: Sequence[Raw], first: int) -> list[Any]:
     """Each row's label as the number of a choice from 0: given as a number, a letter, a name, or the text itself.
 
     Args:
         rows: with choices.
-        names: of each row's choices, where the file has names for them ("A", "B").
         first: the number that the first choice has in the file, or TEXTS.
 
     Returns:
@@ -315,11 +314,11 @@ def number_choices(rows: Sequence[Raw], names: Sequence[Sequence[str]], first: i
     """
     labels = [None if missing(raw.label) else name_of(raw.label) for raw in rows]
     found: list[Any] = []
-    for raw, label, called in zip(rows, labels, names, strict=True):
+    for raw, label in zip(rows, labels, strict=True):
         if label is None:
             found.append(None)
-        elif label in called:
-            found.append(list(called).index(label))
+        elif label in raw.called:
+            found.append(raw.called.index(label))
         elif first != TEXTS and is_count(label):
             found.append(int(label) - first)
         elif label in raw.choices:

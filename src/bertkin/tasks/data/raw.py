@@ -17,6 +17,7 @@ class Raw:
         where: "file:line".
         places: (start, end) of each labelled word in the last text.
         choices, id, answers: as in `bertkin.tasks.task.Example`.
+        called: names of the choices, where the file has some ("A", "B").
     """
 
     texts: tuple[str, ...]
@@ -26,3 +27,4 @@ class Raw:
     choices: tuple[str, ...] = ()
     id: str = ""
     answers: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()

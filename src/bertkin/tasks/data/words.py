@@ -171,11 +171,8 @@ def words_in(text: str, edges: Collection[int] = ()) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for match in WORD.finditer(text):
         start, end = match.span()
-        if (
-            runs
-            and runs[-1][1] == start
-            and (_clings(text[start]) or (_clings(text[start - 1]) and _goes_on(text, start)))
-        ):
+        touches = bool(runs) and runs[-1][1] == start
+        if touches and (_clings(text[start]) or (_clings(text[start - 1]) and _goes_on(text, start))):
             runs[-1] = (runs[-1][0], end)
         else:
             runs.append((start, end))
