@@ -135,7 +135,7 @@ def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet
     from bertkin.tasks.suites import read_suite
     from bertkin.tasks.together import together as run
 
-    for name in ("dev", "test", "task", "text", "text2", "label", "metric", "merge", "reinit"):
+    for name in ("dev", "test", "task", "text", "text2", "label", "metric"):
         if getattr(common, name):
             raise UserError("of one task, not of several together", where=f"--{name}", mend=f"say it in {suite}")
     if len(common.data) > 1:

@@ -27,6 +27,7 @@ from bertkin.models.adapt import (
 from bertkin.models.generate import Decoding, Manner, write
 from bertkin.models.heads import LanguageModel
 from bertkin.models.initial import initialise
+from bertkin.models.levels import own_rates
 from bertkin.models.presets import build
 from bertkin.models.steps import Steps
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
@@ -245,6 +246,9 @@ def test_layers_may_be_weighted_over_a_stock_that_is_trained() -> None:
     model = adapted("bert", Strategy("layers", frozen=False))
     trained, total = trainable(model)
     assert trained == total
+    # At the rate of a stock the shares would stay alike; alone they go at the strategy's.
+    assert set(own_rates(model)) == {"stack.levels", "stack.gain"}
+    assert not own_rates(adapted("bert", Strategy("layers")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -362,6 +366,8 @@ def test_what_another_strategy_saved_is_refused() -> None:
         (Strategy("lora", matrices=()), "strategy.matrices: no matrix to change"),
         (Strategy("lora", matrices=("values",)), "'values' is not a matrix of a layer"),  # type: ignore[arg-type]
         (Strategy("adapter", where="norms"), "strategy.where: 'norms' is no place"),  # type: ignore[arg-type]
+        (Strategy("full", rank=4), "strategy.rank: rank is of lora, but the strategy is full"),
+        (Strategy("adapter", frozen=False), "strategy.frozen: frozen is of layers and pals"),
         (Strategy("last", last=5), "strategy.last: there are only 4 layers"),
     ],
 )

@@ -96,6 +96,44 @@ def test_many_tasks_read_with_one_stock_in_memory(name: str, tmp_path: Path) -> 
         assert extra == trainable(model)[0]
 
 
+def test_merging_one_of_many_leaves_the_stock_they_share_as_it_was(tmp_path: Path) -> None:
+    path = stock("bert", tmp_path / "stock")
+    model = trained(path, LIGHT["lora everywhere"])
+    save_light(model, tmp_path / "light", path)
+    base = begun(path)
+    before = scores(base)
+    one, _ = open_light(tmp_path / "light", stock=base)
+    other, _ = open_light(tmp_path / "light", stock=base)
+    merge(one)
+    assert torch.equal(scores(base), before)
+    assert far(scores(one), scores(model)) < 1e-5
+    assert far(scores(other), scores(model)) < 1e-6
+
+
+@pytest.mark.parametrize(("first", "second"), [("lora", "houlsby"), ("houlsby", "lora")])
+def test_what_is_saved_over_changes_of_another_kind_is_what_opens(first: str, second: str, tmp_path: Path) -> None:
+    path = stock("bert", tmp_path / "stock")
+    save_light(trained(path, LIGHT[first]), tmp_path / "light", path)
+    model = trained(path, LIGHT[second])
+    save_light(model, tmp_path / "light", path)
+    assert far(scores(open_light(tmp_path / "light")[0]), scores(model)) < 1e-6
+
+
+def test_a_lora_is_peft_s_only_where_the_stock_says_how_its_texts_become_one_state(tmp_path: Path) -> None:
+    """PEFT's folder has no place for that: ModernBERT's configuration says it, and of the mean where it was grown here."""
+    path = stock("modern", tmp_path / "stock")
+    for pooling, peft in (("mean", True), ("first", False)):
+        model = trained(path, LIGHT["lora"], pooling=pooling)
+        save_light(model, tmp_path / pooling, path)
+        assert (tmp_path / pooling / "adapter_config.json").exists() is peft
+        assert far(scores(open_light(tmp_path / pooling)[0]), scores(model)) < 1e-6
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"classifier_pooling": "cls"}))
+    model = trained(path, LIGHT["lora"], pooling="mean")
+    save_light(model, tmp_path / "other", path)
+    assert not (tmp_path / "other" / "adapter_config.json").exists()
+
+
 def test_a_language_model_is_adapted_too(tmp_path: Path) -> None:
     path = stock("gpt2", tmp_path / "stock")
     model = load_model(path)
@@ -203,6 +241,8 @@ def test_peft_gives_the_same_scores(family: str, head: str, everywhere: bool, tm
 TARGETS = {
     "bert": ["query", "value", "intermediate.dense"],
     "roberta": ["query", "attention.output.dense"],
+    "albert": ["query", "ffn"],
+    "electra": ["key", "value"],
     "llama": ["q_proj", "v_proj", "up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_fc"],
     "modern": ["Wqkv", "Wi"],
@@ -225,6 +265,7 @@ def test_what_peft_saved_opens_here(family: str, rslora: bool, tmp_path: Path) -
     config = LoraConfig(
         r=4, lora_alpha=6, target_modules=TARGETS[family], task_type="SEQ_CLS", use_rslora=rslora,
         fan_in_fan_out=family == "gpt2", rank_pattern={TARGETS[family][0]: 2},
+        alpha_pattern={rf"\S*{TARGETS[family][0]}": 9, rf"x?{TARGETS[family][0]}": 100},  # expressions: the first counts
         modules_to_save=["classification_head"] if family in ("bart", "t5") else None,
     )  # fmt: skip
     with hushed(), warnings.catch_warnings():
@@ -266,11 +307,17 @@ def test_what_peft_saved_for_another_model_is_refused(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "LORA is read here, not IA3"),
         ({"use_dora": True}, "use_dora = True is not read here"),
         ({"bias": "all"}, "bias = 'all' is not read here"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 changes the stock itself"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens = \[1\] is not read here"),
+        ({"alpha_pattern": {"(": 1}}, r"'\(' is no pattern of names"),
         ({"r": 0}, "adapter_config.json: r: expected a whole number"),
     ):
         config.write_text(json.dumps(said | change))
         with pytest.raises(UserError, match=message):
             open_light(tmp_path / "light", path)
+    config.write_text("[1, ")
+    with pytest.raises(UserError, match=r"adapter_config.json: cannot be read as JSON"):
+        open_light(tmp_path / "light")
 
 
 def test_a_merged_model_opens_in_transformers(tmp_path: Path) -> None:

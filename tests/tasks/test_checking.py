@@ -79,6 +79,14 @@ def test_empty_and_overlong_texts_are_found(tmp_path: Path) -> None:
     assert places(check_data(tmp_path, max_length=601), "overlong") == ["train.csv:43"]
 
 
+def test_a_choice_counts_with_what_it_is_a_choice_of(tmp_path: Path) -> None:
+    rows = [{"question": "what then " * 5, "choices": ["a", f"b {n} " * 20], "answer": 0} for n in range(3)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for most, count in ((40, 3), (60, 0)):
+        assert len(places(check_data(path, max_length=most), "overlong")) == count
+
+
 def test_a_tokenizer_counts_tokens_exactly(tmp_path: Path) -> None:
     train_tokenizer(TRAIN.split("\n"), vocab_size=60).save(tmp_path / "tokenizer")
     (tmp_path / "data").mkdir()

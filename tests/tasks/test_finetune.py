@@ -136,6 +136,27 @@ def test_columns_of_a_question_and_its_text_can_have_any_name(stock: Path, tmp_p
     assert result.kind == "span"
 
 
+@pytest.mark.parametrize("kind", ["byte-bpe", "wordpiece"])
+def test_a_span_stands_where_it_is_said_to_and_none_is_outside_the_text(kind: Any, tmp_path: Path) -> None:
+    """Byte-level tokens begin with the blank before a word; and a tokenizer that puts nothing before a text leaves no place
+    for "no answer" but one inside it."""
+    size = {"byte-bpe": 270, "wordpiece": 40}[kind]
+    tokenizer = train_tokenizer(["it was warm in Oslo", "in Rome it was cold"] * 9, kind=kind, vocab_size=size)
+    text = "it was warm in Oslo"
+    examples = [Example((text,), ((15, 19),)), Example((text,), ())]
+    task = Task("span", 1, unanswerable=True)
+    rows = encode(examples, task, tokenizer, max_length=32)
+    scores = [np.full((len(row.ids), 2), -9.0, np.float32) for row in rows.rows]
+    for row, one in zip(rows.rows, scores, strict=True):
+        assert row.target is not None
+        one[row.target[0], 0] = one[row.target[1], 1] = 9.0
+    here, nowhere = answers(task, rows, scores)
+    assert here.answer == "Oslo" and here.where == (15, 19) and nowhere.answer == ""
+    tokenizer.backend.post_processor = None  # as GPT-2's and T5's
+    rows = encode(examples, task, tokenizer, max_length=32)
+    assert [row.target[0] not in row.places for row in rows.rows] == [False, True]
+
+
 def test_a_span_of_one_text(stock: Path, tmp_path: Path) -> None:
     """Where in the text a town is named, without a question."""
     draw, path = random.Random(1), tmp_path / "towns.jsonl"
@@ -240,7 +261,8 @@ def test_a_killed_fine_tuning_resumes_to_the_same_bits(
 def test_every_strategy_learns_and_is_opened_again(kind: Any, lively: Path, tmp_path: Path) -> None:
     data = written(tmp_path, "class", 240)
     train = {"steps": 160 if kind == "prefix" else 60, "lr": 1e-2}
-    strategy = Strategy(kind, rank=4, size=8)
+    sizes: dict[str, Any] = {"lora": {"rank": 4}, "adapter": {"size": 8}, "pals": {"size": 8}}
+    strategy = Strategy(kind, **sizes.get(kind, {}))
     result = finetune(plan(lively, data, train=train, strategy=strategy, pooling="mean", dropout=0.0), tmp_path / "run")
     assert result.accuracy >= 0.8
     reader = open_reader(tmp_path / "run", precision="float32")

@@ -163,6 +163,7 @@ def test_the_best_of_several_answers_counts_and_no_answer_is_an_answer() -> None
     assert examples[0].references == ("Denmark", "Denmark, Iceland and Norway")
     assert measure(SPAN, examples, ["Denmark", ""]) == {"answer_f1": 1, "exact_match": 1}
     assert measure(SPAN, examples, ["", "Denmark"]) == {"answer_f1": 0, "exact_match": 0}
+    assert best_of(cmrc_exact, "A", ("A",)) == best_of(cmrc_overlap, "A", ("A", "。")) == 1  # no article in Chinese
     assert best_of(exact, "", ("the", "Denmark")) == 0  # a reference that says nothing does not count beside one
 
 
@@ -282,6 +283,16 @@ def test_texts_of_any_script_are_compared_by_their_words() -> None:
     ):
         for name in ("rougeL", "bleu"):
             assert 0.3 < measure(task, [Example(("in",), gold)], [said], [name])[name] < 1
+    import sacrebleu
+
+    weak = [
+        ("the cat sat on the mat", "a cat is here"),
+        ("one two three four", "one two five"),
+    ]  # no run of three in common
+    examples = [Example(("in",), gold) for gold, _ in weak]
+    theirs = sacrebleu.corpus_bleu([said for _, said in weak], [[gold for gold, _ in weak]]).score
+    assert measure(task, examples, [said for _, said in weak], ["bleu"])["bleu"] == pytest.approx(theirs / 100)
+    assert theirs > 0
     from rouge_score.rouge_scorer import RougeScorer
 
     one, two = "The cat_s don't sit on 3.5 mats!", "A cat can't sit on 3 mats."

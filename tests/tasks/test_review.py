@@ -265,7 +265,7 @@ def test_what_the_card_says_of_transformers_runs(run: Path, desk: Path, monkeypa
 
 def test_the_cards_command_makes_the_same_model(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    strategy = Strategy("lora", rank=2, where="feed-forward")
+    strategy = Strategy("lora", rank=2, alpha=4.0)
     tuning = plan(
         desk, strategy=strategy, batch=8, dropout=0.2, merge=True, skip_bad=True, train={"steps": 5, "warmup": 0.3}
     )

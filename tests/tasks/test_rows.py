@@ -25,6 +25,54 @@ def test_a_second_training_file_of_a_folder_is_not_silently_lost(tmp_path: Path)
     assert len(read_splits(both, dev=both[0]).train) == 2 * len(splits.train)
 
 
+@pytest.mark.parametrize("other", ["train.small.tsv", "train.old.tsv", "dev.gold.tsv"])
+def test_of_several_files_of_a_part_the_shortest_name_counts(other: str, tmp_path: Path) -> None:
+    for name in ("train.tsv", "dev.tsv", other):
+        written(tmp_path, name, f"text\tlabel\n{name} one\tgood\n{name} two\tbad\n")
+    splits = read_splits(tmp_path)
+    assert {e.texts[0].split()[0] for e in (*splits.train.examples, *splits.dev.examples)} == {"train.tsv", "dev.tsv"}
+    assert any(f"{other} is passed over" in line for line in splits.said) or list(splits.others) == [other[:-4]]
+
+
+def test_shards_with_a_hash_in_their_names_are_one_part(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for at, mark in enumerate(("b3bb9e0af1", "6fd3deadbeef0000")):
+            rows = [{"text": f"{part} {at} {n}", "label": n % 2} for n in range(4)]
+            written(tmp_path, f"{part}-0000{at}-of-00002-{mark}.jsonl", rows)
+    parts = find_parts(tmp_path)
+    assert {name: len(files) for name, files in parts.items()} == {"train": 2, "test": 2}
+
+
+def test_a_word_without_a_tag_has_its_line_and_changes_no_task(tmp_path: Path) -> None:
+    text = "Ada\tB-PER\nmet\tO\n\nParis\t\nwas\tO\n\nBob\tB-PER\nleft\tO\n"
+    with pytest.raises(UserError, match=r"a\.conll:4: a word without a tag"):
+        read_examples(written(tmp_path, "a.conll", text))
+    found = read_examples(written(tmp_path, "a.conll", text), skip_bad=True)
+    assert len(found) == 2 and found.task.scheme == "iob2"
+    with pytest.raises(UserError, match=r"word 2 has no tag"):
+        read_examples(written(tmp_path, "b.jsonl", [{"tokens": ["Ada", "met"], "tags": ["B-PER", ""]}] * 2))
+    bare = read_examples(written(tmp_path, "c.conll", "Ada\t\nmet\t\n"), found.task, labelled=None)
+    assert [example.label for example in bare.examples] == [None]
+
+
+def test_choices_alone_can_be_held_out(tmp_path: Path) -> None:
+    rows = [{"choice1": f"it is {n}", "choice2": f"it was {n}", "label": n % 2} for n in range(40)]
+    splits = read_splits(written(tmp_path, "a.jsonl", rows))
+    assert len(splits.train) + len(splits.dev) == 40 and len(splits.dev) > 0
+
+
+def test_rows_may_have_paragraphs_and_questions_numbers(tmp_path: Path) -> None:
+    rows = [{"paragraphs": ["a", "b"], "text": f"row {n}", "label": n % 2} for n in range(4)]
+    assert len(read_examples(written(tmp_path, "a.jsonl", rows))) == 4
+    asked = [{"id": n, "question": f"who is {n}?", "answers": [{"text": "Ada", "answer_start": 0}]} for n in range(3)]
+    asked[2]["answers"] = [{"text": "Bob", "answer_start": 0}]
+    data = {"version": 2, "data": [{"title": "2", "paragraphs": [{"context": "Ada is 2.", "qas": asked}]}]}
+    text = json.dumps(data, indent=1)
+    line = next(at for at, one in enumerate(text.split("\n"), 1) if "who is 2?" in one)
+    with pytest.raises(UserError, match=rf"a\.json:{line} \(question 2\)"):
+        read_examples(written(tmp_path, "a.json", text))
+
+
 @pytest.mark.parametrize("before", ["", '"version": "1", "about": {"a": [1]},'], ids=["alone", "not the first"])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_one_object_may_hold_the_rows(before: str, indent: int | None, tmp_path: Path) -> None:

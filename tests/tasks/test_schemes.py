@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertkin.errors import UserError
-from bertkin.tasks.data.schemes import NAMES, Span, convert, faults, guess_scheme, spans_of, tags_of
+from bertkin.tasks.data.schemes import NAMES, Span, as_called, convert, faults, guess_scheme, spans_of, tags_of
 
 scheme = st.sampled_from(NAMES)
 
@@ -93,6 +93,22 @@ def test_what_does_not_fit_a_scheme_is_pointed_at() -> None:
 def test_spans_that_cannot_be_written_are_refused(spans: list[tuple[int, int, str]]) -> None:
     with pytest.raises(UserError):
         tags_of(spans, 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "called"),
+    [
+        ("O B-X I-X", "B-X I-X O B-X"),
+        ("O I-X", "I-X I-X O I-X"),
+        ("O B-X I-X E-X S-X", "B-X E-X O S-X"),
+        ("O B-X M-X E-X S-X", "B-X E-X O S-X"),
+        ("O B-X I-X L-X U-X", "B-X L-X O U-X"),
+    ],
+)
+def test_tags_are_called_as_a_model_calls_them(labels: str, called: str) -> None:
+    for scheme in ("iob1", "iob2", "bioes", "bmes"):
+        tags = convert(("B-X", "I-X", "O", "B-X"), scheme)
+        assert as_called(tags, labels.split()) == tuple(called.split())
 
 
 def test_a_scheme_that_is_none_names_those_there_are() -> None:

@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bertkin
 from bertkin.cli import main
 from bertkin.errors import UserError
+from bertkin.models.pretrained_tasks import begin_task_model, load_task_model, save_task_model
 from bertkin.models.strategy import Strategy
+from bertkin.models.task_heads import Answer
 from bertkin.tasks.answering import LONGEST_ANSWER
 from bertkin.tasks.finetune import finetune
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples
-from bertkin.tasks.sheets import write_answers
+from bertkin.tasks.sheets import measured, read_rows, write_answers
 from bertkin.tasks.task import Example
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.progress import QuietListener
@@ -303,6 +306,54 @@ def test_questions_without_an_id_are_written_as_lines(runs: Path, tmp_path: Path
     with pytest.raises(UserError, match="questions without an id"):
         write_answers(tmp_path / "x.json", told, [reader])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def foreign(lively: Path, tmp_path: Path) -> Path:
+    """A classifier as transformers saves one: nobody says what it reads."""
+    model = begin_task_model(lively, Answer("class", 2), seed=1)
+    save_task_model(model, tmp_path / "foreign", labels=("no", "yes"), tokenizer=Tokenizer.load(lively))
+    return tmp_path / "foreign"
+
+
+def test_a_classifier_of_transformers_is_asked_of_texts_and_of_pairs(foreign: Path, tmp_path: Path) -> None:
+    pair = ("it was warm in Oslo", "her song is sour")
+    reader = open_reader(foreign, precision="float32")
+    alone, both = reader.predict([pair[:1]]), reader.predict([pair])
+    assert alone[0].best != both[0].best
+    with pytest.raises(UserError, match="3 texts, where the model reads 1"):
+        reader.predict([(*pair, "x")])
+    sheet = tmp_path / "pairs.csv"
+    sheet.write_text("one,other,answer\n" + "{},{},yes\n".format(*pair))
+    (told,) = said(foreign, "--file", sheet, "--text", "one", "--text2", "other", tmp_path / "out.jsonl")
+    assert told["texts"] == [*pair]
+
+
+def test_scores_that_are_no_numbers_are_a_line(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = load_task_model(foreign)
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    save_task_model(model, foreign, labels=("no", "yes"))
+    assert main(["predict", str(foreign), "it was warm"]) == 2
+    told = capsys.readouterr()
+    assert "the model's scores are not numbers" in told.err and not told.out
+
+
+def test_tags_of_transformers_are_scored_as_they_are_called(lively: Path, tmp_path: Path) -> None:
+    """A model that has I alone, and a file that begins entities with B."""
+    model = begin_task_model(lively, Answer("tokens", 2), seed=1)
+    save_task_model(model, tmp_path / "tags", labels=("O", "I-PLACE"), tokenizer=Tokenizer.load(lively))
+    reader = open_reader(tmp_path / "tags", precision="float32")
+    file, places = tmp_path / "x.conll", {"Oslo", "Rome"}
+    words = ["it", "was", "warm", "in", "Oslo", "her", "Rome"]
+    file.write_text("".join(f"{word} {'B-PLACE' if word in places else 'O'}\n" for word in words))
+    asked, labelled = read_rows(reader, file), read_rows(reader, file, labelled=True)
+    found = reader.asked(asked.examples)
+    right = [
+        reader.task.labels[tag] == ("I-PLACE" if word in places else "O")
+        for word, tag in zip(words, found[0].answer, strict=True)
+    ]
+    assert measured(reader, asked, found, labelled)[0]["accuracy"] == pytest.approx(sum(right) / len(words))
 
 
 def test_a_question_that_fills_the_row_loses_its_end_and_the_rest_is_answered(runs: Path) -> None:

@@ -199,6 +199,8 @@ def test_options_hold_for_all_tasks_that_have_them(desk: Path) -> None:
         ("- {name: x, hub: }", "a task without name or data"),
         ("- {name: x, data: nowhere}", "none of its tasks is there"),
         ("- {name: x, data: glue, colour: red}", "unknown field 'colour'"),
+        ("- {name: zh/films, data: glue}", "'zh/films' cannot be a task's folder"),
+        ("- {name: x, data: glue, human: 91%}", "human: '91%'; write a number"),
         ("[", "not YAML"),
     ],
 )

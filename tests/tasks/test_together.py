@@ -21,7 +21,7 @@ import bertkin
 from bertkin.cli import main
 from bertkin.errors import UserError
 from bertkin.models.light import open_light
-from bertkin.models.strategy import Strategy
+from bertkin.models.strategy import KINDS, Strategy
 from bertkin.tasks.answering import scores
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.finetune import finetune, resume
@@ -39,6 +39,7 @@ from bertkin.train.state import Position, load_checkpoint, read_log
 
 from .test_finetune import lively, plan, stock, weights, written  # noqa: F401 — fixtures
 
+SIZED = {kind: Strategy(kind, size=8) if kind in ("adapter", "pals") else Strategy(kind) for kind in KINDS}
 sizes = st.lists(st.integers(1, 400_000), min_size=1, max_size=9)
 
 
@@ -103,7 +104,7 @@ def test_a_killed_training_resumes_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = {"steps": 11, "checkpoint_every": 2, "eval_every": 6.0}
-    tuning = recipe(stock, desk, train=train, strategy=Strategy(kind, size=8), attention_dropout=0.1)
+    tuning = recipe(stock, desk, train=train, strategy=SIZED[kind], attention_dropout=0.1)
     together(tuning, desk / "whole")
     real = Training.step
 
@@ -129,7 +130,7 @@ def test_a_killed_training_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize("kind", ["adapter", "full"])
 def test_one_task_together_with_none_is_fine_tuning(kind: Any, stock: Path, tmp_path: Path) -> None:
-    tuning = plan(stock, written(tmp_path, "class"), train={"steps": 8}, strategy=Strategy(kind, size=8))
+    tuning = plan(stock, written(tmp_path, "class"), train={"steps": 8}, strategy=SIZED[kind])
     finetune(tuning, tmp_path / "alone")
     alone = weights(tmp_path / "alone")
     only = recipe_of({"films": Tuning(data=tuning.data, length=32)}, replace(tuning, data=()))
@@ -260,7 +261,9 @@ def test_a_single_task_may_train_its_stock_with_its_attention(stock: Path, tmp_p
         ("{name: stock, data: class.tsv}", "cannot be a task's folder"),
         ("{name: films, data: class.tsv, batch: 4}", "films: batch: the same for all tasks"),
         ("{name: films, data: class.tsv, train: {steps: 2}}", "films: train: the same for all tasks"),
-        ("{name: films, data: class.tsv, reinit: 1}", "films: reinit: the same for all tasks"),
+        ("{name: films, data: class.tsv, reinit: 1}", "films: reinit: not for several tasks over one stock"),
+        ("{name: films, data: class.tsv, merge: true}", "films: merge: not for several tasks over one stock"),
+        ("{name: films, data: score.tsv, metric: mean_squared_error}", "to which mean_squared_error cannot be added"),
         ("{name: films, data: class.tsv}\n- {name: films, data: places.conll}", "two tasks are called 'films'"),
         ("{name: films, data: class.tsv, lenght: 4}", "unknown field 'lenght'"),
     ],
@@ -275,6 +278,13 @@ def test_what_a_list_of_tasks_cannot_say(
     (desk / "tasks.yaml").write_text(f"- {entry}\n")
     assert main(["finetune", str(stock), "--together", str(desk / "tasks.yaml"), "--out", str(desk / "run")]) == 2
     assert said in capsys.readouterr().err and not (desk / "run").exists()
+
+
+@pytest.mark.parametrize("said", [{"reinit": 1}, {"merge": True}])
+def test_what_all_tasks_together_cannot_have(said: dict[str, Any], stock: Path, desk: Path) -> None:
+    (desk / "tasks.yaml").write_text("- {name: films, data: class.tsv}\n")
+    with pytest.raises(UserError, match=f"--{next(iter(said))}: not for several tasks over one stock; leave it out"):
+        bertkin.finetune_together(stock, desk / "tasks.yaml", out=desk / "run", **said)
 
 
 def test_the_steps_of_an_epoch_reach_every_example(stock: Path, desk: Path) -> None:

@@ -281,6 +281,9 @@ def test_a_heavier_class_is_said_more_often(stock: Path, tmp_path: Path) -> None
         ("class", {"dropout": 1.0}, "--dropout: 1.0 is out of range"),
         ("class", {"attention_dropout": -0.1}, "--attention-dropout: -0.1 is out of range"),
         ("tokens", {"stride": -1}, "--stride: -1 is out of range"),
+        ("tokens", {"pooling": "max"}, "--pooling: a task of tokens is not answered by one state"),
+        ("class", {"writer": "prefix"}, "--writer: a task of class writes no text"),
+        ("class", {"decoder_layers": 2}, "--decoder-layers: a task of class writes no text"),
     ],
 )
 def test_what_does_not_go_together_is_a_line_and_leaves_nothing(
@@ -371,6 +374,29 @@ def test_a_sentence_in_windows_is_one_chain(stock: Path) -> None:
     assert not faults([task.labels[tag] for tag in joined.answer], "iob2")
 
 
+def test_a_crf_learns_over_the_edges_of_windows(stock: Path) -> None:
+    """Its loss is that of the whole sentence, as the answer is."""
+    from bertkin.models.crf import Crf
+
+    task, words = Task("tokens", labels=("O", "B-X", "I-X"), scheme="iob2"), ["warm"] * 60
+    draw = np.random.default_rng(0)
+    tags = draw.integers(0, 3, 60)
+    places = tuple((5 * at, 5 * at + 4, int(tag)) for at, tag in enumerate(tags))
+    crf, emitted = Crf(3), torch.from_numpy(draw.normal(size=(60, 3)).astype(np.float32))
+    with torch.no_grad():
+        for parameter in crf.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    losses = []
+    for length in (24, 128):
+        rows = encode([Example((" ".join(words),), places)], task, Tokenizer.load(stock), max_length=length).rows
+        layout = Layout.from_lengths([len(row.ids) for row in rows]).to("cpu")
+        scores = torch.zeros(layout.n_tokens, 3)
+        for row, start in zip(rows, layout.starts[:-1].tolist(), strict=True):
+            scores[row.places + start] = emitted[row.words]
+        losses.append(loss_of(task, scores, rows, layout, crf=crf)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 # Layers at their own pace
 
 
@@ -446,6 +472,11 @@ def test_a_search_that_was_killed_repeats_no_trial(
     assert is_search(tmp_path / "cut")
     with pytest.raises(UserError, match="a search began here"):
         search(tuning, tmp_path / "cut", trials=3)
+    rows = Path(tuning.data[0]).read_text()
+    Path(tuning.data[0]).write_text(rows.replace("\tgood", "\tbad", 1))
+    with pytest.raises(UserError, match="its data or its model have changed since"):
+        resume_search(tmp_path / "cut")
+    Path(tuning.data[0]).write_text(rows)
     cut = resume_search(tmp_path / "cut")
     assert began == ["000", "001", "002"]
     assert [(t.settings, t.score, t.step) for t in cut.trials] == [(t.settings, t.score, t.step) for t in whole.trials]
@@ -534,7 +565,8 @@ def test_from_the_terminal(stock: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_search_draws_nothing_that_cannot_be(task: Any, family: str, kind: Any, size: int | None, most: int) -> None:
     layers = {"layers": 3} | ({"decoder_layers": 1} if family == "bart" else {})
     a = build(resolve_model(Model(family=family, hidden=64, heads=2, **layers), 90)).architecture  # type: ignore[arg-type]
-    tuning = Tuning(strategy=Strategy(kind, heads=32, size=64), decoder_layers=size, train=Train(lr=1e-3, epochs=3.0))
+    strategy = Strategy(kind, heads=32, size=64) if kind == "pals" else Strategy(kind)
+    tuning = Tuning(strategy=strategy, decoder_layers=size, train=Train(lr=1e-3, epochs=3.0))
     found = space(tuning, tuning, 100, answering_depth(a, tuning, Task(task)))
     if kind == "last":
         assert found["strategy.last"] == Among(tuple(range(1, most + 1)))

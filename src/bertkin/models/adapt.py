@@ -25,6 +25,8 @@ from bertkin.models.transformer import Attention, Block, FeedForward, Stack
 from bertkin.models.wraps import Adapted, Low, LowRank, Mixed, Prefixed
 from bertkin.text.layout import Layout
 
+MIXING = 0.01
+"""Peak rate of the shares of layers beside a stock that is trained, too: a stock's would leave them all alike."""
 SAMPLE = 7
 """A prefix begins as what the stock makes of tokens from this number on: words, whatever the tokenizer's marks are."""
 
@@ -49,7 +51,7 @@ def apply(model: TaskModel | LanguageModel, strategy: Strategy, fresh: Collectio
         case "last":
             thaw(_last(model, strategy.last))
         case "layers":
-            _mix(model)
+            _mix(model, alone=strategy.light)
         case "adapter":
             _insert(model, strategy, generator)
         case "lora":
@@ -261,9 +263,15 @@ def _insert(model: TaskModel | LanguageModel, s: Strategy, generator: torch.Gene
             thaw(p for name, p in layer.named_parameters() if name.startswith(norms))
 
 
-def _mix(model: TaskModel | LanguageModel) -> None:
+def _mix(model: TaskModel | LanguageModel, *, alone: bool) -> None:
+    """A mean of all layers for the last one.
+
+    Args:
+        alone: whether the stock is not trained beside it, whose rate would leave the shares where they are.
+    """
     stack = answering(model)
     made = Mixed(stack)
+    made.rate = None if alone else MIXING
     made.to(stack.embeddings.tokens.device, stack.embeddings.tokens.dtype)
     _replace(model, next(name for name, found in stacks(model) if found is stack), made)
 

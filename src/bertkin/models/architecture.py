@@ -77,6 +77,8 @@ class Architecture:
     """Bias of the dense layer in the head."""
     decoder_bias: bool = True
     """Bias of each token of the vocabulary."""
+    pooling: Literal["first", "mean"] = "first"
+    """What stands for a whole sequence in a head that transformers puts on (ModernBERT's says which)."""
     tied: bool = True
     """Whether the token table answers too (Press & Wolf 2017), or another of its size."""
     logit_scale: float = 1.0
@@ -152,7 +154,7 @@ def check(architecture: Architecture, where: str = "model.") -> Architecture:
         value = getattr(a, name)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise UserError(f"expected a share from 0 up to 1, found {value!r}", where=f"{where}{name}")
-    for name in ("family", "norm", "feed_forward", "positions", "head"):
+    for name in ("family", "norm", "feed_forward", "positions", "head", "pooling"):
         known = typing.get_args(typing.get_type_hints(Architecture)[name])
         value = getattr(a, name)
         if value not in known:

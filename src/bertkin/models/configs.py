@@ -57,7 +57,7 @@ def _ours(c: Fields) -> Architecture:
     hints = typing.get_type_hints(Architecture)
     values: dict[str, Any] = {}
     for f in fields(Architecture):
-        value = c.values.get(f.name)
+        value = c.values.get(f.name, "first" if f.name == "pooling" else None)  # older folders do not say that one
         if hints[f.name] is bool:
             values[f.name] = c.flag(f.name, False)
         elif hints[f.name] in (int, float):

@@ -89,6 +89,7 @@ def read_modern(c: Fields) -> Architecture:
         norm_bias=c.flag("norm_bias", False),
         head_bias=c.flag("classifier_bias", False),
         decoder_bias=c.flag("decoder_bias", True),
+        pooling="mean" if c.values.get("classifier_pooling") == "mean" else "first",
         norm_eps=c.number("norm_eps", 1e-5),
         dropout=c.number("mlp_dropout", 0.0),
         attention_dropout=c.number("attention_dropout", 0.0),
@@ -158,6 +159,7 @@ def write_modern(a: Architecture) -> dict[str, Any]:
         "decoder_bias": a.decoder_bias,
         "classifier_bias": a.head_bias,
         "classifier_activation": "gelu",
+        "classifier_pooling": "mean" if a.pooling == "mean" else "cls",
         "local_attention": next((window for window in windows if window), 128),
         # Both ways of saying which layers are local, and how fast they turn: transformers 5's and 4's.
         "layer_types": kinds,

@@ -25,7 +25,7 @@ from bertkin.models.adapt import apply, changed, fingerprint, restore, stock_of,
 from bertkin.models.configs import OURS, read_config, write_config
 from bertkin.models.folders import as_json, find_folder, open_tensors, write_aside
 from bertkin.models.heads import LanguageModel
-from bertkin.models.peft import CONFIG, answer_of_peft, read_peft, write_peft
+from bertkin.models.peft import CONFIG, TENSORS, answer_of_peft, read_peft, stock_named, write_peft
 from bertkin.models.pretrained import load_model
 from bertkin.models.pretrained_tasks import begin_task_model, shared
 from bertkin.models.strategy import Strategy, check
@@ -64,8 +64,11 @@ def save_light(model: Model, folder: str | Path, stock: str | Path, *, extra: Ma
         folder.mkdir(parents=True, exist_ok=True)
         if strategy.kind == "lora" and _in_transformers(model):
             write_peft(model, folder, str(stock))
+            (folder / CHANGED).unlink(missing_ok=True)  # what was here before
         else:
             write_aside(folder / CHANGED, save(changed(model), metadata={"format": "pt"}))
+            for name in (CONFIG, TENSORS):
+                (folder / name).unlink(missing_ok=True)
         write_aside(folder / ABOUT, as_json(dict(extra or {}) | {"light": light}))
         return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
 
@@ -140,7 +143,7 @@ def named_stock(folder: str | Path) -> str | None:
         UserError: it is a folder that is not there any more.
     """
     folder = Path(folder)
-    found: str | None = (_about(folder).get("light") or {}).get("stock") or _named(folder)
+    found: str | None = (_about(folder).get("light") or {}).get("stock") or stock_named(folder)
     if found is not None and (folder / found / "config.json").is_file():
         return str((folder / found).resolve())
     if found is not None and Path(found).is_absolute() and not Path(found).exists():
@@ -213,9 +216,11 @@ def _architecture(stock: str | Path | Model) -> Any:
 
 
 def _in_transformers(model: Model) -> bool:
+    """Whether transformers makes the same model of the stock's own configuration. PEFT has no place for a head of words
+    that was drawn: it is tied to a table of the stock's."""
     if isinstance(model, TaskModel):
         return shared(model.architecture, model.answer)
-    return write_config(model.architecture)["model_type"] != OURS
+    return write_config(model.architecture)["model_type"] != OURS and not model.missing
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -232,14 +237,6 @@ def _about(folder: Path) -> dict[str, Any]:
         raise UserError("does not say what strategy and stock these changes are of", where=path)
     found: dict[str, Any] = about
     return found
-
-
-def _named(folder: Path) -> str | None:
-    """The stock that PEFT's configuration names."""
-    if not (folder / CONFIG).is_file():
-        return None
-    found = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return found if isinstance(found, str) and found else None
 
 
 def _strategy(values: Mapping[str, Any], folder: Path) -> Strategy:

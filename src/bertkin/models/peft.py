@@ -32,6 +32,16 @@ from bertkin.models.wraps import Low, LowRank
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."
 """What PEFT puts before the name of a module."""
+PLAIN: dict[str, Any] = {
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "alora_invocation_tokens": None,
+    "layer_replication": None,
+}
+"""What a LoRA must not say otherwise to be a change of matrices and nothing else."""
+CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Beginnings for which PEFT takes something off the stock's own weights, again whenever it opens them."""
 TASKS = {"class": "SEQ_CLS", "tokens": "TOKEN_CLS", "span": "QUESTION_ANS"}
 """What PEFT calls the tasks it knows."""
 
@@ -189,11 +199,17 @@ def _read_lows(
 
 def _scale(config: Mapping[str, Any], target: str, rank: int) -> float:
     """Alpha / rank, or / its root (rsLoRA, Kalajdzievski 2023); modules may have an alpha of their own."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if target == pattern or target.endswith(f".{pattern}"):
-            alpha = own
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((own for pattern, own in patterns.items() if _matches(pattern, target)), config.get("lora_alpha", 8))
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, target: str) -> bool:
+    """Whether PEFT takes a module for what a pattern means: an expression for the end of its name."""
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", target) is not None
+    except re.error as error:
+        raise UserError(f"{pattern!r} is no pattern of names ({error})", where=f"{CONFIG}: alpha_pattern") from None
 
 
 def _joined(wrapped: LowRank, lows: list[Low], *, whole: bool) -> tuple[Tensor, Tensor]:
@@ -213,6 +229,18 @@ def _task_type(model: TaskModel | LanguageModel) -> str | None:
     return "SEQ_2_SEQ_LM" if a.both else "CAUSAL_LM" if a.causal else None
 
 
+def stock_named(folder: Path) -> str | None:
+    """The stock that PEFT's configuration names, where there is one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    found = _config(folder).get("base_model_name_or_path")
+    return found if isinstance(found, str) and found else None
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
@@ -222,9 +250,13 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"of PEFT's ways, LORA is read here, not {found}", where=path)
-    for name, plain in (("use_dora", False), ("bias", "none"), ("lora_bias", False)):
-        if config.get(name, plain) != plain:
+    for name, plain in PLAIN.items():
+        if config.get(name, plain) not in (plain, None):
             raise UserError(f"{name} = {config[name]!r} is not read here", where=path, mend=f"train with {plain!r}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(CHANGING):
+        mend = "let PEFT convert it to plain LoRA (path_initial_model_for_weight_conversion)"
+        raise UserError(f"{start} changes the stock itself, which is not read here", where=path, mend=mend)
     return config
 
 

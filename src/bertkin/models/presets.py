@@ -70,6 +70,7 @@ def modern(m: Model) -> Architecture:
         feed_forward_bias=False,
         norm_bias=False,
         head_bias=False,
+        pooling="mean",  # pretraining that asks for hidden words alone leaves nothing in the first token (docs/log.md)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,7 @@ def answer_of(a: Architecture, config: Mapping[str, Any]) -> Answer | None:
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     outputs = {"choice": 1, "span": 2}.get(head, count)
-    pooling = usual_pooling(a)
-    if a.family == "modern" and config.get("classifier_pooling") == "mean":
-        pooling = "mean"
-    return Answer(head, outputs, pooling)  # type: ignore[arg-type]
+    return Answer(head, outputs, usual_pooling(a))  # type: ignore[arg-type]
 
 
 def save_task_model(
@@ -95,6 +92,8 @@ def save_task_model(
         UserError: the disk refuses.
     """
     a, answer = marked(model.architecture, tokenizer), model.answer
+    if a.family == "modern" and answer.pooling in ("first", "mean"):  # its configuration can say both
+        a = replace(a, pooling=answer.pooling)  # type: ignore[arg-type]
     config = write_config(a)
     if not shared(a, answer):
         config = {"model_type": OURS, "architectures": ["TaskModel"], **asdict(a), "bertkin_answer": asdict(answer)}
@@ -102,8 +101,6 @@ def save_task_model(
     else:
         config["architectures"] = [task_class(a, answer.head)]
         family = named(a, answer.head)
-        if a.family == "modern":
-            config["classifier_pooling"] = "mean" if answer.pooling == "mean" else "cls"
     if answer.head in ("class", "tokens"):
         names = list(labels) or [f"LABEL_{i}" for i in range(answer.outputs)]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -114,10 +111,9 @@ def save_task_model(
 
 
 def shared(a: Architecture, answer: Answer) -> bool:
-    """Whether transformers has a class for a model with this head."""
+    """Whether transformers has a class for a model of this configuration with this head."""
     usual = answer.pooling == usual_pooling(a) or answer.head in ("tokens", "span")
-    told = usual or (a.family == "modern" and answer.pooling == "mean")
-    return told and not answer.crf and write_config(a)["model_type"] != OURS
+    return usual and not answer.crf and write_config(a)["model_type"] != OURS
 
 
 def _read(path: str | Path, answer: Answer, *, begins: bool = False) -> TaskModel:

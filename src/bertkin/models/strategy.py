@@ -59,6 +59,21 @@ class Strategy:
         return self.kind != "full"
 
 
+OF: dict[str, tuple[Kind, ...]] = {
+    "last": ("last",),
+    "frozen": TOGETHER,
+    "size": ("adapter", "pals"),
+    "heads": ("pals",),
+    "where": ("adapter",),
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "dropout": ("lora",),
+    "matrices": ("lora",),
+    "length": ("prefix",),
+}
+"""Which strategies a field is of."""
+
+
 def check(strategy: Strategy, where: str = "strategy.") -> Strategy:
     """The strategy itself, if it makes sense.
 
@@ -84,6 +99,10 @@ def check(strategy: Strategy, where: str = "strategy.") -> Strategy:
         if matrix not in MATRICES:
             mend = nearest(str(matrix), MATRICES)
             raise UserError(f"{matrix!r} is not a matrix of a layer", where=f"{where}matrices", mend=mend)
+    for name, kinds in OF.items():
+        if s.kind not in kinds and getattr(s, name) != getattr(Strategy(), name):
+            what = f"{name} is of {' and '.join(kinds)}, but the strategy is {s.kind}"
+            raise UserError(what, where=f"{where}{name}", mend="choose another --strategy, or leave it out")
     if s.kind == "lora" and not s.matrices:
         raise UserError("no matrix to change", where=f"{where}matrices", mend=f"choose of {', '.join(MATRICES)}")
     return s

@@ -63,8 +63,9 @@ class Answer:
 
 
 def usual_pooling(a: Architecture) -> Pooling:
-    """What stands for a whole sequence in a family: its first token, or, for those that read from the left, its last."""
-    return "last" if a.causal or a.both else "first"
+    """What stands for a whole sequence in transformers: its first token, or the mean where ModernBERT says so; of those that
+    read from the left, its last."""
+    return "last" if a.causal or a.both else a.pooling
 
 
 def end_of(layout: Layout, pooling: Pooling) -> Tensor:

@@ -88,13 +88,14 @@ class LowRank(Linear):
         return torch.cat([pad(b, (0, 0, *end)) for b, end in zip(scaled, ends, strict=True)], dim=1)
 
     def merged(self) -> Linear:
-        """An ordinary projection with the same output: the changes are folded into the weight, in place."""
+        """An ordinary projection with the same output. Its weight is its own: the old one may be another model's, too."""
         plain = Linear.__new__(Linear)
-        with torch.no_grad():
-            for low in self.lows:
-                change = low.b.float() @ low.a.float() * low.scale
-                self.weight[low.start : low.start + low.rows] += change.to(self.weight.dtype)
+        weight = self.weight.detach().clone()
+        for low in self.lows:
+            change = low.b.detach().float() @ low.a.detach().float() * low.scale
+            weight[low.start : low.start + low.rows] += change.to(weight.dtype)
         take_over(plain, self)
+        plain.weight = nn.Parameter(weight)
         del plain.low, plain.dropped
         return plain
 
@@ -176,6 +177,9 @@ def widened(layout: Layout, length: int) -> tuple[Layout, Tensor, Tensor]:
 class Mixed(Stack):
     """A stack whose last states are a mean of those of all layers and of the embeddings, by shares that are learnt,
     times a number that is learnt too (Peters et al. 2018, ELMo)."""
+
+    rate: float | None = None
+    """The peak rate of the shares and of the number, where it is not that of all (`bertkin.models.levels.own_rates`)."""
 
     def __init__(self, base: Stack) -> None:
         take_over(self, base)

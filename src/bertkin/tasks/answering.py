@@ -78,7 +78,10 @@ def loss_of(
         targets = torch.from_numpy(np.concatenate([row.target for row in rows])).to(device)
         picked = scores[torch.from_numpy(places).to(device)]
         if crf is not None:
-            loss = crf(picked, targets, [len(row.places) for row in rows])
+            tags = np.array([len(row.places) for row in rows])
+            loss = crf(
+                picked, targets, np.add.reduceat(tags, _opens(rows)).tolist()
+            )  # an example's windows are one chain
         else:
             loss = F.cross_entropy(picked, targets, weights, reduction="sum")
         return loss, (picked.argmax(-1) == targets).sum(), len(targets)
@@ -245,8 +248,9 @@ def _span(
     text, offsets = rows_of.examples[number].texts[-1], rows_of.contexts[number]
     best: list[tuple[Any, float, tuple[int, int] | None]] = []
     for (start, end), score in candidates:
-        place = (offsets[start][0], offsets[end][1])
-        said = text[slice(*place)].strip()
+        said = text[offsets[start][0] : offsets[end][1]].strip()
+        begins = text.find(said, offsets[start][0])  # byte-level tokens begin with the blank before a word
+        place = (begins, begins + len(said))
         if said and said not in [one[0] for one in best]:
             best.append((said, score, place))
         if len(best) == top:

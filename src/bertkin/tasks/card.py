@@ -25,6 +25,7 @@ from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.hub import named
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
+from bertkin.tasks.weighing import HAVE
 from bertkin.train.folder import RECIPE
 
 PIPELINES = {
@@ -65,7 +66,7 @@ def card(found: Gathered, model: nn.Module, out: Path, told: Mapping[str, Any], 
         f"a rate of {tuning.train.lr:g}, seed {tuning.train.seed}",
         "reads": f"up to {tuning.length:,} tokens"
         + (f", in at most {tuning.windows} windows" if tuning.windows > 1 else "")
-        + (f", pooling {tuning.pooling}" if _pooled(task) else ""),
+        + (f", pooling {tuning.pooling}" if task.output in HAVE["pooling"] else ""),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
     degenerate = told["dev"]["degenerate"]
@@ -190,15 +191,12 @@ def _scores(told: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", said])
 
 
-def _pooled(task: Task) -> bool:
-    return task.output in ("class", "classes", "score", "choice")
-
-
 def _asked(task: Task) -> str:
     """A question in the form the task takes."""
-    names = ["A question?", "A text that holds the answer."] if task.output == "span" else ["A text."]
-    if task.output != "span" and task.inputs > 1:
-        names = [f"Text {at + 1}." for at in range(task.inputs + (task.output == "choice"))]
+    count = task.inputs + (task.output == "choice")
+    names = ["A text."] if count == 1 else [f"Text {at + 1}." for at in range(count)]
+    if task.output == "span" and count == 2:
+        names = ["A question?", "A text that holds the answer."]
     return '"' + names[0] + '"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"
 
 

@@ -9,6 +9,7 @@ the development data that are in training, skewed labels, empty and overlong tex
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,9 +154,9 @@ def check_data(
     labels = {name: counted for name, labelled in read.items() if (counted := _counts(task, labelled.examples))}
     findings += _skew(task, labels)
     findings.sort(key=lambda finding: finding.level != "fault")
-    said = [line for labelled in read.values() for line in labelled.said if ": " in line and "left out" not in line]
+    columns = [line for labelled in read.values() for line in labelled.said if re.search(r": .* = ", line)]
     sizes = {name: len(labelled) for name, labelled in read.items()}
-    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys([*said[: len(read)], *passed])))
+    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys([*columns, *passed])))
 
 
 def _unusable(labelled: Labelled) -> list[Finding]:
@@ -236,12 +237,11 @@ def _signs(word: str) -> int:
 def _lengths(
     name: str, examples: Sequence[Example], most: int, count: Callable[[Sequence[str]], list[int]], unit: str
 ) -> list[Finding]:
-    may = [
-        e for e in examples if sum(len(text.encode()) for text in e.texts) + len(e.texts) + 1 > most
-    ]  # a byte, a token
-    counts = iter(count([text for example in may for text in example.texts]))
-    sizes = [sum(next(counts) for _ in example.texts) + len(example.texts) + 1 for example in may]
-    long = [(example.where, size) for example, size in zip(may, sizes, strict=True) if size > most]
+    rows = [(e.where, (*e.texts, *([max(e.choices, key=len)] if e.choices else []))) for e in examples]
+    may = [(where, texts) for where, texts in rows if sum(len(text.encode()) + 1 for text in texts) + 1 > most]
+    counts = iter(count([text for _, texts in may for text in texts]))  # a byte is a token at most
+    sizes = [(where, sum(next(counts) + 1 for _ in texts) + 1) for where, texts in may]
+    long = [(where, size) for where, size in sizes if size > most]
     if not long:
         return []
     longest = max(size for _, size in long)

@@ -105,7 +105,8 @@ def _longest_common(one: Sequence[str], two: Sequence[str]) -> int:
 
 def best_of(compare: Callable[[str, str], float], text: str, references: Sequence[str]) -> float:
     """The agreement with the reference that agrees most; references that say nothing count only where all do."""
-    told = [reference for reference in references if normalised(reference)] or ["" for _ in references[:1]] or [""]
+    bare: Callable[[str], Any] = cmrc_words if compare in (cmrc_exact, cmrc_overlap) else normalised
+    told = [reference for reference in references if bare(reference)] or ["" for _ in references[:1]] or [""]
     return max(compare(text, reference) for reference in told)
 
 
@@ -129,7 +130,11 @@ def bleu_of(sums: Floats) -> Floats:
     """BLEU, 0 to 1, from sums of rows [..., 10]."""
     scorer = _sacrebleu().BLEU
     flat = sums.reshape(-1, 10).round().astype(int)
-    scores = [scorer.compute_bleu(list(s[:4]), list(s[4:8]), int(s[8]), int(s[9])).score / 100 for s in flat]
+    # An order of which nothing was met counts as half of its half, and so on, as in sacrebleu's score of a corpus.
+    scores = [
+        scorer.compute_bleu(list(s[:4]), list(s[4:8]), int(s[8]), int(s[9]), smooth_method="exp").score / 100
+        for s in flat
+    ]
     return np.array(scores).reshape(sums.shape[:-1])
 
 

@@ -13,7 +13,7 @@ from bertkin.models.strategy import check
 from bertkin.models.task_heads import Pooling, usual_pooling
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning
-from bertkin.tasks.weighing import check_choices
+from bertkin.tasks.weighing import HAVE, check_choices
 from bertkin.train.checking import check_train, with_budget
 
 FASTER = {
@@ -56,6 +56,9 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture, stock: 
     if tuning.merge and tuning.strategy.kind in WRAPPED:
         what = f"{tuning.strategy.kind} does not fold into the weights"
         raise UserError(what, where="--merge", mend="leave it out, or choose lora")
+    if tuning.pooling not in (AUTO, pooling_for(a)) and task.output not in HAVE["pooling"]:
+        what = f"a task of {task.output} is not answered by one state of the whole text"
+        raise UserError(what, where="--pooling", mend="leave it out")
     train = with_budget(tuning.train, epochs=3.0 if examples > 10_000 else 5.0 if examples > 2_000 else 10.0)
     train = fill_auto(
         train,

@@ -18,6 +18,7 @@ from bertkin.tasks.card import card
 from bertkin.tasks.encoding import Rows
 from bertkin.tasks.gathering import Gathered
 from bertkin.tasks.review import Mistake, mistakes, review
+from bertkin.tasks.task import tidy
 from bertkin.train.folder import MISTAKES, REVIEW, TESTED
 from bertkin.train.progress import Listener
 from bertkin.train.report import write_report
@@ -94,7 +95,7 @@ def _looked_over(found: Gathered, model: nn.Module, ask: Ask) -> tuple[dict[str,
     if found.test.rows:
         answers, scores = ask(found.test)
         told["test"] = review(task, found.test.examples, answers)
-        tested = {name: round(value, 5) for name, value in scores.items()}
+        tested = {name: tidy(value) for name, value in scores.items()}
     mixed = next((part for part in model.modules() if isinstance(part, Mixed)), None)
     if mixed is not None:
         told["layers"] = [round(share, 5) for share in mixed.shares.tolist()]

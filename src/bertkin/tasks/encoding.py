@@ -12,7 +12,7 @@ windows as are asked for, and answered by the mean of their scores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -265,6 +265,8 @@ def _tagged(number: int, example: Example, texts: list[Text], template: Template
 
 def _spanned(number: int, example: Example, texts: list[Text], template: Template, room: int, stride: int) -> Made:
     """Windows of the last text, the others before each. A span outside a window is, there, no answer."""
+    if len(texts) == 1 and not template.before and template.alone is not None:  # where "no answer" has its place
+        template, room = replace(template, before=(template.alone,)), room - 1
     head, room, lost = _head(texts, room)
     context, offsets = texts[-1]
     answer = _answer(example, offsets)

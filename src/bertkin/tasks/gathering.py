@@ -6,7 +6,7 @@ gather(tuning, device)    all of it, or one line on what is wrong
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -47,14 +47,19 @@ class Gathered:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all examples and of the weights that are begun with."""
-        digest = hashlib.blake2b(digest_size=16)
-        for example in (*self.train.examples, *self.dev.examples, *self.test.examples):
-            digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
-        for path in sorted(self.stock.glob("*.safetensors")):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return fingerprint_of((*self.train.examples, *self.dev.examples, *self.test.examples), self.stock)
+
+
+def fingerprint_of(examples: Iterable[Example], stock: Path) -> str:
+    """Hash of examples and of the weights in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
+    for path in sorted(stock.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_data(tuning: Tuning) -> Splits:

@@ -7,7 +7,6 @@ gather_all(recipe, device)  all of it, with nothing left open, or one line on wh
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +19,16 @@ from bertkin.models.many import STOCK
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.completing import complete
 from bertkin.tasks.gathering import Gathered, gather
+from bertkin.tasks.metrics import metric
 from bertkin.tasks.sampling import Sampling
+from bertkin.tasks.suites import FOLDER
 from bertkin.tasks.tuning import Tuning
 from bertkin.train.folder import RECIPE, TASKS
 
-SHARED = ("model", "batch", "dropout", "attention_dropout", "merge", "strategy", "train")
+SHARED = ("model", "batch", "dropout", "attention_dropout", "strategy", "train")
 """Fields of `Tuning` that are the same for all tasks."""
+ALONE = ("merge", "reinit")
+"""Fields that are for a model with a stock of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Together:
             UserError: a field that is none.
         """
         own = from_mapping(Tuning, self.tasks[name], name)
-        same = {field: getattr(self, field) for field in SHARED if field != "merge"}
+        same = {field: getattr(self, field) for field in SHARED}
         return cast(Tuning, replace(own, **same))
 
 
@@ -68,19 +71,24 @@ def recipe_of(tasks: Mapping[str, Tuning], common: Tuning, sampling: Sampling = 
         common: fields for all tasks, where they differ from the defaults.
 
     Raises:
-        UserError: a name that cannot be a folder's, or a task that says of itself what is the same for all.
+        UserError: a name that cannot be a folder's, a task that says of itself what is the same for all, or what tasks that
+            are trained together do not have.
     """
+    for where, tuning in (("--", common), *((f"{name}: ", tuning) for name, tuning in tasks.items())):
+        for one in ALONE:
+            if getattr(tuning, one):
+                raise UserError("not for several tasks over one stock", where=f"{where}{one}", mend="leave it out")
     plain, own = to_mapping(Tuning()), {}
     for name, tuning in tasks.items():
-        if not re.fullmatch(r"\w[\w .+-]*", name) or name.lower() == STOCK:
+        if not FOLDER.fullmatch(name) or name.lower() == STOCK:
             raise UserError(f"{name!r} cannot be a task's folder", mend="name tasks by letters, digits, - and _")
         said = to_mapping(tuning)
-        for one in (*SHARED, "reinit"):
+        for one in SHARED:
             if said.get(one) != plain.get(one):
                 raise UserError("the same for all tasks", where=f"{name}: {one}", mend="say it beside the tasks")
         values = to_mapping(merge(tuning, common))
         own[name] = {one: v for one, v in values.items() if one not in SHARED and v != plain[one]}
-    same = {one: getattr(common, one) for one in SHARED if one != "merge"}
+    same = {one: getattr(common, one) for one in SHARED}
     return Together(tasks=own, sampling=sampling, **same)
 
 
@@ -116,6 +124,9 @@ def gather_all(recipe: Together, device: str) -> Found:
     for name, part in parts.items():
         if part.task.output == "sequence":
             raise UserError("models that write are trained alone", where=name, mend="fine-tune it by itself")
+        if not metric(part.task.metric, part.task).higher:
+            what = f"the mean of all scores judges the training, to which {part.task.metric} cannot be added"
+            raise UserError(what, where=f"{name}: metric", mend="choose pearson, spearman or pearson_spearman")
     name, first = next(iter(parts.items()))
     examples = sum(len(part.train.examples) for part in parts.values())
     a, _ = read_config(first.stock / "config.json")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.folders import told
@@ -29,7 +31,7 @@ from bertkin.tasks.data.schemes import is_scheme, spans_of
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Rows, encode
 from bertkin.tasks.frames import GREEDY, Frame
-from bertkin.tasks.task import Example, Task, tidy
+from bertkin.tasks.task import ONE_ANSWER, Example, Task, tidy
 from bertkin.tasks.weighing import see_windowed
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train.machine import pick_precision
@@ -61,6 +63,8 @@ class Reader:
     """Most tokens of a span."""
     columns: Roles | None = None
     """What the columns of the table were taken for that it was trained on."""
+    foreign: bool = False
+    """Whether nothing was written down of what it was trained on."""
 
     def rows(self, examples: Sequence[Example]) -> Rows:
         """Examples as the model reads them."""
@@ -69,8 +73,11 @@ class Reader:
 
     def answer(self, rows: Rows) -> list[Prediction]:
         """An answer for each example that rows are of."""
-        chain = chain_of(self.model, self.task)
-        return answers(self.task, rows, scores(self.model, rows), chain=chain, longest=self.longest)
+        chain, found = chain_of(self.model, self.task), scores(self.model, rows)
+        if not all(np.isfinite(one).all() for one in found):
+            what = "the model's scores are not numbers: its weights are damaged, or too large for its precision"
+            raise UserError(what, mend="try --precision float32, or train it again")
+        return answers(self.task, rows, found, chain=chain, longest=self.longest)
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
@@ -87,10 +94,14 @@ class Reader:
                 if len(group) <= self.task.inputs:
                     what = f"{len(group)} texts, where the model reads {self.task.inputs - 1} and two choices or more"
                     raise UserError(what, where=repr(group[0][:40]), mend="give the choices last, parted by tabs")
-            elif len(group) != self.task.inputs:
+            elif not self.takes(len(group)):
                 what = f"{len(group)} texts, where the model reads {self.task.inputs}"
                 raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
         return self.asked([self._example(tuple(group)) for group in texts])
+
+    def takes(self, texts: int) -> bool:
+        """Whether the model answers to so many texts. Of one that transformers made nobody says whether it reads pairs."""
+        return texts == self.task.inputs or (self.foreign and self.task.output in ONE_ANSWER and texts == 2)
 
     def asked(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not. How many lost text is a warning."""
@@ -271,7 +282,8 @@ def open_reader(
         task = Task(output, inputs, labels if output in ("class", "classes", "tokens") else (), scheme=scheme)
     length = min(int(known.get("length") or 512), a.max_length)
     long = (known.get("stride"), int(known.get("windows") or 1), int(known.get("longest") or LONGEST_ANSWER))
-    return Reader(model.eval(), tokenizer, task, length, *long, Roles.from_mapping(known.get("columns")))
+    columns = Roles.from_mapping(known.get("columns"))
+    return Reader(model.eval(), tokenizer, task, length, *long, columns, foreign="task" not in known)
 
 
 def _only_writes(folder: Path) -> bool:

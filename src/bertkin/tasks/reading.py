@@ -382,7 +382,9 @@ def split_by_hash(
     Raises:
         UserError: all examples have the same text.
     """
-    keys = [_key(example, task) for example in examples]
+    keys = [_key(example.texts[-1:] if task.output == "span" else example.texts) for example in examples]
+    if task.output == "choice" and len(set(keys)) == 1:  # no question, or one
+        keys = [_key(example.choices) for example in examples]
     counts = Counter(keys)
     wanted = min(most, max(1, round(share * len(examples))))
     held: set[bytes] = set()
@@ -405,8 +407,7 @@ def split_by_hash(
     return train, tuple(e for key, e in zip(keys, examples, strict=True) if key in held)
 
 
-def _key(example: Example, task: Task) -> bytes:
-    texts = example.texts[-1:] if task.output == "span" else example.texts
+def _key(texts: Sequence[str]) -> bytes:
     return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -145,8 +145,8 @@ def scored(task: Task, examples: Sequence[Example], answers: Sequence[Any]) -> d
         low: float | None = None
         high: float | None = None
         if name == task.metric or len(task.labels) <= MOST_DRAWN:
-            low, high = (round(edge, 5) for edge in interval(name, task, examples, answers))
-        table[name] = {"value": round(value, 5), "low": low, "high": high}
+            low, high = (tidy(edge) for edge in interval(name, task, examples, answers))
+        table[name] = {"value": tidy(value), "low": low, "high": high}
     return table
 
 

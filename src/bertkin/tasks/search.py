@@ -30,7 +30,7 @@ from bertkin.models.writers import writing_shape
 from bertkin.tasks.card import shown
 from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
-from bertkin.tasks.gathering import read_data
+from bertkin.tasks.gathering import fingerprint_of, read_data
 from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, settled
@@ -255,6 +255,10 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     splits = read_data(tuning)
     task = splits.train.task
     stock = find_folder(tuning.model)
+    judged = fingerprint_of((*splits.train.examples, *splits.dev.examples), stock)
+    if told.setdefault("fingerprint", judged) != judged:
+        what = "its data or its model have changed since, so that trials do not compare"
+        raise UserError(what, where=out, mend="put them back, or begin again with --overwrite")
     a, _ = read_config(stock / "config.json")
     full = complete(tuning, task, len(splits.train.examples), a, stock)
     varied = space(tuning, full, len(splits.train.examples), answering_depth(a, full, splits.task), told["fixed"])

@@ -135,4 +135,4 @@ def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Itera
 def _reads(reader: Reader, group: Sequence[str]) -> bool:
     if reader.task.output == "choice":
         return len(group) > reader.task.inputs
-    return len(group) == reader.task.inputs
+    return reader.takes(len(group))

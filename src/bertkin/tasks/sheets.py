@@ -60,14 +60,14 @@ def read_rows(
     Raises:
         UserError: as `bertkin.tasks.reading.read_examples`; or a row has more or fewer texts than the task takes.
     """
-    task = reader.task
+    task = replace(reader.task, inputs=2) if columns.text2 and reader.takes(2) else reader.task
     how: dict[str, Any] = {"columns": columns, "header": header, "skip_bad": skip_bad}
     rows = read_examples(
         [str(path)], task, roles=reader.columns, labelled=None if labelled else False, asking=True, **how
     )
     reads = task.inputs - (task.output == "choice")
     for example in rows.examples:
-        if len(example.texts) != reads:
+        if not (len(example.texts) == reads or reader.takes(len(example.texts))):
             what = f"{len(example.texts)} texts, where the model reads {reads}"
             raise UserError(what, where=example.where, mend="give it such rows, or name their columns with --text")
         if task.output == "choice" and len(example.choices) < 2:

@@ -8,6 +8,8 @@ A suite is data: `SUITES` has those that are known, others are a YAML file of su
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +46,10 @@ class Entry:
     parts: Mapping[str, tuple[str, float | None]] | None = None
     also: str = ""
     hub: str = ""
+
+
+FOLDER = re.compile(r"\w[\w .+-]*")
+"""What a task may be called, as its runs lie in a folder of that name."""
 
 
 def _glue(name: str, metric: str, human: float, **more: Any) -> Entry:
@@ -165,11 +171,17 @@ def entries_of(suite: str | Path) -> Sequence[Entry]:
             raise UserError(f"a task without name or data: {row!r}", where=path)
         if hub and not PLACE.fullmatch(str(hub)):
             raise UserError(f"hub: {hub!r}", where=path, mend="write OWNER/NAME:CONFIGURATION")
+        if not FOLDER.fullmatch(row["name"]):
+            raise UserError(
+                f"{row['name']!r} cannot be a task's folder", where=path, mend="name tasks by letters, digits, - and _"
+            )
         if row["name"] in [entry.name for entry in entries]:
             raise UserError(f"two tasks are called {row['name']!r}", where=path, mend="give each a name of its own")
         ours = ("name", "data", "metric", "human", "hub")
         options = {name: value for name, value in row.items() if name not in ours}
-        metric, human = str(row.get("metric", "")), row.get("human")
+        metric, human = str(row.get("metric") or ""), row.get("human")
+        if human is not None and (type(human) not in (int, float) or not math.isfinite(human)):
+            raise UserError(f"human: {human!r}", where=path, mend="write a number, such as 0.912, or leave it out")
         entries.append(Entry(row["name"], row.get("data", ""), metric, options, human, hub=hub))
     return entries
 

@@ -30,7 +30,7 @@ from bertkin.tasks.carrying import as_measured, carry_out
 from bertkin.tasks.concluding import conclude_all
 from bertkin.tasks.finetune import FineTuning, TaskBatch
 from bertkin.tasks.joining import Found, Together, gather_all, load_together
-from bertkin.tasks.metrics import METRICS, metric
+from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.sampling import chances, drawn, exponent
 from bertkin.train.folder import RECIPE, TASKS, TESTED, begun
 from bertkin.train.loop import Result, Training
@@ -129,9 +129,7 @@ class Joint:
             for (name, work), one in zip(self.works.items(), model.models, strict=True)
         }
         found = self.joined(scored)
-        signs = [1 if metric(work.task.metric, work.task).higher else -1 for work in self.each]
-        headlines = [found[f"{name}/{work.task.metric}"] for name, work in self.works.items()]
-        return found | {"score": mean(sign * one for sign, one in zip(signs, headlines, strict=True))}
+        return found | {"score": found["mean"]}
 
     def joined(self, scored: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """The scores of some of the tasks as NAME/METRIC, and the means of their losses and headlines."""

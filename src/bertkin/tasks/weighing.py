@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bertkin.config import AUTO
 from bertkin.errors import UserError, nearest
 from bertkin.models.architecture import Architecture
 from bertkin.models.levels import lowest_layer
@@ -19,11 +20,15 @@ from bertkin.tasks.task import ONE_ANSWER, OUTPUTS, Example, Task
 if TYPE_CHECKING:
     from bertkin.tasks.tuning import Tuning
 
+WRITTEN = ("writer", "writes", "decoder_layers")
+"""Choices of models that write."""
 HAVE: dict[str, tuple[str, ...]] = {
+    "pooling": (*ONE_ANSWER, "choice"),
     "class_weights": ("class", "tokens"),
     "crf": ("tokens",),
     "reinit": tuple(output for output in OUTPUTS if output != "sequence"),
     "windows": ONE_ANSWER,
+    **dict.fromkeys(WRITTEN, ("sequence",)),
 }
 """The outputs that have an option, where not all do."""
 
@@ -86,6 +91,10 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
         if not right:
             raise UserError(f"{value} is out of range", where=f"--{name}", mend=mend)
     see_windowed(tuning.windows, task)
+    for name in WRITTEN:
+        if getattr(tuning, name) is not AUTO and task.output not in HAVE[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"a task of {task.output} writes no text", where=option, mend="leave it out")
     if tuning.reinit and task.output not in HAVE["reinit"]:
         raise UserError("a model that writes keeps its layers", where="--reinit", mend="leave it out")
     if tuning.reinit and tuning.strategy.light:

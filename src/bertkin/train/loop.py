@@ -237,7 +237,7 @@ class Training:
             p.judge(score, self.world.agree(self.loss))
         record: dict[str, Any] = {"kind": "evaluation", "step": p.step, "tokens": p.tokens}
         record |= {"minutes": round(p.seconds / 60, 5)}
-        record |= {name: round(value, 5) for name, value in found.items()}
+        record |= {name: float(f"{value:.6g}") for name, value in found.items()}  # errors may be as small as you like
         if self.log:
             self.log.write(record)
             if fills := self.work.show(self.finished):

@@ -42,10 +42,10 @@ def read_squad(label: str, text: str, gate: Gate, *, answered: bool = True) -> l
     line, at = 1, 0
     for title, context, question in _questions(label, data):
         name = str(question.get("id", ""))
-        needle = json.dumps(question.get("id", question["question"]), ensure_ascii=False)
-        place = text.find(needle, at)
-        place = place if place >= 0 else text.find(json.dumps(question.get("id", question["question"])), at)
-        if place >= 0:
+        named = question.get("id") if isinstance(question.get("id"), str) else question["question"]
+        places = (text.find(json.dumps(named, ensure_ascii=ascii), at) for ascii in (False, True))
+        place = next((place for place in places if place >= 0), None)
+        if place is not None:
             line, at = line + text.count("\n", at, place), place
         where = f"{label}:{line}" + (f" (question {name})" if name else f" ({title})" if title else "")
         answers = [] if question.get("is_impossible") else question.get("answers")

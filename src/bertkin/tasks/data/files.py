@@ -114,12 +114,21 @@ def open_file(path: str | PathLike[str]) -> tuple[Source, Kind]:
         kind = found if found in ("conll", "conllu", "json") or (found == "csv" and "\t" not in head) else kind
     if kind == "conll" and _is_conllu(head):
         kind = "conllu"
-    if kind == "json" and '"paragraphs"' in head:
+    if kind == "json" and '"paragraphs"' in head and not _is_rows(head):
         kind = "squad"
     if kind is None:
         mend = "name it .csv, .tsv, .jsonl, .parquet, .conll or .conllu, by what it is"
         raise UserError("cannot tell what kind of table this is", where=source.label, mend=mend)
     return source, kind
+
+
+def _is_rows(head: str) -> bool:
+    """Whether a JSON file has an object on each line, of which the first is whole and is followed by another."""
+    first, _, rest = head.lstrip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def suffix_of(name: str) -> str:

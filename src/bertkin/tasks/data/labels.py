@@ -16,7 +16,7 @@ from bertkin.errors import UserError
 from bertkin.tasks.data.columns import TARGETS, Roles
 from bertkin.tasks.data.files import Gate, Table, is_count, is_number, normal
 from bertkin.tasks.data.raw import Raw
-from bertkin.tasks.data.schemes import convert, faults, guess_scheme, parts
+from bertkin.tasks.data.schemes import as_called, faults, guess_scheme, parts
 from bertkin.tasks.task import Example, Task
 
 MOST_NUMBERED = 30
@@ -260,7 +260,7 @@ def _tagged(raw: Raw, task: Task, numbers: dict[str, int], gate: Gate) -> tuple[
     if not raw.places:
         gate.refuse("no words with tags", raw.where, WORDS)
         return None
-    tags = convert(raw.label, "iob2") if task.scheme else raw.label
+    tags = as_called(raw.label, task.labels) if task.scheme else raw.label
     if task.scheme and faults(raw.label, task.scheme):
         gate.note(FAULTY, raw.where)
     found = [_index(tag, raw, numbers, gate) for tag in tags]

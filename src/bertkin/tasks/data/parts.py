@@ -26,8 +26,8 @@ PARTS = {
     "test": re.compile(r"(?<![a-z])(test|testb|tst|heldout|trial)(?![a-z])"),
 }
 """How files and folders are named by the part they hold."""
-PIECE = re.compile(r"-\d+-of-\d+(?=\.[^/\\]*$)")
-"""What numbers the files of a part that is in several."""
+PIECE = re.compile(r"-\d+-of-\d+(-[0-9a-f]{8,})?(?=\.[^/\\]*$)")
+"""What numbers the files of a part that is in several; a hash may follow, as the hub's older files have."""
 NUMBERS = re.compile(r"(?<![a-z])ids(?![a-z])")
 """What is in the name of a file that lists rows of a part by their number."""
 
@@ -88,8 +88,10 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
         first, *others = sorted(sources, key=_Source.rank)
         parts[part] = first.one_or_all()
         for other in others:
-            if suffix_of(other.path) == suffix_of(first.path):  # else the form it was first given out in, as MRPC's
-                parts[re.sub(r"(\.[a-z]+\d*)+$", "", os.path.basename(other.path))] = other.one_or_all()
+            ending = suffix_of(other.path)
+            if ending == suffix_of(first.path):  # else the form it was first given out in, as MRPC's
+                name = os.path.basename(other.path)
+                parts.setdefault(name[: name.lower().rindex(ending)] if ending else name, other.one_or_all())
     return parts
 
 

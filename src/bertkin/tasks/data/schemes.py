@@ -3,6 +3,7 @@
     spans_of(tags)                    tags, in whichever scheme, to spans, as conlleval finds them
     tags_of(spans, length, scheme)    spans to tags
     convert(tags, scheme)             tags to tags
+    as_called(tags, labels)           tags to those that a model answers with
 
 The schemes differ in what the words of an entity are called:
 
@@ -145,6 +146,22 @@ def guess_scheme(sentences: Iterable[Sequence[str]]) -> str:
     if letters & {"E", "S"}:
         return "bioes"
     return "iob1" if begins_inside > begins else "iob2"
+
+
+def as_called(tags: Sequence[str], labels: Iterable[str]) -> tuple[str, ...]:
+    """The tags of a sentence, in whichever scheme, as they are called among the labels of a model."""
+    letters = {match[1] for match in map(TAG.fullmatch, labels) if match}
+    scheme = (
+        "bmes"
+        if "M" in letters
+        else "bioes"
+        if letters & {"E", "S", "L", "U"}
+        else "iob2"
+        if "B" in letters
+        else "iob1"
+    )
+    names = {other: one for one, other in LETTERS.items() if one in letters} | ({} if "B" in letters else {"B": "I"})
+    return tuple(names.get(tag[0], tag[0]) + tag[1:] for tag in convert(tags, scheme))
 
 
 def faults(tags: Sequence[str], scheme: str) -> tuple[int, ...]:

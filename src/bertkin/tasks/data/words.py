@@ -32,6 +32,8 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     sentences: list[list[tuple[int, list[str]]]] = [[]]
     width, broken = _width(text), False
     at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
+    read = (columns(line.rstrip("\r")) for line in text.split("\n") if line.strip())
+    tagged = width > 1 and any(cells[answer - 1] for cells in read if len(cells) == width)
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
@@ -47,6 +49,9 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
             what = f"{len(cells)} columns, but the first word has {width}" if odd else "a tag without a word"
             gate.refuse(what, f"{label}:{number}", "give each line a word and its tag")
             broken = True
+        elif tagged and not cells[answer - 1]:
+            gate.refuse("a word without a tag", f"{label}:{number}", "give each line a word and its tag")
+            broken = True
         sentences[-1].append((number, cells))
     sentences = [sentence for sentence in (sentences[:-1] if broken else sentences) if sentence]
     if not sentences:
@@ -56,7 +61,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     found = []
     for sentence, forms in zip(sentences, words, strict=True):
         whole, places = joined(forms, None if apart else [True] * (len(forms) - 1))
-        tags = tuple(cells[answer - 1] for _, cells in sentence) if width > 1 else None
+        tags = tuple(cells[answer - 1] for _, cells in sentence) if tagged else None
         found.append(Raw((whole,), tags, f"{label}:{sentence[0][0]}", places))
     return found
 
@@ -151,8 +156,9 @@ def words_of_row(row: Mapping[str, Any], words: str, tags: str, where: str, gate
         count = f"{len(found)} tags" if isinstance(found, list) else "no list of tags"
         gate.refuse(f"{len(forms)} words, but {count}", where, "give every word a tag")
         return None
-    if found is not None and None in found:
-        gate.refuse(f"word {found.index(None) + 1} has no tag", where, "give every word a tag")
+    without = [at for at, tag in enumerate(found or (), 1) if tag in (None, "")]
+    if without:
+        gate.refuse(f"word {without[0]} has no tag", where, "give every word a tag")
         return None
     text, places = joined(forms)
     return Raw((text,), None if found is None else tuple(map(str, found)), where, places, id=name)
