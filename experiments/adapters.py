@@ -84,14 +84,23 @@ def ways(sizes: tuple[int, ...], last: list[int]) -> dict[str, Strategy]:
 
 def table(content: dict[str, Any]) -> str:
     """A line a model and way: what is trained, and each task's score."""
-    tasks = {name: scores[name] for found in content.values() for scores in found.values() for name in scores}
+    every = [(name, one) for found in content.values() for scores in found.values() for name, one in scores.items()]
+    tasks = dict(every)
+    alike = {name: len({one.get("examples") for other, one in every if other == name}) == 1 for name in tasks}
+    titles = [titled(name, one if alike[name] else one | {"examples": None}) for name, one in tasks.items()]
+
+    def cell(name: str, one: dict[str, Any] | None) -> str:
+        if one is None:
+            return "–"
+        return shown(one) + ("" if alike[name] or not one.get("examples") else f" ({one['examples']:,} rows)")
+
     rows = []
     for model, found in content.items():
         for way, scores in found.items():
             one = next(iter(scores.values()))
             share = f"{one['trained']:,} ({one['trained'] / one['parameters']:.2%})"
-            rows.append([f"{model}, {way}", share, *(shown(scores[name]) if name in scores else "–" for name in tasks)])
-    return markdown(["model, trained", "parameters trained", *(titled(*one) for one in tasks.items())], rows)
+            rows.append([f"{model}, {way}", share, *(cell(name, scores.get(name)) for name in tasks)])
+    return markdown(["model, trained", "parameters trained", *titles], rows)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

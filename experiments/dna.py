@@ -89,8 +89,9 @@ def main(
             raise UserError(f"no task {one!r}", where="--tasks", mend=f"choose of {', '.join(TASKS)}")
     stocks = {called(model): model for model in beginnings(models, real)}
     told = {name: _sizes(stock, words) for name, stock in stocks.items()}
-    cuts = [f"-{most}" for most in (options.limit, options.rows) if most is not None]
-    jobs, made = [], "".join(["-".join(words), *cuts])  # what is cut has its own data
+    cuts = {"limit": options.limit, "rows": options.rows}
+    marks = [f"-{name}{most}" for name, most in cuts.items() if most is not None]
+    jobs, made = [], "".join(["-".join(words), *marks])  # what is cut has its own data
     for model, stock in stocks.items():
         for name in options.tasks or TASKS:
             path, tuning = TASKS[name]
@@ -151,7 +152,8 @@ def table(content: dict[str, Any]) -> str:
     for model, found in content.items():
         for name, sides in found.items():
             means = [shown(one | {"median": one["mean"]}) for one in sides.values()]
-            rows.append([f"{model}, {name}", *means])
+            examples = sides["pretrained"].get("examples")
+            rows.append([f"{model}, {name}" + (f" ({examples:,} rows)" if examples else ""), *means])
     return markdown(["mean accuracy over the folds", *SIDES], rows)
 
 

@@ -124,16 +124,18 @@ def parts_of_speech(part: str) -> Lines:
             yield {"text": text, "target": " ".join(word.upos for word in words)}
 
 
-def written_lines(lines: Callable[[str], Lines], name: str, most: int | None, folder: Path) -> dict[str, str]:
-    """The lines of both parts as JSON lines; of training no more than `most`."""
+def written_lines(
+    lines: Callable[[str], Lines], name: str, most: dict[str, int | None], folder: Path
+) -> dict[str, str]:
+    """The lines of both parts as JSON lines, no more of each than `most` says."""
     files = {}
-    for part in ("train", "dev"):
-        to = folder / "data" / (name if most is None else f"{name}-{most}") / f"{part}.jsonl"
+    for part, few in most.items():
+        to = folder / "data" / (name if few is None else f"{name}-{few}") / f"{part}.jsonl"
         to.parent.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines(part)]
         to.write_text("".join(rows), encoding="utf-8")
-        if most is not None:
-            cut(to, most if part == "train" else min(most, 1000), to)
+        if few is not None:
+            cut(to, few, to)
         files[part] = str(to)
     return files
 
@@ -223,7 +225,10 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         tuning = task(row.source, options, folder)
         files = {"train": tuning.data[0], "dev": str(tuning.dev)}
     else:
-        files = written_lines(row.source, name, options.most(row.most), folder)
+        few = options.limit if options.limit is not None else row.most
+        files = written_lines(
+            row.source, name, {"train": options.most(row.most), "dev": few and min(few, 1000)}, folder
+        )
     where = folder / name / "run"
     command = ["finetune", stock, files["train"], "--dev", files["dev"], *row.options, "--out", str(where)]
     command += ["--final", "last"]

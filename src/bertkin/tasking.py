@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 from bertkin.config import Train
 from bertkin.errors import UserError
-from bertkin.models.strategy import Strategy
+from bertkin.models.strategy import Strategy, see_used
 from bertkin.options import given, typed
 from bertkin.tasks.tuning import Tuning
 from bertkin.terminal import Flag, Quiet, leads, listener, scores_line
@@ -82,7 +82,7 @@ def finetune(
     if not data and together is None:
         raise UserError("no data", mend="name labelled files, or a folder with train, dev and test")
     parts: dict[str, Any] = {
-        "strategy": replace(Strategy(), **typed(strategy)),
+        "strategy": see_used(replace(Strategy(), **typed(strategy)), "--strategy."),
         "train": replace(Train(), **typed(train)),
     }
     recipe = replace(Tuning(), model=model, data=here(data), **typed(tuning), **parts)
@@ -253,7 +253,7 @@ def evaluate(
     tasks = read_suite(suite, data, only or ())
     change = {
         **typed(tuning),
-        "strategy": replace(Strategy(), **typed(strategy)),
+        "strategy": see_used(replace(Strategy(), **typed(strategy)), "--strategy."),
         "train": replace(Train(), **typed(train)),
     }
     where = out or Path("runs") / Path(suite).stem

@@ -30,6 +30,7 @@ from bertkin.models.initial import initialise
 from bertkin.models.levels import own_rates
 from bertkin.models.presets import build
 from bertkin.models.steps import Steps
+from bertkin.models.strategy import see_used
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
 from bertkin.models.wraps import Low, LowRank
 from bertkin.text.layout import Layout
@@ -248,6 +249,7 @@ def test_layers_may_be_weighted_over_a_stock_that_is_trained() -> None:
     assert trained == total
     # At the rate of a stock the shares would stay alike; alone they go at the strategy's.
     assert set(own_rates(model)) == {"stack.levels", "stack.gain"}
+    assert set(own_rates(adapted("t5", Strategy("layers", frozen=False)))) == {"stack.levels", "stack.gain"}
     assert not own_rates(adapted("bert", Strategy("layers")))
 
 
@@ -366,14 +368,27 @@ def test_what_another_strategy_saved_is_refused() -> None:
         (Strategy("lora", matrices=()), "strategy.matrices: no matrix to change"),
         (Strategy("lora", matrices=("values",)), "'values' is not a matrix of a layer"),  # type: ignore[arg-type]
         (Strategy("adapter", where="norms"), "strategy.where: 'norms' is no place"),  # type: ignore[arg-type]
-        (Strategy("full", rank=4), "strategy.rank: rank is of lora, but the strategy is full"),
-        (Strategy("adapter", frozen=False), "strategy.frozen: frozen is of layers and pals"),
         (Strategy("last", last=5), "strategy.last: there are only 4 layers"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(strategy: Strategy, message: str) -> None:
     with pytest.raises(UserError, match=message):
         apply(model_of("bert"), strategy)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Strategy("full", rank=4), "strategy.rank: of lora, but the strategy is full"),
+        (Strategy("adapter", frozen=False), "strategy.frozen: of layers and pals, but the strategy is adapter"),
+    ],
+)
+def test_what_is_asked_of_another_strategy_is_refused_and_what_was_saved_so_is_not(
+    strategy: Strategy, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        see_used(strategy)
+    apply(model_of("bert"), strategy)
 
 
 @pytest.mark.parametrize("strategy", [LIGHT["lora everywhere"], LIGHT["houlsby"]], ids=["lora", "adapter"])

@@ -162,6 +162,22 @@ def test_json_has_every_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert finding["kind"] == "duplicate" and len(finding["places"]) == 9
 
 
+def test_what_was_guessed_of_each_file_is_said_and_what_was_counted_is_found(tmp_path: Path) -> None:
+    asked = {"id": "1", "question": "who?", "answers": [{"text": "Ada", "answer_start": 1}]}
+    paragraphs = [{"context": f"Ada met {n} people.", "qas": [asked | {"id": str(n)}]} for n in range(4)]
+    for part, some in (("train", paragraphs[:3]), ("dev", paragraphs[3:])):
+        (tmp_path / f"{part}.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": some}]}))
+    checked = check_data(tmp_path)
+    assert [line.rpartition("/")[2] for line in checked.said] == [
+        "train.json: SQuAD's format",
+        "dev.json: SQuAD's format",
+    ]
+    assert places(checked, "offset")
+    (tmp_path / "films").mkdir()
+    checked = check_data(data(tmp_path / "films", train="no label\n"))
+    assert len(checked.said) == 2 and all("label = label" in line for line in checked.said)
+
+
 def test_columns_are_chosen_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("text,other,label\na,c,x\nb,d,y\n")
     assert main(["check", "data", str(tmp_path / "a.csv"), "--text", "other", "--label", "3"]) == 0

@@ -51,8 +51,10 @@ def test_a_word_without_a_tag_has_its_line_and_changes_no_task(tmp_path: Path) -
     assert len(found) == 2 and found.task.scheme == "iob2"
     with pytest.raises(UserError, match=r"word 2 has no tag"):
         read_examples(written(tmp_path, "b.jsonl", [{"tokens": ["Ada", "met"], "tags": ["B-PER", ""]}] * 2))
-    bare = read_examples(written(tmp_path, "c.conll", "Ada\t\nmet\t\n"), found.task, labelled=None)
+    bare = read_examples(written(tmp_path, "c.conll", "-DOCSTART-\tO\n\nAda\t\nmet\t\n"), found.task, labelled=None)
     assert [example.label for example in bare.examples] == [None]
+    half = read_examples(written(tmp_path, "d.conll", text), found.task, labelled=False)  # asked, its tags passed over
+    assert len(half) == 3
 
 
 def test_choices_alone_can_be_held_out(tmp_path: Path) -> None:

@@ -472,16 +472,31 @@ def test_a_search_that_was_killed_repeats_no_trial(
     assert is_search(tmp_path / "cut")
     with pytest.raises(UserError, match="a search began here"):
         search(tuning, tmp_path / "cut", trials=3)
-    rows = Path(tuning.data[0]).read_text()
-    Path(tuning.data[0]).write_text(rows.replace("\tgood", "\tbad", 1))
-    with pytest.raises(UserError, match="its data or its model have changed since"):
-        resume_search(tmp_path / "cut")
-    Path(tuning.data[0]).write_text(rows)
     cut = resume_search(tmp_path / "cut")
     assert began == ["000", "001", "002"]
     assert [(t.settings, t.score, t.step) for t in cut.trials] == [(t.settings, t.score, t.step) for t in whole.trials]
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_trials_are_judged_by_the_same_data(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = steps(stock, written(tmp_path, "class"), **SMALL)
+    real = room._tried
+
+    def between(tuning: Tuning, settings: dict[str, Any], number: int, *rest: Any) -> Any:
+        if number == 1:
+            raise Killed
+        return real(tuning, settings, number, *rest)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(room, "_tried", between)
+        search(tuning, tmp_path / "cut", trials=2)
+    rows = Path(tuning.data[0]).read_text()
+    Path(tuning.data[0]).write_text(rows.replace("\tgood", "\tbad", 1))
+    with pytest.raises(UserError, match="so that trials do not compare"):
+        resume_search(tmp_path / "cut")
+    Path(tuning.data[0]).write_text(rows)
+    assert len(resume_search(tmp_path / "cut").trials) == 2
 
 
 def test_what_a_person_chose_is_not_varied(stock: Path, tmp_path: Path) -> None:

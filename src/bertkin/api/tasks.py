@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertkin.api.growing import Paths, listed
 from bertkin.config import from_mapping
+from bertkin.models.strategy import Strategy, see_used
 
 if TYPE_CHECKING:
     from bertkin.tasks.checking import Checked
@@ -78,6 +79,7 @@ def finetune(
 def _how(strategy: str | Mapping[str, Any] | None, train: Mapping[str, Any] | None) -> dict[str, Any]:
     """Strategy and training as rooms of a recipe."""
     how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
+    see_used(from_mapping(Strategy, dict(how), "strategy"))
     return {"strategy": dict(how), "train": dict(train or {})}
 
 
@@ -155,7 +157,7 @@ def finetune_together(
         data: where a suite's data lie; by default beside the YAML file, or of a suite that is known on the hub.
         sampling: how the task of a step is drawn; see `bertkin.tasks.sampling`.
         strategy, train: as for `finetune`.
-        options: fields that are the same for all tasks: batch, dropout, attention_dropout, length, pooling, skip_bad.
+        options: fields that are the same for all tasks: batch, dropout, attention_dropout, length, skip_bad.
 
     Raises:
         UserError: anything about the tasks, their data, the model or the disk.

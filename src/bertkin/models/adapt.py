@@ -270,8 +270,7 @@ def _mix(model: TaskModel | LanguageModel, *, alone: bool) -> None:
         alone: whether the stock is not trained beside it, whose rate would leave the shares where they are.
     """
     stack = answering(model)
-    made = Mixed(stack)
-    made.rate = None if alone else MIXING
+    made = Mixed(stack, None if alone else MIXING)
     made.to(stack.embeddings.tokens.device, stack.embeddings.tokens.dtype)
     _replace(model, next(name for name, found in stacks(model) if found is stack), made)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ class Crf(nn.Module):
         tags: how many there are.
     """
 
-    rate = 0.01
-    """Its own peak learning rate: a stock's would leave a few small numbers where they began."""
+    rates: ClassVar[dict[str, float]] = dict.fromkeys(("first", "between", "last"), 0.01)
+    """Their own peak learning rate: a stock's would leave a few small numbers where they began."""
 
     def __init__(self, tags: int) -> None:
         super().__init__()

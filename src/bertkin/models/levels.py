@@ -53,12 +53,16 @@ def _above(path: str, stacks: dict[str, Stack]) -> int:
 
 
 def own_rates(model: nn.Module) -> dict[str, float]:
-    """Peak rates of the parameters that have one of their own, whatever that of all is (`bertkin.models.crf`)."""
+    """Peak rates of the parameters that have one of their own, whatever that of all is: what their module says as `rates`,
+    by their names in it."""
     modules = dict(model.named_modules())
-    owners = {name: modules[name.rpartition(".")[0]] for name, _ in model.named_parameters()}
-    return {
-        name: float(owner.rate) for name, owner in owners.items() if isinstance(getattr(owner, "rate", None), float)
-    }
+    found = {}
+    for name, _ in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        rates = getattr(modules[path], "rates", {})
+        if last in rates:
+            found[name] = float(rates[last])
+    return found
 
 
 def lowest_layer(a: Architecture, *, reads: bool) -> int:

@@ -99,10 +99,19 @@ def check(strategy: Strategy, where: str = "strategy.") -> Strategy:
         if matrix not in MATRICES:
             mend = nearest(str(matrix), MATRICES)
             raise UserError(f"{matrix!r} is not a matrix of a layer", where=f"{where}matrices", mend=mend)
-    for name, kinds in OF.items():
-        if s.kind not in kinds and getattr(s, name) != getattr(Strategy(), name):
-            what = f"{name} is of {' and '.join(kinds)}, but the strategy is {s.kind}"
-            raise UserError(what, where=f"{where}{name}", mend="choose another --strategy, or leave it out")
     if s.kind == "lora" and not s.matrices:
         raise UserError("no matrix to change", where=f"{where}matrices", mend=f"choose of {', '.join(MATRICES)}")
     return s
+
+
+def see_used(strategy: Strategy, where: str = "strategy.") -> Strategy:
+    """The strategy itself, if a person who asks for it says nothing that it does not use.
+
+    Raises:
+        UserError: naming the field and the strategies that it is of.
+    """
+    for name, kinds in OF.items():
+        if strategy.kind not in kinds and getattr(strategy, name) != getattr(Strategy(), name):
+            what = f"of {' and '.join(kinds)}, but the strategy is {strategy.kind}"
+            raise UserError(what, where=f"{where}{name}", mend="choose another strategy, or leave it out")
+    return strategy

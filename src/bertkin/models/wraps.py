@@ -178,11 +178,13 @@ class Mixed(Stack):
     """A stack whose last states are a mean of those of all layers and of the embeddings, by shares that are learnt,
     times a number that is learnt too (Peters et al. 2018, ELMo)."""
 
-    rate: float | None = None
-    """The peak rate of the shares and of the number, where it is not that of all (`bertkin.models.levels.own_rates`)."""
-
-    def __init__(self, base: Stack) -> None:
+    def __init__(self, base: Stack, rate: float | None = None) -> None:
+        """
+        Args:
+            rate: peak rate of the shares and of the number, where it is not that of all (`bertkin.models.levels.own_rates`).
+        """
         take_over(self, base)
+        self.rates = {} if rate is None else {"levels": rate, "gain": rate}
         self.levels = nn.Parameter(torch.zeros(base.depth + 1))
         self.gain = nn.Parameter(torch.ones(1))
 

@@ -49,7 +49,7 @@ def loss_of(
         scores: what the model gives for the packed rows.
         rows: whole examples, every one with a target.
         weights: of the classes or tags, float32 [classes].
-        crf: what scores the tags of a row together, for tokens.
+        crf: what scores the tags of an example together, through all of its windows, for tokens.
     """
     device, scores = scores.device, scores.float()
     if task.output in ONE_ANSWER:

@@ -154,9 +154,10 @@ def check_data(
     labels = {name: counted for name, labelled in read.items() if (counted := _counts(task, labelled.examples))}
     findings += _skew(task, labels)
     findings.sort(key=lambda finding: finding.level != "fault")
-    columns = [line for labelled in read.values() for line in labelled.said if re.search(r": .* = ", line)]
+    tallies = re.compile(r"(left out )?[\d,]+:? .*\(first .*\)")  # which are findings
+    guessed = [line for labelled in read.values() for line in labelled.said if not tallies.fullmatch(line)]
     sizes = {name: len(labelled) for name, labelled in read.items()}
-    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys([*columns, *passed])))
+    return Checked(task, sizes, labels, tuple(findings), tuple(dict.fromkeys([*guessed, *passed])))
 
 
 def _unusable(labelled: Labelled) -> list[Finding]:

@@ -188,7 +188,7 @@ class _Reader:
         if same is not None:
             word, tag = word or same.texts[-1], tag or same.label
         tag = tag if self.labelled is not False else ""
-        rows = read_conll(source.label, text, self.gate, word=word, tag=tag)
+        rows = read_conll(source.label, text, self.gate, word=word, tag=tag, labelled=self.labelled is not False)
         self.roles = Roles((word or "1",), tag, holds="words", form="conll")
         said = f"{source.label}: a word a line, word = column {word or '1'}"
         self.said.append(said + (f", tag = {tag or 'the last'}" if self.labelled is not False else ""))

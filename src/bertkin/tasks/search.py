@@ -361,7 +361,8 @@ def _read(out: Path) -> dict[str, Any]:
     try:
         told = json.loads((out / SEARCH).read_text(encoding="utf-8"))
         [Trial(**trial) for trial in told["done"]]
-        return {name: told[name] for name in ("tuning", "fixed", "trials", "minutes", "done")}
+        kept = {name: told[name] for name in ("fingerprint",) if name in told}  # not of older searches
+        return kept | {name: told[name] for name in ("tuning", "fixed", "trials", "minutes", "done")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"not a search ({type(error).__name__})"
         raise UserError(what, where=out / SEARCH, mend="begin it again with --overwrite") from None

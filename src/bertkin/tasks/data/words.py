@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from bertkin.tasks.task import joined, spaceless
 UD_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 
-def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = "") -> list[Raw]:
+def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = "", labelled: bool = True) -> list[Raw]:
     """Sentences of a file with a word on each line, its columns parted by tabs or blanks, blank lines between sentences.
 
     Where nearly every word is one character (as in Chinese), the text has no blanks.
@@ -25,6 +25,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     Args:
         label: name of the file.
         word, tag: numbers of their columns from 1; by default the first and the last. A file of one column has no tags.
+        labelled: whether tags are read.
 
     Raises:
         UserError: no words, or lines with differing numbers of columns.
@@ -32,8 +33,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     sentences: list[list[tuple[int, list[str]]]] = [[]]
     width, broken = _width(text), False
     at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
-    read = (columns(line.rstrip("\r")) for line in text.split("\n") if line.strip())
-    tagged = width > 1 and any(cells[answer - 1] for cells in read if len(cells) == width)
+    tagged = labelled and width > 1 and any(len(cells) == width and cells[answer - 1] for cells in _cells(text))
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
@@ -66,10 +66,15 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     return found
 
 
+def _cells(text: str) -> Iterator[list[str]]:
+    """The columns of each word, and of lines above a sentence that may be comments."""
+    lines = (line for line in text.split("\n") if line.strip() and not line.startswith("-DOCSTART-"))
+    return (columns(line.rstrip("\r")) for line in lines)
+
+
 def _width(text: str) -> int:
     """How many columns the first word has. A line that begins with "# " may be a comment above it."""
-    lines = (line for line in text.split("\n") if line.strip() and not line.startswith("-DOCSTART-"))
-    widths = [(line.startswith("# "), len(columns(line.rstrip("\r")))) for line in islice(lines, 100)]
+    widths = [(cells[0] == "#" or cells[0].startswith("# "), len(cells)) for cells in islice(_cells(text), 100)]
     words = [width for comment, width in widths if not comment]
     return words[0] if words else widths[0][1] if widths else 1
 
