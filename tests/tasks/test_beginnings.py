@@ -87,7 +87,9 @@ def test_every_family_goes_on_from_any_head_to_any_other(family: str, tmp_path: 
                                model.stack.layers[0].attention.qkv.weight)  # type: ignore[union-attr]  # fmt: skip
         for other in answers:
             if family == "t5" and one.head == "tokens" != other.head:
-                continue  # its tagger has no decoder to answer with
+                with pytest.raises(UserError, match="an encoder without the decoder that is to answer; begin with"):
+                    begin_task_model(tmp_path / str(number), other)
+                continue
             again = begin_task_model(tmp_path / str(number), other)
             assert again.missing == () if one == other else "classifier.weight" in again.missing
             stack, held = dict(again.named_parameters()), dict(model.named_parameters())

@@ -126,6 +126,11 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
     missing: list[str] = []
     family = weights.family
     used: set[str] = set()
+    layers = [name for name, _ in model.named_parameters() if name.startswith("stack.layers.")]
+    there = any(part in weights.names for name in layers for part in theirs(name, family))
+    if a.both and layers and not there:  # a T5 that was taught to tag
+        mend = "begin with the model it was fine-tuned from"
+        raise UserError("an encoder without the decoder that is to answer", where=weights.folder, mend=mend)
     for name, parameter in model.named_parameters():
         parts, inner = theirs(name, family), name.startswith(("stack.", "source."))
         sizes = _rows(name, parameter, len(parts), a)
