@@ -179,7 +179,8 @@ class Train:
     matrix_lr: float = AUTO
     """Peak learning rate of Muon's matrices."""
     table_lr: float = AUTO
-    """Peak learning rate of the table of tokens; by default that of all, divided by what scales the logits (T5)."""
+    """Peak learning rate of the table of tokens; by default that of all; in pretraining, divided by what scales the logits
+    (T5)."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = AUTO
     """Shape of the rate after warm-up; wsd stays at the peak and falls over the last part."""
     warmup: float = AUTO

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,10 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             errno.EEXIST: ("a file stands where a folder is to be", "choose another path"),
             errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
         }
-        if error.errno not in mends:
+        full = error.errno is None and re.search(
+            r"requested and .* written|Not enough free space", str(error)
+        )  # NumPy's
+        if error.errno not in mends and not full:
             raise
-        what, mend = mends[error.errno]
+        what, mend = mends[errno.ENOSPC if full else error.errno or 0]
         raise UserError(what, where=error.filename or os.fspath(path), mend=mend) from error

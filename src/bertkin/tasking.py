@@ -12,7 +12,7 @@ from bertkin.config import Train
 from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy, see_used
 from bertkin.options import given, typed
-from bertkin.tasks.tuning import Tuning
+from bertkin.tasks.tuning import PRETRAINING, Tuning
 from bertkin.terminal import Flag, Quiet, leads, listener, scores_line
 
 TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
@@ -22,7 +22,7 @@ SuiteOptions = given(Tuning, leave_out=["model", "data", "strategy", "train", *O
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
 TuneOptions = given(
     Train,
-    leave_out=["batch_tokens", "length", "lengths", "batch_ramp", "init", "z_loss", "eval_rows"],
+    leave_out=list(PRETRAINING),
     short=["patience", "final", "layer_decay", "unfreeze"],
 )
 
@@ -35,7 +35,7 @@ def finetune(
     overwrite: Annotated[bool, Flag] = False,
     quiet: Quiet = False,
     together: str | None = None,
-    sampling: Literal["annealed", "proportional", "sqrt", "uniform"] = "annealed",
+    sampling: Literal["annealed", "proportional", "sqrt", "uniform"] | None = None,
     search: int | None = None,
     search_minutes: float | None = None,
     seeds: int = 1,
@@ -65,7 +65,7 @@ def finetune(
         the hub.
     sampling
         How the task of a step is drawn by its examples: annealed from proportional to nearly alike; proportional; by the
-        square root; or all alike.
+        square root; or all alike. [default: annealed]
     search
         Try so many settings, the defaults first, and keep the one that is best on the development data.
     search_minutes
@@ -93,8 +93,10 @@ def finetune(
             raise UserError(
                 "of one task, not of several together", where="--seeds", mend="give --train.seed, run by run"
             )
-        _together(recipe, together, sampling, out, quiet=quiet, overwrite=overwrite)
+        _together(recipe, together, sampling or "annealed", out, quiet=quiet, overwrite=overwrite)
         return
+    if sampling is not None:
+        raise UserError("of several tasks together", where="--sampling", mend="leave it out, or name them: --together")
     where = out or Path("runs") / (Path(data[0]).name.split(".")[0].replace(":", "-") or "tuned")
     if seeds != 1:
         if search is not None or search_minutes is not None:

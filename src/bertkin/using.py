@@ -189,8 +189,8 @@ def embed(
     /,
     *,
     out: Path = Path("vectors.npy"),
-    pooling: Literal["mean", "max", "first", "last", "tokens"] = "mean",
-    normalise: Annotated[bool, Flag] = False,
+    pooling: Literal["mean", "max", "first", "last", "tokens"] | None = None,
+    normalise: Annotated[bool | None, Flag] = None,
     length: int | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     stock: str | None = None,
@@ -206,11 +206,12 @@ def embed(
     out
         A .npy file, [lines, width]; with tokens an .npz of one array a line.
     pooling
-        How the states of a text become one vector; tokens keeps them all.
+        How the states of a text become one vector; tokens keeps them all. [default: as a folder of sentence-transformers
+        says, else mean]
     normalise
-        To length 1.
+        To length 1. [default: as such a folder says, else not]
     length
-        Most tokens of a text.
+        Most tokens of a text. [default: as such a folder says, else what the model reads]
     precision
         auto is bfloat16 where the processor gains by it.
     stock

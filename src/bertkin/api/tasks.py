@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bertkin.api.growing import Paths, listed
 from bertkin.config import from_mapping
+from bertkin.errors import UserError
 from bertkin.models.strategy import Strategy, see_used
+from bertkin.tasks.tuning import PRETRAINING
 
 if TYPE_CHECKING:
     from bertkin.tasks.checking import Checked
@@ -80,6 +82,10 @@ def _how(strategy: str | Mapping[str, Any] | None, train: Mapping[str, Any] | No
     """Strategy and training as rooms of a recipe."""
     how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
     see_used(from_mapping(Strategy, dict(how), "strategy"))
+    for name in PRETRAINING:
+        if name in (train or {}):
+            mend = "leave it out; `length` and `batch` are options beside `train`"
+            raise UserError("of pretraining alone", where=f"train.{name}", mend=mend)
     return {"strategy": dict(how), "train": dict(train or {})}
 
 
@@ -306,11 +312,12 @@ def merge(model: str | Path, out: str | Path, *, stock: str | Path | None = None
     fold(model, Path(out), stock=stock)
 
 
-def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
+def embed(model: str | Path, texts: str | Sequence[str], **options: Any) -> Any:
     """A vector for each text: float32 [texts, width].
 
     Args:
         model: a run folder, a model folder, or a hub id.
+        texts: one, or several.
         options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length, stock.
 
     Raises:
@@ -318,4 +325,4 @@ def embed(model: str | Path, texts: Sequence[str], **options: Any) -> Any:
     """
     from bertkin.tasks.embed import Embedder
 
-    return Embedder(model, **options).encode(list(texts))
+    return Embedder(model, **options).encode([texts] if isinstance(texts, str) else list(texts))

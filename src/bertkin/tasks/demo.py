@@ -66,6 +66,9 @@ def run(*, minutes: float = 4.0, out: Path | None = None, preset: str = "modern-
         raise UserError(f"a training of {minutes:g} minutes", where="--minutes", mend="choose a few")
     if words < 1000:
         raise UserError(f"{words} words are too few to learn from", where="--words", mend="choose 50000 or more")
+    if preset.partition("-")[0] in ("electra", "gpt2", "llama", "bart", "t5"):
+        what = f"{preset} fills no blanks as this demonstration asks it to"
+        raise UserError(what, where="--preset", mend="choose modern, bert, roberta or albert, such as bert-mini")
     out = out or _free(Path("runs/demo"))
     listener = RichListener()
     listener.message("bertkin demo: a BERT from the documentation in this Python")

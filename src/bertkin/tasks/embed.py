@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,33 +31,97 @@ Floats = NDArray[np.float32]
 VectorPooling = Literal["mean", "max", "first", "last"]
 
 
+@dataclass(frozen=True)
+class Sentences:
+    """What a folder of sentence-transformers says of how its vectors are made."""
+
+    pooling: VectorPooling = "mean"
+    normalise: bool = False
+    length: int | None = None
+    """Most tokens of a text; None for as many as the model reads."""
+
+
+POOLINGS: dict[str, VectorPooling] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
+"""What sentence-transformers calls them."""
+
+
+def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sentences:
+    """What modules.json and what it names say; the defaults where a folder has none.
+
+    Args:
+        pooling: what a person chose. Then modules that make something else of the states are passed over.
+
+    Raises:
+        UserError: a file that cannot be read, or a module or pooling that is not done here.
+    """
+    if not (folder / "modules.json").is_file():
+        return Sentences()
+    normalise, way = False, ""
+    for module in _read(folder / "modules.json", list):
+        kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else str(module)
+        if kind == "Pooling":
+            says = _read(folder / str(module.get("path", "")) / "config.json", dict)
+            on = [name.removeprefix("pooling_mode_") for name, said in says.items() if said is True]
+            way = "+".join(re.sub("_tokens?$", "", name) for name in on if f"pooling_mode_{name}" in says)
+            way = way or str(says.get("pooling_mode", ""))
+        elif kind == "Normalize":
+            normalise = True
+        elif kind not in ("Transformer", "Dropout") and pooling is None:
+            mend = "say --pooling to have the states before it"
+            raise UserError(
+                f"its vectors go through a module {kind!r}, which is not done here", where=folder, mend=mend
+            )
+    if pooling is None and way not in POOLINGS:
+        raise UserError(f"a pooling {way!r} is not done here", where=folder, mend="say another: --pooling mean")
+    path = folder / "sentence_bert_config.json"
+    length = _read(path, dict).get("max_seq_length") if path.is_file() else None
+    return Sentences(pooling or POOLINGS[way], normalise, length if isinstance(length, int) and length > 0 else None)
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read as JSON ({str(error).splitlines()[0]})", where=path) from None
+    if not isinstance(found, kind):
+        raise UserError(f"expected a {kind.__name__}, found {type(found).__name__}", where=path)
+    return found
+
+
+def _to_length_one(vectors: Floats) -> Floats:
+    """Each row divided by its length."""
+    made: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return made
+
+
 class Embedder:
     """A pretrained model as a function from texts to vectors.
 
     Args:
         path: a run folder, a model folder, or a hub id; any family. An encoder–decoder's encoder is used, and of what a light
             strategy saved the stock with its changes.
-        pooling: how states become one vector.
-        normalise: to length 1, so that a dot product is a cosine.
+        pooling: how states become one vector; by default as a folder of sentence-transformers says, else their mean.
+        normalise: to length 1, so that a dot product is a cosine; by default as such a folder says, else not.
         precision: auto is bfloat16 where the processor gains by it.
-        length: most tokens of a text; by default what the model reads.
+        length: most tokens of a text; by default as such a folder says, else what the model reads.
         stock: of what a light strategy saved, the model it belongs to; by default the one it names.
 
     Raises:
-        UserError: there is no such model or pooling, or a stock for a whole model.
+        UserError: there is no such model or pooling, a stock for a whole model, or a folder of sentence-transformers that
+            does more with the states than this does.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        pooling: VectorPooling = "mean",
-        normalise: bool = False,
+        pooling: VectorPooling | None = None,
+        normalise: bool | None = None,
         precision: str = "auto",
         length: int | None = None,
         stock: str | Path | None = None,
     ) -> None:
-        if pooling not in get_args(VectorPooling):
+        if pooling is not None and pooling not in get_args(VectorPooling):
             mend = nearest(pooling, get_args(VectorPooling))
             raise UserError(
                 f"no pooling {pooling!r}; `tokens` gives a vector for each token", where="pooling", mend=mend
@@ -73,8 +140,11 @@ class Embedder:
         self.tokenizer = Tokenizer.load(folder, a.vocab_size)
         if length is not None and not 4 <= length <= a.max_length:
             raise UserError(f"rows of {length} tokens", where="--length", mend=f"choose 4 to {a.max_length}")
-        self.length, self.pooling, self.normalise = length or a.max_length, pooling, normalise
-        self.pooler = Pooler(a, pooling) if pooling in ("mean", "max") else None
+        said = told_of_sentences(folder, pooling)
+        self.length = length or min(said.length or a.max_length, a.max_length)
+        self.pooling: VectorPooling = pooling or said.pooling
+        self.normalise = said.normalise if normalise is None else normalise
+        self.pooler = Pooler(a, self.pooling) if self.pooling in ("mean", "max") else None
 
     @property
     def width(self) -> int:
@@ -88,9 +158,7 @@ class Embedder:
         for mine, states, layout in self._states(rows, batch_tokens):
             pooled = self.pooler(states, layout) if self.pooler is not None else states[end_of(layout, self.pooling)]
             out[mine] = pooled.float().numpy()
-        if self.normalise:
-            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
-        return out
+        return _to_length_one(out) if self.normalise else out
 
     def tokens(self, texts: Sequence[str], *, batch_tokens: int | None = None) -> list[Floats]:
         """For each text a vector for each of its tokens, special ones included: float32 [tokens, width]."""
@@ -99,7 +167,7 @@ class Embedder:
         for mine, states, layout in self._states(rows, batch_tokens):
             parts = np.split(states.float().numpy(), layout.starts[1:-1].numpy())
             for i, part in zip(mine, parts, strict=True):
-                out[i] = part
+                out[i] = _to_length_one(part) if self.normalise else part
         return out
 
     def _rows(self, texts: Sequence[str]) -> Rows:

@@ -61,9 +61,11 @@ def run_suite(
         listener: told, too, of a seed that diverged, and what was submitted.
 
     Raises:
-        UserError: as `bertkin.tasks.finetune.finetune`, but that a seed which diverges is told and left out; a task that GLUE
-            does not have, where files are to be submitted.
+        UserError: as `bertkin.tasks.finetune.finetune`, but that a seed which diverges is told and left out; no seed; a task
+            that GLUE does not have, where files are to be submitted.
     """
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
     entries = {entry.name: entry for entry in (entries_of(suite) if suite else ())}
     other, called = (None, "") if against is None else other_model(against)
     if submission is not None and (odd := [name for name in tasks if name not in FILES]):

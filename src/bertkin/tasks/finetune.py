@@ -252,6 +252,11 @@ class FineTuning:
         with self.in_units(finished):
             self._export(finished, folder, facts)
 
+    @property
+    def headline(self) -> str:
+        """The score that is told of an evaluation."""
+        return self.task.metric
+
     def facts(self) -> dict[str, Any]:
         """What answers later examples as these were answered."""
         known = {"task": self.task.to_mapping(), "length": self.tuning.length, "columns": asdict(self.roles)}
@@ -281,15 +286,21 @@ class FineTuning:
         """Counted from the examples themselves."""
         trained, parameters = trainable(model)
         tokens = int(self.examples.lengths.sum())
-        total = int(tokens * (self.train.epochs or 1.0))
-        if self.train.steps:
-            total = int(tokens / max(len(self.examples.examples), 1) * self.tuning.batch * self.train.steps)
-        flops = flops_per_token(model) * total
+        steps = math.ceil(len(self.examples.examples) / self.tuning.batch)  # of an epoch, whose last may be small
+        flops = float(flops_per_token(model))
         rate = product_rate(machine["dtype"], machine["device"]) * efficiency(machine["device"])
+        t = self.train
+        if t.steps:
+            epochs = t.steps / max(steps, 1)
+        elif t.minutes:
+            epochs = t.minutes * 60 * rate / max(flops * tokens, 1.0)
+        else:
+            epochs = t.tokens / max(tokens, 1) if t.tokens else t.epochs or 1.0
+        flops *= tokens * epochs
         return Price(
             parameters=parameters,
-            tokens=total,
-            steps=max(1, total * len(self.examples.examples) // max(tokens * self.tuning.batch, 1)),
+            tokens=round(tokens * epochs),
+            steps=max(1, math.ceil(steps * epochs - 1e-9)),
             flops=flops,
             bytes=bytes_of(parameters, trained),
             minutes=self.train.minutes or flops / rate / 60,

@@ -71,6 +71,8 @@ class Joint:
     """The work of training several tasks together; see `bertkin.train.work.Work`."""
 
     kind = "tasks"
+    headline = "mean"
+    """The score that is told of an evaluation."""
 
     def __init__(self, found: Found, device: str) -> None:
         self.recipe, self.train = found.recipe, found.recipe.train
@@ -163,9 +165,9 @@ class Joint:
         return None
 
     def price(self, model: Many, **machine: Any) -> Price:
-        """The prices of the tasks together; of a budget in steps each has its share."""
+        """The prices of the tasks together; of a budget that is not in epochs each has its share."""
         prices = [work.price(one, **machine) for work, one in zip(self.each, model.models, strict=True)]
-        share = 1 / len(prices) if self.train.steps else 1.0
+        share = 1.0 if self.train.epochs else 1 / len(prices)
         trained, parameters = trainable(model)
         return replace(
             prices[0],

@@ -9,6 +9,9 @@ from typing import Literal
 from bertkin.config import AUTO, Train, from_mapping, load_yaml
 from bertkin.models.strategy import Strategy
 
+PRETRAINING = ("batch_tokens", "length", "lengths", "batch_ramp", "init", "z_loss", "eval_rows")
+"""Fields of `Train` that a fine-tuning does not have."""
+
 
 @dataclass(frozen=True)
 class Tuning:

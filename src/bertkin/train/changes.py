@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertkin.train.state import read_log
+from bertkin.train.state import kept_evaluation, read_log
 
 NAMED = (("new text", "loss", "accuracy"), ("old text", "kept_loss", "kept_accuracy"))
 """Texts, and the fields of an evaluation that are about their held-out part."""
@@ -34,7 +34,7 @@ def changes(run: Path | Sequence[dict[str, Any]]) -> list[Change]:
     measured = [record for record in records if record.get("kind") == "evaluation"]
     if len(measured) < 2 or measured[0].get("step") != 0:
         return []
-    first, last = measured[0], measured[-1]
+    first, last = measured[0], kept_evaluation(list(records)) or measured[-1]  # of the weights that are there
     return [
         Change(text, float(first[loss]), float(last[loss]), float(first[accuracy]), float(last[accuracy]))
         for text, loss, accuracy in NAMED

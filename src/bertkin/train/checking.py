@@ -51,7 +51,7 @@ def check_train(train: Train) -> None:
         ("train.batch-ramp", train.batch_ramp, ZERO, 1.0),
         ("train.lr", train.lr, 0.0, 1e9),
         ("train.matrix-lr", train.matrix_lr or 0.0, ZERO, 1e9),
-        ("train.table-lr", train.table_lr or train.lr, ZERO, 1e9),
+        ("train.table-lr", train.lr if train.table_lr is AUTO else train.table_lr, ZERO, 1e9),
         ("train.weight-decay", train.weight_decay, ZERO, 1e3),
         ("train.beta2", train.beta2, ZERO, 1.0),
         ("train.clip", train.clip, ZERO, 1e9),

@@ -211,6 +211,9 @@ class Training:
         }
 
     def _refuse(self, what: str, step: int) -> None:
+        if self.held is not None and self.world.first:  # the best so far would be lost with us
+            save_checkpoint(self.out, *self.held, self.train.keep)
+            self.held = None
         kept = sorted((self.out / "checkpoints").glob("step-*"))
         last = f"the checkpoint of step {int(kept[-1].name[5:]):,} is kept" if kept else "there is no checkpoint yet"
         raise NonFiniteLoss(
@@ -242,7 +245,8 @@ class Training:
             self.log.write(record)
             if fills := self.work.show(self.finished):
                 self.log.write({"kind": "samples", "step": p.step, "fills": fills})
-            self.listener.evaluation(record)
+            headline = getattr(self.work, "headline", "")
+            self.listener.evaluation(record | ({"headline": headline} if headline else {}))
 
     def checkpoint(self) -> None:
         """Write down everything, and the model as it is now; before it the best, if that still waits."""

@@ -97,7 +97,7 @@ class Optimizer:
             parts = stacked(name, model) if matrix else 1
             slot = Slot(name, parameter, master, torch.zeros_like(master), second, parameter.ndim >= 2, parts)
             slot.rate = own[name] / train.lr if name in own and train.lr else train.layer_decay ** level[name]
-            if train.table_lr and TOKENS.search(name):
+            if train.table_lr is not None and train.lr and TOKENS.search(name):
                 slot.rate *= train.table_lr / train.lr
             slot.opens = train.unfreeze * level[name] / deepest
             if parameter.ndim == 2 and "embeddings" in name:

@@ -118,11 +118,12 @@ class RichListener:
         self._show("training", min(done, 1.0), " · ".join(filter(None, parts)), finished=done >= 1)
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        loss, accuracy = _number(record["loss"], ".3f"), _number(record["accuracy"], ".1%")
+        loss, headline = _number(record["loss"], ".3f"), str(record.get("headline", "accuracy"))
+        score = _number(record.get(headline, record["accuracy"]), ".1%" if headline == "accuracy" else ".4g")
         moment = f"step {record['step']:>6,} · {record['minutes']:.2f} min"
         kept = f" · old text {_number(record['kept_loss'], '.3f')}" if "kept_loss" in record else ""
         second = f" · second question {record['pair_accuracy']:.1%}" if "pair_accuracy" in record else ""
-        self._print(f"  {moment} · held-out loss {loss} · accuracy {accuracy}{second}{kept}")
+        self._print(f"  {moment} · held-out loss {loss} · {headline} {score}{second}{kept}")
 
     def close(self) -> None:
         self._end()

@@ -183,7 +183,8 @@ def _drop(checkpoint: Path) -> None:
 def sweep(run: Path) -> None:
     """Remove what a killed run left half-written: files set aside in its folders, as .NAME.PROCESS."""
     _sweep(run / "checkpoints")
-    for folder in (run, run / "model", run / "tokenizer"):
+    inside = [path for path in (run / "model").glob("*") if path.is_dir() and not path.is_symlink()]
+    for folder in (run, run / "model", run / "tokenizer", *inside):
         for leftover in folder.glob(".*"):
             if leftover.suffix[1:].isdigit() and leftover.is_file():
                 leftover.unlink(missing_ok=True)
@@ -265,7 +266,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """All whole records of a run's log; a last line cut by a crash is passed over."""
     records = []
     try:
-        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run / "log.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     for line in lines:
