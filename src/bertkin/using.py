@@ -190,7 +190,7 @@ def embed(
     *,
     out: Path = Path("vectors.npy"),
     pooling: Literal["mean", "max", "first", "last", "tokens"] | None = None,
-    normalise: Annotated[bool | None, Flag] = None,
+    normalise: Annotated[bool | None, Parameter(show_default=False)] = None,
     length: int | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     stock: str | None = None,

@@ -564,12 +564,25 @@ def test_a_folder_of_sentence_transformers_says_how_its_vectors_are_made(
     with pytest.warns(UserWarning):
         raw = Embedder(folder, normalise=False, precision="float32").encode(texts)
     assert abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.01
-    tokens = Embedder(folder, length=32, precision="float32").tokens(texts)
-    assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in tokens)
+    for asked in (None, True):
+        tokens = Embedder(folder, normalise=asked, length=32, precision="float32").tokens(texts)
+        assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in tokens) is (asked is True)
     modules([*kinds, "Dense"])
     with pytest.raises(UserError, match="a module 'Dense', which is not done here; say --pooling"):
         Embedder(folder)
     assert Embedder(folder, pooling="mean").pooling == "mean"
+    modules(kinds[:2])
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true, "max_seq_length": null}')
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for length, found in ((24, 24), (int(1e30), 64)):  # as newer versions write it, and where there is no bound
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": length}))
+        assert (Embedder(folder).length, Embedder(folder).lower, Embedder(folder).normalise) == (found, True, False)
+    for said, way in (({}, "mean"), ({"pooling_mode": ["max"]}, "max"), ({"pooling_mode": "cls"}, "first")):
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+        assert Embedder(folder).pooling == way
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    with pytest.raises(UserError, match="a pooling 'weightedmean' is not done here"):
+        Embedder(folder)
 
 
 def test_vectors_of_a_real_encoder_are_those_of_sentence_transformers() -> None:

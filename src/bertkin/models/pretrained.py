@@ -109,8 +109,7 @@ def save_generation(folder: Path, tokenizer: Any, start: Sequence[int] = (), mos
 
 
 def marked(a: Architecture, tokenizer: Any) -> Architecture:
-    """The architecture with the ids of a tokenizer's special tokens, where there is one. What a decoder reads first stays as a
-    stock has it."""
+    """The architecture with the ids of a tokenizer's special tokens, where there is one."""
     if tokenizer is None:
         return a
     a = replace(a, pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id)
@@ -118,6 +117,6 @@ def marked(a: Architecture, tokenizer: Any) -> Architecture:
         a = replace(a, position_offset=a.pad_id + 1)
     if a.both and not a.one_table:
         a = replace(a, start_id=tokenizer.cls_id)
-    elif a.both and not a.start_id:
+    elif a.both:
         a = replace(a, start_id=tokenizer.pad_id if len(tokenizer.sentinels) else tokenizer.sep_id)
     return a

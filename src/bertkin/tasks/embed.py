@@ -39,6 +39,8 @@ class Sentences:
     normalise: bool = False
     length: int | None = None
     """Most tokens of a text; None for as many as the model reads."""
+    lower: bool = False
+    """Whether texts are lowered before the tokenizer reads them."""
 
 
 POOLINGS: dict[str, VectorPooling] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
@@ -56,26 +58,39 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
     """
     if not (folder / "modules.json").is_file():
         return Sentences()
-    normalise, way = False, ""
+    normalise, found = False, pooling or "mean"
     for module in _read(folder / "modules.json", list):
         kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else str(module)
-        if kind == "Pooling":
-            says = _read(folder / str(module.get("path", "")) / "config.json", dict)
-            on = [name.removeprefix("pooling_mode_") for name, said in says.items() if said is True]
-            way = "+".join(re.sub("_tokens?$", "", name) for name in on if f"pooling_mode_{name}" in says)
-            way = way or str(says.get("pooling_mode", ""))
-        elif kind == "Normalize":
+        if kind == "Normalize":
             normalise = True
-        elif kind not in ("Transformer", "Dropout") and pooling is None:
+        elif kind == "Pooling" and pooling is None:
+            way = _way(_read(folder / str(module.get("path", "")) / "config.json", dict))
+            if way not in POOLINGS:
+                raise UserError(f"a pooling {way!r} is not done here", where=folder, mend="say another: --pooling mean")
+            found = POOLINGS[way]
+        elif kind not in ("Transformer", "Dropout", "Pooling") and pooling is None:
             mend = "say --pooling to have the states before it"
             raise UserError(
                 f"its vectors go through a module {kind!r}, which is not done here", where=folder, mend=mend
             )
-    if pooling is None and way not in POOLINGS:
-        raise UserError(f"a pooling {way!r} is not done here", where=folder, mend="say another: --pooling mean")
-    path = folder / "sentence_bert_config.json"
-    length = _read(path, dict).get("max_seq_length") if path.is_file() else None
-    return Sentences(pooling or POOLINGS[way], normalise, length if isinstance(length, int) and length > 0 else None)
+    own, tokenizer = (
+        _read(folder / name, dict) if (folder / name).is_file() else {}
+        for name in ("sentence_bert_config.json", "tokenizer_config.json")
+    )
+    length = own.get("max_seq_length") or tokenizer.get("model_max_length")  # as newer versions have it
+    bounded = (
+        type(length) in (int, float) and 0 < length < 1e9
+    )  # where there is no bound, transformers writes thirty digits
+    return Sentences(found, normalise, int(length) if bounded else None, own.get("do_lower_case") is True)
+
+
+def _way(said: dict[str, Any]) -> str:
+    """What a configuration calls its pooling; the mean where it says nothing."""
+    told = said.get("pooling_mode")
+    if told is None:
+        on = [name.removeprefix("pooling_mode_") for name, value in said.items() if value is True]
+        told = [re.sub("_tokens?$", "", name) for name in on if f"pooling_mode_{name}" in said]
+    return "+".join(map(str, told)) or "mean" if isinstance(told, list) else str(told)
 
 
 def _read(path: Path, kind: type) -> Any:
@@ -140,10 +155,12 @@ class Embedder:
         self.tokenizer = Tokenizer.load(folder, a.vocab_size)
         if length is not None and not 4 <= length <= a.max_length:
             raise UserError(f"rows of {length} tokens", where="--length", mend=f"choose 4 to {a.max_length}")
-        said = told_of_sentences(folder, pooling)
+        said = told_of_sentences(folder if light is None else light, pooling)
         self.length = length or min(said.length or a.max_length, a.max_length)
         self.pooling: VectorPooling = pooling or said.pooling
-        self.normalise = said.normalise if normalise is None else normalise
+        self.normalise, self.lower = said.normalise if normalise is None else normalise, said.lower
+        self.each = normalise is True
+        """Whether the vectors of tokens are normalised: only where a person says so."""
         self.pooler = Pooler(a, self.pooling) if self.pooling in ("mean", "max") else None
 
     @property
@@ -167,11 +184,11 @@ class Embedder:
         for mine, states, layout in self._states(rows, batch_tokens):
             parts = np.split(states.float().numpy(), layout.starts[1:-1].numpy())
             for i, part in zip(mine, parts, strict=True):
-                out[i] = _to_length_one(part) if self.normalise else part
+                out[i] = _to_length_one(part) if self.each else part
         return out
 
     def _rows(self, texts: Sequence[str]) -> Rows:
-        examples = [Example((text,)) for text in texts]
+        examples = [Example((text.lower() if self.lower else text,)) for text in texts]
         rows = encode(examples, Task("class"), self.tokenizer, max_length=self.length)
         if rows.cut:
             what = f"{rows.cut:,} of {len(texts):,} texts are longer than {self.length:,} tokens, and lost their ends"

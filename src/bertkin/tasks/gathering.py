@@ -46,19 +46,16 @@ class Gathered:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all examples and of the model that is begun with."""
-        return fingerprint_of([self.train.examples, self.dev.examples, self.test.examples], self.stock)
+        """Hash of all examples and of the weights that are begun with."""
+        return fingerprint_of((*self.train.examples, *self.dev.examples, *self.test.examples), self.stock)
 
 
-def fingerprint_of(parts: Iterable[Sequence[Example]], stock: Path) -> str:
-    """Hash of the parts of some data, and of a folder's weights, configuration and tokenizer."""
+def fingerprint_of(examples: Iterable[Example], stock: Path) -> str:
+    """Hash of examples and of the weights in a folder."""
     digest = hashlib.blake2b(digest_size=16)
-    for examples in parts:
-        digest.update(f"{len(examples)}\n".encode())
-        for example in examples:
-            digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
-    files = [stock / name for name in ("config.json", "tokenizer.json") if (stock / name).is_file()]
-    for path in [*sorted(stock.glob("*.safetensors")), *files]:
+    for example in examples:
+        digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
+    for path in sorted(stock.glob("*.safetensors")):
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

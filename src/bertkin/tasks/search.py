@@ -255,7 +255,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     splits = read_data(tuning)
     task = splits.train.task
     stock = find_folder(tuning.model)
-    judged = fingerprint_of([splits.train.examples, splits.dev.examples], stock)
+    judged = fingerprint_of((*splits.train.examples, *splits.dev.examples), stock)
     if told.setdefault("fingerprint", judged) != judged:
         what = "its data or its model have changed since, so that trials do not compare"
         raise UserError(what, where=out, mend="put them back, or begin again with --overwrite")

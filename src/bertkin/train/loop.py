@@ -7,6 +7,7 @@ A budget in steps, tokens or epochs makes a run repeatable to the bit; a budget 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
@@ -212,7 +213,8 @@ class Training:
 
     def _refuse(self, what: str, step: int) -> None:
         if self.held is not None and self.world.first:  # the best so far would be lost with us
-            save_checkpoint(self.out, *self.held, self.train.keep)
+            with contextlib.suppress(UserError):  # what the disk says then is not the trouble
+                save_checkpoint(self.out, *self.held, self.train.keep)
             self.held = None
         kept = sorted((self.out / "checkpoints").glob("step-*"))
         last = f"the checkpoint of step {int(kept[-1].name[5:]):,} is kept" if kept else "there is no checkpoint yet"
