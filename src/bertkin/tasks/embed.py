@@ -70,17 +70,14 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
             found = POOLINGS[way]
         elif kind not in ("Transformer", "Dropout", "Pooling") and pooling is None:
             mend = "say --pooling to have the states before it"
-            raise UserError(
-                f"its vectors go through a module {kind!r}, which is not done here", where=folder, mend=mend
-            )
+            what = f"its vectors go through a module {kind!r}, which is not done here"
+            raise UserError(what, where=folder, mend=mend)
     own, tokenizer = (
         _read(folder / name, dict) if (folder / name).is_file() else {}
         for name in ("sentence_bert_config.json", "tokenizer_config.json")
     )
     length = own.get("max_seq_length") or tokenizer.get("model_max_length")  # as newer versions have it
-    bounded = (
-        type(length) in (int, float) and 0 < length < 1e9
-    )  # where there is no bound, transformers writes thirty digits
+    bounded = type(length) in (int, float) and 0 < length < 1e9  # transformers writes thirty digits for no bound
     return Sentences(found, normalise, int(length) if bounded else None, own.get("do_lower_case") is True)
 
 

@@ -151,15 +151,8 @@ def guess_scheme(sentences: Iterable[Sequence[str]]) -> str:
 def as_called(tags: Sequence[str], labels: Iterable[str]) -> tuple[str, ...]:
     """The tags of a sentence, in whichever scheme, as they are called among the labels of a model."""
     letters = {match[1] for match in map(TAG.fullmatch, labels) if match}
-    scheme = (
-        "bmes"
-        if "M" in letters
-        else "bioes"
-        if letters & {"E", "S", "L", "U"}
-        else "iob2"
-        if "B" in letters
-        else "iob1"
-    )
+    telling = (("bmes", "M"), ("bioes", "ESLU"), ("iob2", "B"))
+    scheme = next((name for name, those in telling if letters & {*those}), "iob1")
     names = {other: one for one, other in LETTERS.items() if one in letters} | ({} if "B" in letters else {"B": "I"})
     return tuple(names.get(tag[0], tag[0]) + tag[1:] for tag in convert(tags, scheme))
 
