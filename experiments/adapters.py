@@ -84,23 +84,19 @@ def ways(sizes: tuple[int, ...], last: list[int]) -> dict[str, Strategy]:
 
 def table(content: dict[str, Any]) -> str:
     """A line a model and way: what is trained, and each task's score."""
-    every = [(name, one) for found in content.values() for scores in found.values() for name, one in scores.items()]
-    tasks = dict(every)
-    alike = {name: len({one.get("examples") for other, one in every if other == name}) == 1 for name in tasks}
-    titles = [titled(name, one if alike[name] else one | {"examples": None}) for name, one in tasks.items()]
-
-    def cell(name: str, one: dict[str, Any] | None) -> str:
-        if one is None:
-            return "–"
-        return shown(one) + ("" if alike[name] or not one.get("examples") else f" ({one['examples']:,} rows)")
-
+    named = {
+        (model, way): {titled(*pair): pair[1] for pair in scores.items()}
+        for model, found in content.items()
+        for way, scores in found.items()
+    }
+    columns = list(dict.fromkeys(title for scores in named.values() for title in scores))
     rows = []
-    for model, found in content.items():
-        for way, scores in found.items():
-            one = next(iter(scores.values()))
-            share = f"{one['trained']:,} ({one['trained'] / one['parameters']:.2%})"
-            rows.append([f"{model}, {way}", share, *(cell(name, scores.get(name)) for name in tasks)])
-    return markdown(["model, trained", "parameters trained", *titles], rows)
+    for (model, way), scores in named.items():
+        one = next(iter(scores.values()))
+        share = f"{one['trained']:,} ({one['trained'] / one['parameters']:.2%})"
+        cells = [shown(scores[title]) if title in scores else "–" for title in columns]
+        rows.append([f"{model}, {way}", share, *cells])
+    return markdown(["model, trained", "parameters trained", *columns], rows)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

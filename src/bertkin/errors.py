@@ -65,10 +65,10 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             errno.EEXIST: ("a file stands where a folder is to be", "choose another path"),
             errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
         }
-        full = error.errno is None and re.search(
-            r"requested and .* written|Not enough free space", str(error)
-        )  # NumPy's
-        if error.errno not in mends and not full:
+        code = error.errno
+        if code is None and re.search(r"requested and .* written|Not enough free space", str(error)):
+            code = errno.ENOSPC  # NumPy says it in words alone
+        if code not in mends:
             raise
-        what, mend = mends[errno.ENOSPC if full else error.errno or 0]
+        what, mend = mends[code]
         raise UserError(what, where=error.filename or os.fspath(path), mend=mend) from error

@@ -119,8 +119,6 @@ def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) 
     """What `finetune` does with --seeds: a suite of one task."""
     from bertkin.tasks.evaluating import run_suite
 
-    if seeds < 1:
-        raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
     if overwrite:
         what = "several runs go on where they were stopped"
         raise UserError(what, where="--overwrite", mend=f"leave it out, or remove {out}")
@@ -250,8 +248,6 @@ def evaluate(
             raise UserError("minimal pairs are asked without any training", where=odd[0], mend="leave it out")
         _pairs(model, data, out or Path("runs") / "blimp", json=json)
         return
-    if seeds < 1:
-        raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
     tasks = read_suite(suite, data, only or ())
     change = {
         **typed(tuning),

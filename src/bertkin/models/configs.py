@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -14,7 +13,7 @@ from bertkin.models import configs_decoders as decoders
 from bertkin.models import configs_encoders as encoders
 from bertkin.models.architecture import Architecture, check
 from bertkin.models.configs_both import HALVES, TYPE, read_both, write_both
-from bertkin.models.fields import Fields
+from bertkin.models.fields import Fields, read_json
 
 OURS = "bertkin"
 """The model_type of architectures that transformers does not have, such as BERT's stack with rotary positions."""
@@ -78,12 +77,9 @@ def read_config(path: Path) -> tuple[Architecture, str]:
     Raises:
         UserError: no such file, not JSON, a family we do not read, a field of the wrong kind or that we cannot build.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no config.json here", where=path.parent, mend="give the folder of a model") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot be read as JSON ({str(error).splitlines()[0]})", where=path) from None
+    if not path.exists():
+        raise UserError("no config.json here", where=path.parent, mend="give the folder of a model")
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"expected an object, found {type(values).__name__}", where=path)
     kind = values.get("model_type")

@@ -1,7 +1,8 @@
-"""A config.json from outside, each of whose fields is checked when it is asked for."""
+"""JSON from outside: a file, and a config.json each of whose fields is checked when it is asked for."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,15 @@ class Fields:
         value = self.values.get(name, allowed[0])
         if value not in allowed:
             raise UserError(f"we cannot build {value!r}, only {allowed[0]!r}", where=f"{self.where}: {name}")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot be read as JSON ({str(error).splitlines()[0]})", where=path) from None

@@ -7,7 +7,6 @@ written as one of as many ranks as they have together.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torch.nn.functional import pad
 from bertkin.errors import UserError, disk_errors
 from bertkin.models.adapt import freeze, projections, rows_of, strategy_of, thaw, wrap_low
 from bertkin.models.architecture import Architecture
+from bertkin.models.fields import read_json
 from bertkin.models.folders import as_json, open_tensors, write_aside
 from bertkin.models.heads import LanguageModel
 from bertkin.models.names import canonical, named, prefix_of, theirs
@@ -243,10 +243,7 @@ def stock_named(folder: Path) -> str | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read as JSON ({str(error).splitlines()[0]})", where=path) from None
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"of PEFT's ways, LORA is read here, not {found}", where=path)

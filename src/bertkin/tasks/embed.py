@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertkin.errors import UserError, nearest
+from bertkin.models.fields import read_json
 from bertkin.models.heads import LanguageModel
 from bertkin.models.light import light_in, named_stock, no_changes, open_light
 from bertkin.models.pretrained import find_folder, load_model
@@ -91,10 +91,7 @@ def _way(said: dict[str, Any]) -> str:
 
 
 def _read(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read as JSON ({str(error).splitlines()[0]})", where=path) from None
+    found = read_json(path)
     if not isinstance(found, kind):
         raise UserError(f"expected a {kind.__name__}, found {type(found).__name__}", where=path)
     return found
