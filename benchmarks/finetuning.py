@@ -110,9 +110,10 @@ def main(
     repeats
         Processes of each side, in turn.
     steps
-        Timed in each process, after three that do not count; by default 60 of CoLA, 8 of SQuAD.
+        Timed in each process, after three that do not count; by default 60 of CoLA, 8 of SQuAD. With this or --limit, the
+        record and the page are left alone.
     limit
-        A trial on so many rows; the record and the page are left alone.
+        A trial on so many rows.
     out
         Folder for the turns that are finished.
     record
@@ -131,10 +132,9 @@ def main(
     if price:
         return
     settle_threads(None)
-    code = source()
+    code, trial = source(), limit is not None or steps is not None
     for name, one in chosen.items():
-        trial = limit is not None or steps is not None  # its turns take nobody else's place
-        place = out / (f"{name}-trial" if trial else name)
+        place = out / (f"{name}-trial" if trial else name)  # its turns take nobody else's place
         turns = []
         for turn in range(repeats):
             settings = {
@@ -148,10 +148,10 @@ def main(
             said = "  ".join(f"{side} {1e3 * turns[-1][side]:.2f}" for side in sides())
             print(f"{name}, turn {turn + 1}: {said} ms an example", file=sys.stderr, flush=True)
         figures = _figures(one, turns)
-        if limit is None:
+        if not trial:
             write(record, name, figures)
         print(table({name: figures}))
-    if limit is None:
+    if not trial:
         put(page, table(json.loads(record.read_text())), "finetuning")
 
 
@@ -177,13 +177,15 @@ def _figures(one: Measured, turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """A line a task: examples a second of each side, and how many times theirs ours is."""
-    head = ["task", "tokens an example", *(f"{title}, examples/s" for title in SIDES.values())]
+    head = ["task", "tokens an example", "turns × steps", *(f"{title}, examples/s" for title in SIDES.values())]
     head += [f"to {SIDES[side]} (bar {bar}×)" for side, bar in BARS.items()]
     rows = []
     for one in content.values():
-        speed = [f"{rate:,.0f}" if (rate := one["examples_per_second"].get(side)) else "–" for side in SIDES]
+        rates = [one["examples_per_second"].get(side) for side in SIDES]
+        speed = [f"{rate:,.0f}" if rate and rate >= 10 else f"{rate:.1f}" if rate else "–" for rate in rates]
         ratios = [f"{ratio:.1f}×" if (ratio := one["ratio"].get(side)) else "–" for side in BARS]
-        rows.append([one["title"], f"{one['tokens_an_example']:.0f}", *speed, *ratios])
+        timed = f"{len(one['seconds_an_example']['bertkin'])} × {one['steps']}"
+        rows.append([one["title"], f"{one['tokens_an_example']:.0f}", timed, *speed, *ratios])
     return markdown(head, rows)
 
 

@@ -99,6 +99,11 @@ def table(content: dict[str, Any]) -> str:
     return markdown(["model, trained", "parameters trained", *columns], rows)
 
 
+def _alike(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
+    """Whether two rows were trained on as many examples."""
+    return one is not None and one["examples"] == other["examples"]
+
+
 def draw(content: dict[str, Any], path: Path) -> None:
     """Score beside that of training everything, by parameters trained: each task thin, their mean thick."""
     models = content["models"]
@@ -107,7 +112,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
             for colour, kind in enumerate(("adapter", "last")):
                 line = [scores for way, scores in found.items() if way.startswith(kind)]
                 line += [found["full"]] if kind == "last" else []
-                names = [name for name in found["full"] if all(name in one for one in line)]
+                line.sort(key=lambda one: next(iter(one.values()))["trained"])
+                names = [
+                    name for name, whole in found["full"].items() if all(_alike(one.get(name), whole) for one in line)
+                ]
                 gaps = {
                     name: [100 * (one[name]["median"] - found["full"][name]["median"]) for one in line]
                     for name in names

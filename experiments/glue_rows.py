@@ -5,7 +5,8 @@
 
 Rates, epochs and the rest are `bertkin finetune`'s own. "vectors" is what words alone tell: the mean of the model's own token
 embeddings, as it has them in its table, under a logistic regression (a ridge regression for scores); of a pair, both
-means, their difference and their product. It draws nothing, so it is run once. (To have a model: bertkin pretrain on ten
+means, their difference and their product. It draws nothing, so it is run once. The p of the last line is of the middle
+seeds' answers to the same examples, by approximate randomisation. (To have a model: bertkin pretrain on ten
 million words for 60 minutes, recipes/english-mini.yaml.)
 
 Results go into glue_rows.json and glue_rows.png beside this file, and as a table into docs/results-finetuning.md.
@@ -23,7 +24,21 @@ import numpy as np
 from cyclopts import App
 from sharing import markdown, once, picture, run
 from starts import beyond_usual, called, headless, random_start, weights
-from tuned import ALL, LAST, Job, Options, Results, carried_out, finish, in_order, shown, summary, task, titled
+from tuned import (
+    ALL,
+    LAST,
+    Job,
+    Options,
+    Results,
+    carried_out,
+    chance,
+    finish,
+    in_order,
+    shown,
+    summary,
+    task,
+    titled,
+)
 
 from bertkin.models.pretrained import find_folder
 from bertkin.models.strategy import Strategy
@@ -77,7 +92,12 @@ def main(model: str, /, options: Options = Options()) -> None:  # noqa: B008
         for name in dict.fromkeys(key[0] for key in results):
             for way in WAYS:
                 rows[way][name] = summary(found for key, found in results.items() if key[:2] == (name, way))
+            sides = [
+                {folder.joinpath(*key): one for key, one in results.items() if key[:2] == (name, way)}
+                for way in ("full", "random")
+            ]
             tuning = replace(task(name, options, folder), model=model)
+            rows["full"][name]["p"] = chance(folder / name / "compared", sides, tuning)
             rows["vectors"][name] = summary([averaged(folder / name / "vectors", tuning)])
         finish("glue_rows", options, {"rows": rows}, lambda whole: table(whole["rows"]), draw, about)
 
@@ -129,12 +149,14 @@ def table(rows: dict[str, Any]) -> str:
     for way, scores in rows.items():
         mean = statistics.mean(one["median"] for one in scores.values())
         lines.append([TITLES[way], *(shown(one) for one in scores.values()), f"{100 * mean:.1f}"])
+    against = [f"{one['p']:.2g}" if "p" in one else "–" for one in rows["full"].values()]
+    lines.append(["p that all trained and random start differ by chance", *against, ""])
     head = [titled(name, one) for name, one in next(iter(rows.values())).items()]
     return markdown(["", *head, "mean"], lines)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Medians by task, a mark a way."""
+    """Medians by task, a bar a way."""
     with picture(path) as axes:
         axis = axes[0, 0]
         for colour, (way, found) in enumerate(content["rows"].items()):

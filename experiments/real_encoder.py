@@ -13,7 +13,8 @@ Rows, windows, labels and metrics are the same for all three (`trainer.py`). A s
 
 What is not the same in "same": the Trainer's models drop out once more, before the classifier; it trains in float32, ours in
 what this machine computes fastest (bfloat16 where the processor has it); a batch of the Trainer's is 32 windows, one of ours
-32 questions with all of their windows. Minutes are those of training, without the evaluation at the end.
+32 questions with all of their windows; of scores (STS-B) it learns the numbers as they are, ours in units of their deviation
+from their mean. Minutes are those of training, without the evaluation at the end; one reading each.
 
 Results go into real_encoder.json and real_encoder.png beside this file, and as a table into docs/results-finetuning.md.
 """
@@ -27,14 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App
-from sharing import markdown, once, picture, run
-from starts import beyond_usual, encoder
+from sharing import markdown, picture, run
+from starts import encoder
 from trainer import trained
-from tuned import ALL, LAST, Job, Options, answers_of, finish, in_order, price, shown, summary, task, titled, tuned
+from tuned import ALL, LAST, Job, Options, chance, finish, in_order, price, shown, summary, task, titled, tuned
 
 from bertkin.errors import UserError
-from bertkin.tasks.gathering import read_data
-from bertkin.tasks.significance import difference
 from bertkin.tasks.tuning import Tuning
 from bertkin.train.machine import settle_threads
 from bertkin.train.price import spoken
@@ -112,21 +111,9 @@ def _tuning(name: str, side: str, seed: int, options: Options, folder: Path) -> 
 
 def _compared(folder: Path, side: str, sides: dict[str, list[dict[str, Any]]], tuning: Tuning) -> dict[str, Any]:
     """How the middle seeds of a side and of the Trainer differ on the same examples, and what is said of it."""
-    pair = ("trainer", side)
-    scores = [[one["score"] for one in sides[name]] for name in pair]
-    theirs, ours = scores
-    middle = [sides[name][one.index(statistics.median_low(one))] for name, one in zip(pair, scores, strict=True)]
-    places = [folder / name / str(one["seed"]) for name, one in zip(pair, middle, strict=True)]
-
-    def asked() -> dict[str, Any]:
-        splits = read_data(tuning)
-        answers = [answers_of(place) for place in places]
-        told = difference(middle[1]["metric"], splits.train.task, splits.dev.examples, answers[0], answers[1])
-        return {"p": round(told.p, 4)}
-
-    settings = {"trainer": theirs, "ours": ours, "seeds": [one["seed"] for one in middle], "key": beyond_usual(tuning)}
-    p = once(folder / side / "compared", settings, asked)["p"]
-    return {"p": p, "said": verdict(ours, theirs, p)}
+    theirs, ours = ({folder / name / str(one["seed"]): one for one in sides[name]} for name in ("trainer", side))
+    p = chance(folder / side / "compared", (theirs, ours), tuning)
+    return {"p": p, "said": verdict(*([one["score"] for one in found.values()] for found in (ours, theirs)), p)}
 
 
 def verdict(ours: list[float], theirs: list[float], p: float) -> str:
@@ -145,7 +132,8 @@ def table(rows: dict[str, Any]) -> str:
     for name, row in in_order(rows).items():
         cells = [titled(name, row["same"]), shown(row["trainer"])]
         for side in SIDES[1:]:
-            cells += [shown(row[side]), f"{row[side]['said']} (p = {row[side]['p']:.2g})"]
+            longer = f" ({row[side]['epochs']:g} epochs)" if side == "default" and row[side].get("epochs") else ""
+            cells += [shown(row[side]) + longer, f"{row[side]['said']} (p = {row[side]['p']:.2g})"]
         lines.append([*cells, *(f"{row[side]['minutes']:.1f}" for side in SIDES)])
     return markdown([*head, "same, min", "default, min"], lines)
 

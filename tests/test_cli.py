@@ -269,6 +269,12 @@ def test_a_printed_recipe_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixt
         ("tokenizer show nowhere", "nowhere: no such tokenizer", "give"),
         ("tokenizer train x --kind wrodpiece", "'wrodpiece' is not a choice", "did you mean wordpiece?"),
         ("demo --minutes 0", "--minutes", "choose"),
+        (
+            "demo --preset t5-mini",
+            "--preset: t5-mini fills no blanks",
+            "choose bert or roberta or modern or albert, such as",
+        ),
+        ("demo --preset bert-mni", "unknown preset", "bert-mini"),
         ("demo corpus", "'corpus'", "demo --help"),
     ],
 )

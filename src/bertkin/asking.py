@@ -282,6 +282,10 @@ def prompt(
     names = tuple(part.strip() for part in columns.split(","))
     if len(names) != 2 or not all(names):
         raise UserError(f"{columns!r} does not name two columns", where="--columns", mend="write it as input,output")
+    if plot is not None:
+        from bertkin.tasks.prompted import see_picture
+
+        see_picture(plot)
     prompted = ask(
         models,
         examples,

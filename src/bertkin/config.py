@@ -239,6 +239,11 @@ class Recipe:
     train: Train = field(default_factory=Train)
 
 
+def rooted(path: str) -> str:
+    """A path from the root, so that it means the same from anywhere; none as it is."""
+    return path and str(Path(path).expanduser().absolute())
+
+
 def merge(base: Any, over: Any) -> Any:
     """`base` with every field that `over` sets (differs from its class default), dataclass by dataclass."""
     changes = {}

@@ -16,7 +16,7 @@ from bertkin.tasks.tuning import PRETRAINING, Tuning
 from bertkin.terminal import Flag, Quiet, leads, listener, scores_line
 
 TuningOptions = given(Tuning, leave_out=["model", "data", "strategy", "train"], bare=True)
-OWN = ["dev", "test", "task", "text", "text2", "label", "metric", "header", "scheme"]
+OWN = ["dev", "test", "task", "text", "text2", "label", "metric", "positive", "header", "scheme"]
 """Fields that are each task's own, and no option of many tasks."""
 SuiteOptions = given(Tuning, leave_out=["model", "data", "strategy", "train", *OWN], bare=True)
 StrategyOptions = given(Strategy, leave_out=["matrices", "seed"])
@@ -93,7 +93,7 @@ def finetune(
             raise UserError(
                 "of one task, not of several together", where="--seeds", mend="give --train.seed, run by run"
             )
-        _together(recipe, together, sampling or "annealed", out, quiet=quiet, overwrite=overwrite)
+        _together(recipe, typed(tuning), together, sampling or "annealed", out, quiet=quiet, overwrite=overwrite)
         return
     if sampling is not None:
         raise UserError("of several tasks together", where="--sampling", mend="leave it out, or name them: --together")
@@ -127,7 +127,9 @@ def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) 
     print(f'next     bertkin predict {out / "seeds" / "seed-0"} "A text."')
 
 
-def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool) -> None:
+def _together(
+    common: Any, given: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool
+) -> None:
     """What `finetune` does with --together."""
     from dataclasses import replace
 
@@ -135,13 +137,13 @@ def _together(common: Any, suite: str, sampling: Any, out: Path | None, *, quiet
     from bertkin.tasks.suites import read_suite
     from bertkin.tasks.together import together as run
 
-    for name in ("dev", "test", "task", "text", "text2", "label", "metric"):
-        if getattr(common, name):
+    for name in OWN:
+        if getattr(common, name) not in (None, ""):
             raise UserError("of one task, not of several together", where=f"--{name}", mend=f"say it in {suite}")
     if len(common.data) > 1:
         raise UserError(f"{len(common.data)} folders of data", mend=f"give one, that has the folders of {suite}")
     tasks = read_suite(suite, common.data[0] if common.data else None)
-    recipe = recipe_of(tasks, replace(common, data=()), sampling)
+    recipe = recipe_of(tasks, replace(common, data=()), sampling, given)
     where = out or Path("runs") / Path(suite).stem
     show_together(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
 
@@ -249,11 +251,8 @@ def evaluate(
         _pairs(model, data, out or Path("runs") / "blimp", json=json)
         return
     tasks = read_suite(suite, data, only or ())
-    change = {
-        **typed(tuning),
-        "strategy": see_used(replace(Strategy(), **typed(strategy)), "--strategy."),
-        "train": replace(Train(), **typed(train)),
-    }
+    see_used(replace(Strategy(), **typed(strategy)), "--strategy.")
+    change = {**typed(tuning), "strategy": typed(strategy), "train": typed(train)}
     where = out or Path("runs") / Path(suite).stem
     told = listener(quiet)
     more: dict[str, Any] = {"against": against, "submission": submit}
@@ -263,7 +262,7 @@ def evaluate(
         write_text(where / {"latex": "results.tex", "csv": "results.csv"}[table], text + "\n")
     print(plain.dumps(results.to_mapping(), ensure_ascii=False) if json else text)
     for name, both in results.differences.items():
-        if not json:
+        if table == "markdown" and not json:
             print(f"{name}: {results.against} and this one, {both}")
 
 

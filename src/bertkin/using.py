@@ -98,6 +98,8 @@ def predict(
         tabular["--header"] = header is not None
         if odd := [option for option, given in tabular.items() if given]:
             raise UserError("is of rows with columns", where=odd[0], mend="give a --file such as reviews.csv")
+    if json and out is not None and out.suffix.lower() != ".jsonl":
+        raise UserError("answers go to a file", where="--json", mend="leave it out, or let --out end in .jsonl")
     if label and not score:
         raise UserError("a column of answers, which are passed over", where="--label", mend="say --score as well")
     several = bool(also or task or tasks_in(model))
@@ -179,7 +181,8 @@ def _line(told: dict[str, Any]) -> str:
         return "  ".join(f"{word}/{tag}" for word, tag in told["words"])
     for name in ("labels", "score", "answer"):
         if name in told:
-            return f"{told[name] if name != 'labels' else ', '.join(told[name]) or '–'}  {text}"
+            said = ", ".join(told[name]) if name == "labels" else str(told[name])
+            return f"{said or '–'}  {text}"
     return text
 
 
@@ -188,10 +191,11 @@ def embed(
     file: Path,
     /,
     *,
-    out: Path = Path("vectors.npy"),
+    out: Path | None = None,
     pooling: Literal["mean", "max", "first", "last", "tokens"] | None = None,
     normalise: Annotated[bool | None, Parameter(show_default=False)] = None,
     length: int | None = None,
+    prompt: str | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     stock: str | None = None,
 ) -> None:
@@ -204,7 +208,7 @@ def embed(
     file
         A text on each line; an empty one has its vector, too, so that vectors and lines go together.
     out
-        A .npy file, [lines, width]; with tokens an .npz of one array a line.
+        A .npy file, [lines, width]; with tokens an .npz of one array a line. [default: vectors.npy, or vectors.npz]
     pooling
         How the states of a text become one vector; tokens keeps them all. [default: as a folder of sentence-transformers
         says, else mean]
@@ -212,6 +216,9 @@ def embed(
         To length 1. [default: as such a folder says, else not]
     length
         Most tokens of a text. [default: as such a folder says, else what the model reads]
+    prompt
+        What is put before every text: the name of one that such a folder has, as query, or the words themselves. [default:
+        as such a folder says, else nothing]
     precision
         auto is bfloat16 where the processor gains by it.
     stock
@@ -222,12 +229,15 @@ def embed(
     from bertkin.errors import disk_errors
     from bertkin.tasks.embed import Embedder
 
-    see_file(out, "vectors.npy")
+    usual = "vectors.npz" if pooling == "tokens" else "vectors.npy"
+    out = Path(usual) if out is None else out
+    see_file(out, usual)
     lines = lines_of(file, every=True)
     if not any(lines):
         raise UserError("no text", where=file, mend="write a text on each line")
     way: Any = "mean" if pooling == "tokens" else pooling
-    embedder = Embedder(model, pooling=way, normalise=normalise, length=length, precision=precision, stock=stock)
+    how: dict[str, Any] = {"normalise": normalise, "length": length, "prompt": prompt, "precision": precision}
+    embedder = Embedder(model, pooling=way, stock=stock, **how)
     aside = out.with_name(f".{out.name}.part")
     try:
         with disk_errors(out), aside.open("wb") as stream:

@@ -151,6 +151,22 @@ def test_the_trainer_is_handed_our_labels(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(one["input_ids"][one["start_positions"] : one["end_positions"] + 1]).strip() == "sleep"
 
 
+def test_a_peer_goes_on_only_from_a_whole_checkpoint_of_the_same_training(tmp_path: Path) -> None:
+    def checkpoint(step: int, whole: bool) -> Path:
+        place = tmp_path / "trainer" / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        if whole:
+            (place / trainer.SPENT).write_text("1.0")
+        return place
+
+    assert trainer.begun(tmp_path, {"rows": 2000}) is None
+    checkpoint(200, True)
+    last = checkpoint(1000, True)
+    checkpoint(1200, False)  # killed while it was written
+    assert trainer.begun(tmp_path, {"rows": 2000}) == last
+    assert trainer.begun(tmp_path, {"rows": 1000}) is None and not (tmp_path / "trainer").exists()
+
+
 def test_padded_logits_become_rows_of_their_own_length() -> None:
     logits = np.arange(24.0).reshape(2, 4, 3)
     assert [row.shape for row in trainer.by_row(Task("tokens", labels=("a", "b", "c")), logits, [4, 2])] == [

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bertkin.cli import main
 from bertkin.config import Model, Train
@@ -33,10 +33,11 @@ from bertkin.tasks.gathering import gather
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.task import Example, Task
-from bertkin.tasks.tuning import Tuning
+from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
 from bertkin.train.progress import QuietListener, RichListener
+from bertkin.train.state import kept_evaluation, read_log
 
 GOOD = ["fine", "lovely", "bright", "warm"]
 BAD = ["grim", "dull", "cold", "sour"]
@@ -379,6 +380,122 @@ def test_data_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path) 
         resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_model_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path, file: str) -> None:
+    mine = Path(shutil.copytree(stock, tmp_path / "stock"))
+    finetune(plan(mine, written(tmp_path, "class"), train={"steps": 2}), tmp_path / "run")
+    if file.endswith("json"):
+        (mine / file).write_text((mine / file).read_text() + "\n")
+    else:
+        save_file({name: 2 * tensor for name, tensor in load_file(mine / file).items()}, mine / file)
+    with pytest.raises(UserError, match="its data or its model have changed since"):
+        resume(tmp_path / "run")
+
+
+def test_rows_that_moved_between_parts_are_other_data(stock: Path, tmp_path: Path) -> None:
+    data, dev = written(tmp_path, "class"), tmp_path / "dev.tsv"
+    head, *rows = data.read_text().splitlines()
+    data.write_text("\n".join([head, *rows[:30]]) + "\n")
+    dev.write_text("\n".join([head, *rows[30:]]) + "\n")
+    finetune(plan(stock, data, dev=str(dev), train={"steps": 2}), tmp_path / "run")
+    data.write_text("\n".join([head, *rows[:29]]) + "\n")
+    dev.write_text("\n".join([head, *rows[29:]]) + "\n")
+    with pytest.raises(UserError, match="its data or its model have changed since"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_of_an_older_version_is_gone_on_with(stock: Path, tmp_path: Path) -> None:
+    """Its fingerprint is of the weights alone, and of examples without their answers."""
+    data = written(tmp_path, "class")
+    finetune(plan(stock, data, train={"steps": 2}), tmp_path / "run")
+    found = gather(load_tuning(tmp_path / "run" / "recipe.yaml"), "cpu")
+    old = found.like("no version")
+    assert ":" not in old and old == found.like(old) != found.fingerprint
+    told = json.loads((tmp_path / "run" / "task.json").read_text())
+    (tmp_path / "run" / "task.json").write_text(json.dumps(told | {"fingerprint": old}))
+    assert resume(tmp_path / "run").step == 2
+    data.write_text(data.read_text() + "one more row\tgood\n")
+    with pytest.raises(UserError, match="its data or its model have changed since"):
+        resume(tmp_path / "run")
+
+
+def test_data_may_lie_at_home(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, "class").rename(tmp_path / "mine.tsv")
+    finetune(plan(stock, Path("~/mine.tsv"), train={"steps": 2}), tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    assert resume(tmp_path / "run").step == 2
+
+
+def test_what_is_reviewed_is_the_average_that_was_measured(stock: Path, tmp_path: Path) -> None:
+    """In bfloat16 too, where the average is in float32."""
+    train = {"steps": 8, "ema": 0.5, "precision": "bfloat16", "final": "last"}
+    finetune(plan(stock, written(tmp_path, "score"), train=train), tmp_path / "run")
+    kept = kept_evaluation(read_log(tmp_path / "run"))
+    assert kept is not None
+    review = json.loads((tmp_path / "run" / "review.json").read_text())["dev"]["scores"]
+    assert review["pearson"]["value"] == pytest.approx(kept["pearson"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "choice", "message"),
+    [
+        ("class", {"scheme": "iob1"}, "--scheme: of tags, and this is a task of class"),
+        ("sequence", {"stride": 8}, "--stride: a task of sequence is not read in windows"),
+        ("class", {"positive": "fair"}, "--positive: no class 'fair'; choose bad or good"),
+        ("score", {"positive": "good"}, "--positive: only of two classes"),
+    ],
+)
+def test_an_option_of_other_tasks_is_refused(
+    kind: str, choice: dict[str, Any], message: str, stock: Path, tmp_path: Path
+) -> None:
+    if kind == "sequence":
+        data = tmp_path / "data.tsv"
+        data.write_text("question\tanswer\n" + "".join(f"what is {at}\tit is {at}\n" for at in range(40)))
+        choice = choice | {"task": "sequence"}
+    else:
+        data = written(tmp_path, kind)
+    with pytest.raises(UserError, match=message):
+        finetune(plan(stock, data, **choice), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_positive_class_counts_and_is_kept(stock: Path, tmp_path: Path) -> None:
+    data = written(tmp_path, "class")
+    tuning = plan(stock, data, metric="f1", positive="bad", train={"steps": 4, "final": "last"})
+    finetune(tuning, tmp_path / "run")
+    task = Task.from_mapping(json.loads((tmp_path / "run" / "task.json").read_text())["task"])
+    assert (task.positive, task.metric) == ("bad", "f1") and "by f1 of bad" in str(task)
+    assert open_reader(tmp_path / "run").task.positive == "bad"
+    review = json.loads((tmp_path / "run" / "review.json").read_text())["dev"]
+    assert review["scores"]["recall"]["value"] == pytest.approx(review["classes"]["bad"][1], abs=1e-4)
+
+
+def test_a_model_that_another_version_saved_is_read_or_refused_in_a_line(stock: Path, tmp_path: Path) -> None:
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
+    about = tmp_path / "run" / "model" / "bertkin.json"
+    told = json.loads(about.read_text())
+    about.write_text(json.dumps(told | {"task": told["task"] | {"a_field_of_tomorrow": 1}}))
+    assert open_reader(tmp_path / "run").task.labels == ("bad", "good")
+    for damaged in ("class", {"labels": ["a"]}):
+        about.write_text(json.dumps(told | {"task": damaged}))
+        with pytest.raises(UserError, match="expected a task, found"):
+            open_reader(tmp_path / "run")
+
+
+def test_a_table_is_answered_in_pieces(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 4}), tmp_path / "run")
+    reader, texts = open_reader(tmp_path / "run", precision="float32"), [(f"the film was {one}",) for one in GOOD + BAD]
+    whole = reader.predict(texts)
+    monkeypatch.setattr("bertkin.tasks.predict.AT_ONCE", 3)
+    pieces = reader.predict(texts)
+    assert [one.answer for one in pieces] == [one.answer for one in whole]
+    np.testing.assert_allclose([one.sure for one in pieces], [one.sure for one in whole], atol=1e-5)
+    assert reader.predict([]) == []
+    with pytest.raises(UserError, match="0 texts, where the model reads 1"):
+        reader.predict([()])
+
+
 def test_pipelines_of_transformers_answer_alike(stock: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
@@ -580,6 +697,15 @@ def test_a_folder_of_sentence_transformers_says_how_its_vectors_are_made(
     for said, way in (({}, "mean"), ({"pooling_mode": ["max"]}, "max"), ({"pooling_mode": "cls"}, "first")):
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
         assert Embedder(folder).pooling == way
+    asked = {"prompts": {"query": "a day: ", "plain": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(asked))
+    read = Embedder(folder, precision="float32")
+    by_hand = Embedder(folder, prompt="", precision="float32").encode(["a day: cold"])
+    np.testing.assert_allclose(read.encode(["cold"]), by_hand, atol=1e-6)
+    assert [Embedder(folder, prompt=one).prompt for one in ("plain", "query", "so: ")] == ["", "a day: ", "so: "]
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
+    with pytest.raises(UserError, match="leaves prompts out"):
+        Embedder(folder)
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
     with pytest.raises(UserError, match="a pooling 'weightedmean' is not done here"):
         Embedder(folder)
@@ -596,6 +722,8 @@ def test_vectors_of_a_real_encoder_are_those_of_sentence_transformers() -> None:
         ours = Embedder(folder, precision="float32").encode(texts)
     theirs = sentences.SentenceTransformer(str(folder), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    theirs = sentences.SentenceTransformer(str(folder), device="cpu").encode(["Oslo"], prompt="query: ")
+    np.testing.assert_allclose(Embedder(folder, prompt="query: ").encode(["Oslo"]), theirs, atol=1e-2)
 
 
 @pytest.mark.parametrize(

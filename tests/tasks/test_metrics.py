@@ -57,12 +57,48 @@ def test_classes_are_counted_as_scikit_learn_counts(pair: tuple[list[int], list[
     assert (confusion(THREE, labelled(gold), said) == table).all()
 
 
-@given(pairs_of)
-def test_f1_of_two_classes_is_of_the_second(pair: tuple[list[int], list[int]]) -> None:
+@given(pairs_of, st.sampled_from(["", "no", "yes"]))
+def test_f1_of_two_classes_is_of_the_second_or_of_the_one_that_is_named(
+    pair: tuple[list[int], list[int]], positive: str
+) -> None:
     gold, said = [min(g, 1) for g in pair[0]], [min(s, 1) for s in pair[1]]
-    scores = measure(TWO, labelled(gold), said)
-    assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, said, zero_division=0))
+    scores = measure(Task("class", 1, ("no", "yes"), positive=positive), labelled(gold), said)
+    how: Any = {"pos_label": 0 if positive == "no" else 1, "zero_division": 0}
+    assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, said, **how))
+    assert scores["precision"] == pytest.approx(sklearn.metrics.precision_score(gold, said, **how))
+    assert scores["recall"] == pytest.approx(sklearn.metrics.recall_score(gold, said, **how))
     assert scores["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(gold, said))
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (("0", "1"), "1"),
+        (("equivalent", "not_equivalent"), "equivalent"),
+        (("not_equivalent", "equivalent"), "equivalent"),
+        (("Correct", "incorrect"), "Correct"),
+        (("entailment", "not entailment"), "entailment"),
+        (("ham", "spam"), "spam"),
+        (("no", "nowhere"), "nowhere"),
+        (("a", "b", "c"), ""),
+    ],
+)
+def test_a_class_that_only_denies_the_other_is_not_the_positive_one(labels: tuple[str, ...], positive: str) -> None:
+    task = Task("class", 1, labels)
+    assert task.positive == positive
+    assert Task.from_mapping(task.to_mapping()) == task
+
+
+def test_wide_punctuation_is_passed_over_where_words_have_no_blanks() -> None:
+    assert exact("北京。", "北京") == exact("北京", "《北京》") == 1
+    assert exact("北京", "南京") == 0 and exact("the cat.", "Cat") == 1
+
+
+def test_a_positive_class_that_is_none_is_said() -> None:
+    with pytest.raises(UserError, match="no class 'maybe'; choose no or yes"):
+        Task("class", 1, ("no", "yes"), positive="maybe")
+    with pytest.raises(UserError, match="only of two classes"):
+        Task("class", 1, ("a", "b", "c"), positive="a")
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(0, 2)), st.sets(st.integers(0, 2))), min_size=1, max_size=20))

@@ -155,9 +155,10 @@ def test_a_row_that_is_no_text_is_named(tmp_path: Path) -> None:
     file.write_text('{"input": "a", "output": "b"}\n{"input": "a", "output": ["b"]}\n')
     with pytest.raises(UserError, match=r"some.jsonl:2: 'output' holds a list, not text"):
         read_examples(file)
-    file.write_text('{"input": "a", "output": "b"}\n{"input": "a"}\n')
-    with pytest.raises(UserError, match=r"some.jsonl:2: no 'output'"):
-        read_examples(file)
+    for gap in ('{"input": "a"}', '{"input": "a", "output": NaN}'):
+        file.write_text('{"input": "a", "output": 1.5}\n' + gap + "\n")
+        with pytest.raises(UserError, match=r"some.jsonl:2: no 'output'"):
+            read_examples(file)
 
 
 # Drawing.

@@ -371,6 +371,7 @@ def test_the_command_asks_several_models_and_prints_a_table_or_json(
     ("arguments", "complaint"),
     [
         (["--shots", "one"], "--shots: 'one' is no list of numbers"),
+        (["--plot", "out.xyz"], "out.xyz: no picture is named so"),
         (["--columns", "text"], "--columns: 'text' does not name two columns"),
         (["--columns", "text,label"], "no column 'text'"),
         (["--pattern", "is it?"], "the pattern has no {input}"),

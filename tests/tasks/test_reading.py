@@ -328,6 +328,34 @@ def test_comments_stand_among_words_from_the_first_line_on(tmp_path: Path) -> No
     assert [example.texts for example in found.examples] == [("Paris #",), ("fell",)]
 
 
+def test_a_comment_of_two_parts_is_no_word(tmp_path: Path) -> None:
+    text = "# newdoc\n# id=7\nAda B-PER\nfell O\n# O\n\n# newpar\nRome B-LOC\n"
+    found = read_examples(written(tmp_path, "a.conll", text))
+    assert found.task.labels == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER") and found.task.metric == "span_f1"
+    assert [example.words for example in found.examples] == [("Ada", "fell", "#"), ("Rome",)]
+
+
+def test_a_pattern_is_all_that_it_matches(tmp_path: Path) -> None:
+    for at in range(3):
+        written(tmp_path, f"part-{at}.tsv", f"text\tlabel\nrow {at}\t{at % 2}\n")
+    assert len(read_examples(tmp_path / "part-*.tsv").examples) == 3
+    assert len(read_splits(tmp_path / "part-[01].tsv", dev=tmp_path / "part-?.tsv").dev) == 3
+    odd = written(tmp_path, "odd[1].tsv", "text\tlabel\na\t0\nb\t1\n")
+    assert len(read_examples(odd).examples) == 2
+    with pytest.raises(UserError, match="no file matches"):
+        read_examples(tmp_path / "other-*.tsv")
+
+
+@pytest.mark.parametrize("column", ["text", "text2", "label"])
+def test_a_file_without_names_of_columns_has_none_to_choose(tmp_path: Path, column: str) -> None:
+    file = written(tmp_path, "a.json", squad({"id": "1", "question": "Who?", "answers": []}))
+    with pytest.raises(UserError, match=rf"--{column}\): such a file has no columns to choose from"):
+        read_examples(file, columns=Columns(**{column: "1"}))
+    if column == "text2":
+        with pytest.raises(UserError, match="such a file has no columns"):
+            read_examples(written(tmp_path, "a.conll", "Ada B-PER\nfell O\n"), columns=Columns(text2="1"))
+
+
 def test_a_word_that_is_missing_is_named_with_its_line(tmp_path: Path) -> None:
     path = written(tmp_path, "a.conll", "1\tParis\tB-LOC\n2\t\tO\n")
     with pytest.raises(UserError, match=r"a.conll:2: a tag without a word"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.pretrained import load_model, save_model
-from bertkin.tasks.scoring import Method, pseudo_log_likelihood, score_sentences, ways
+from bertkin.tasks.scoring import Method, _word_ends, pseudo_log_likelihood, score_sentences, ways
 from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -59,6 +59,19 @@ def one_at_a_time(
         logits = model.logits(torch.tensor(seen), Layout.from_lengths([len(seen)], reach=reach).to("cpu"))
         score += float(logits[place - shifted].double().log_softmax(-1)[ids[place]])
     return score
+
+
+def test_a_sign_is_no_part_of_the_word_before_it() -> None:
+    """Of a byte-level tokenizer, too, whose tokens begin a word only after a blank."""
+    text = "The cats sleep. (The dogs don't.)"
+    tokenizer = train_tokenizer([text] * 20, kind="byte-bpe", vocab_size=400)
+    ids = np.array([tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id])
+    ends = _word_ends(ids, np.array([0]), tokenizer)
+    pieces = [tokenizer.decode([token]).strip() for token in ids]
+    for at, piece in enumerate(pieces):
+        if piece in ("sleep", "dogs"):
+            assert ends[at] == at + 1, pieces[at : ends[at]]
+    assert {"sleep", "dogs"} <= set(pieces)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modern", "albert"])

@@ -190,6 +190,97 @@ def test_options_hold_for_all_tasks_that_have_them(desk: Path) -> None:
     assert (films.windows, places.windows) == (3, 1)
 
 
+def test_a_run_of_other_options_is_not_taken_for_one_of_the_defaults(desk: Path) -> None:
+    def evaluate(**how: Any) -> Results:
+        train = {"steps": 2, "threads": 1} | how.pop("train", {})
+        listener = QuietListener()
+        return bertkin.evaluate(
+            desk / "stock",
+            "glue",
+            out=desk / "ranks",
+            data=desk / "glue",
+            only="CoLA",
+            train=train,
+            listener=listener,
+            **how,
+        )
+
+    evaluate(strategy={"kind": "lora", "rank": 4}, train={"layer_decay": 0.9, "seed": 5})
+    with pytest.raises(UserError, match=r"begun with another train.layer_decay"):
+        evaluate(strategy={"kind": "lora", "rank": 4}, train={"seed": 5})
+    with pytest.raises(UserError, match=r"begun with another train.seed"):
+        evaluate(strategy={"kind": "lora", "rank": 4}, train={"layer_decay": 0.9})
+    with pytest.raises(UserError, match=r"begun with another strategy"):
+        evaluate(strategy="lora", train={"layer_decay": 0.9, "seed": 5})
+    assert evaluate(strategy={"kind": "lora", "rank": 4}, train={"layer_decay": 0.9, "seed": 5, "keep": 3}).tasks
+
+
+def test_an_option_goes_before_the_list_though_it_be_the_default(desk: Path) -> None:
+    (desk / "said.yaml").write_text(
+        "- {name: films, data: glue/SST-2-part, strategy: {kind: lora, rank: 4}, train: {clip: 0.5, steps: 2}}\n"
+    )
+    command = ["evaluate", str(desk / "stock"), str(desk / "said.yaml"), "--quiet"]
+    assert main([*command, "--out", str(desk / "as-listed")]) == 0
+    assert main([*command, "--out", str(desk / "as-told"), "--strategy", "full", "--train.clip", "1"]) == 0
+    listed, told = (load_tuning(desk / out / "films" / "seed-0" / "recipe.yaml") for out in ("as-listed", "as-told"))
+    assert (listed.strategy.kind, listed.strategy.rank, listed.train.clip) == ("lora", 4, 0.5)
+    assert (told.strategy.kind, told.train.clip, told.train.steps) == ("full", 1.0, 2)
+
+
+def test_a_mistake_in_the_last_task_is_said_before_the_first_is_trained(desk: Path) -> None:
+    (desk / "late.yaml").write_text(
+        "- {name: films, data: glue/SST-2-part}\n- {name: again, data: glue/SST-2-part, metric: acuracy}\n"
+    )
+    with pytest.raises(UserError, match="acuracy"):
+        bertkin.evaluate(desk / "stock", desk / "late.yaml", out=desk / "late", listener=QuietListener())
+    assert not (desk / "late").exists()
+    with pytest.raises(UserError, match="MNLI is not there"):
+        read_suite("glue", desk / "glue", ["CoLA", "MNLI"])
+    (desk / "a-file").write_text("")
+    how: dict[str, Any] = {"listener": QuietListener(), "submission": desk / "a-file"}
+    with pytest.raises(UserError, match="a-file: is no folder"):
+        evaluating.run_suite(str(desk / "stock"), read_suite("glue", desk / "glue", ["CoLA"]), desk / "late", **how)
+    assert not (desk / "late").exists()
+
+
+def test_another_model_that_shares_nothing_is_said_before_anything_is_trained(desk: Path) -> None:
+    (desk / "elsewhere").mkdir()
+    (desk / "elsewhere" / "results.json").write_text('{"model": "m"}')
+    how: dict[str, Any] = {"data": desk / "glue", "only": "CoLA", "listener": QuietListener()}
+    with pytest.raises(UserError, match="none of these tasks was answered there"):
+        bertkin.evaluate(desk / "stock", "glue", out=desk / "alone", against=desk / "elsewhere", **how)
+    dev = [Example(("other",), 0)]
+    keep_answers(desk / "elsewhere" / "CoLA", Task("class", labels=("0", "1")), dev, "matthews", [0])
+    with pytest.raises(UserError, match="measured on other examples"):
+        bertkin.evaluate(desk / "stock", "glue", out=desk / "alone", against=desk / "elsewhere", **how)
+    assert not (desk / "alone").exists()
+
+
+def test_errors_are_no_part_of_the_mean_and_are_shown_as_they_are() -> None:
+    right = Scores("accuracy", (0.9,), (0.9,), 0.8, 1.0, (), (1.0,))
+    prices = Scores("mean_absolute_error", (12345.0,), (12345.0,), 12000.0, 12500.0, (), (1.0,))
+    results = Results("m", "full", {"films": right, "prices": prices})
+    assert results.mean == 0.9 and "| mean without prices |  | 90.0 |" in str(results)
+    assert "| prices | mean_absolute_error | 12345 |" in str(results)
+    alone = Results("m", "full", {"prices": prices})
+    assert alone.to_mapping()["mean"] is None and str(alone).splitlines()[-1].startswith(
+        "| mean without prices |  |  |"
+    )
+
+
+def test_a_right_model_of_rows_of_one_class_has_learnt_something(desk: Path) -> None:
+    (desk / "one-class").mkdir()
+    for part, count in (("train", 40), ("dev", 8)):
+        rows = [f"the film was {WORDS['good'][at % 2]}\tgood" for at in range(count)]
+        rows += [f"the film was {WORDS['bad'][at % 2]}\tbad" for at in range(count)] if part == "train" else []
+        (desk / "one-class" / f"{part}.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    (desk / "one.yaml").write_text("- {name: films, data: one-class}\n")
+    train = {"steps": 60, "lr": 5e-3, "threads": 1}
+    how: dict[str, Any] = {"train": train, "listener": QuietListener()}
+    told = bertkin.evaluate(desk / "stock", desk / "one.yaml", out=desk / "one", **how).tasks["films"]
+    assert told.median == 1.0 and told.degenerate == ()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -197,7 +288,7 @@ def test_options_hold_for_all_tasks_that_have_them(desk: Path) -> None:
         ("- {name: x}", "a task without name or data"),
         ("- {name: x, hub: nyu-mll/glue}", "write OWNER/NAME:CONFIGURATION"),
         ("- {name: x, hub: }", "a task without name or data"),
-        ("- {name: x, data: nowhere}", "none of its tasks is there"),
+        ("- {name: x, data: nowhere}", "nowhere is not there; put the data of x there"),
         ("- {name: x, data: glue, colour: red}", "unknown field 'colour'"),
         ("- {name: zh/films, data: glue}", "'zh/films' cannot be a task's folder"),
         ("- {name: x, data: glue, human: 91%}", "human: '91%'; write a number"),

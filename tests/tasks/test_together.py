@@ -21,7 +21,9 @@ import bertkin
 from bertkin.cli import main
 from bertkin.errors import UserError
 from bertkin.models.light import open_light
+from bertkin.models.many import begin_many
 from bertkin.models.strategy import KINDS, Strategy
+from bertkin.models.task_heads import Answer
 from bertkin.tasks.answering import scores
 from bertkin.tasks.encoding import encode
 from bertkin.tasks.finetune import finetune, resume
@@ -96,6 +98,21 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def test_an_option_goes_before_the_list_though_it_be_the_default(desk: Path) -> None:
+    tasks = {"films": Tuning(data=(str(desk / "class.tsv"),), windows=4)}
+    assert recipe_of(tasks, Tuning(model="m")).tasks["films"]["windows"] == 4
+    assert "windows" not in recipe_of(tasks, Tuning(model="m"), given=["windows"]).tasks["films"]
+
+
+def test_no_two_tasks_begin_with_the_same_numbers_whatever_the_seed(stock: Path) -> None:
+    heads = [
+        model.classifier.weight
+        for seed in (0, 1)
+        for model in begin_many(stock, [Answer("class", 2)] * 3, Strategy("frozen"), seed=seed).models
+    ]
+    assert len({round(float(head.sum()), 6) for head in heads}) == 6
+
+
 @pytest.mark.parametrize("kind", ["pals", "adapter"])
 def test_a_killed_training_resumes_to_the_same_bits(
     kind: Any,
@@ -160,6 +177,9 @@ def test_every_task_is_learnt_and_asked_by_name(kind: Any, lively: Path, desk: P
     text = "the film was lovely in Oslo"
     assert [one["model"] for one in ask(readers, [(text,), (text, text)])] == ["films", "places", "pairs"]
     assert bertkin.predict_all(desk / "run", text, tasks="films", precision="float32")["films"][0]["label"] == "good"
+    assert list(bertkin.predict_all(desk / "run", text, precision="float32")) == ["films", "places"]
+    assert list(bertkin.predict_all(desk / "run", [(text, text)], precision="float32")) == ["pairs"]
+    assert "<dt>mean</dt>" in (desk / "run" / "report.html").read_text()
 
 
 def test_what_is_saved_scores_as_the_model_that_was_trained(

@@ -20,6 +20,7 @@ from bertkin.config import Model, Train
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.adapt import Strategy
 from bertkin.models.presets import build, resolve_model
+from bertkin.models.pretrained_tasks import load_task_model
 from bertkin.tasks import search as room
 from bertkin.tasks.answering import loss_of
 from bertkin.tasks.chaining import allowed
@@ -46,7 +47,7 @@ from bertkin.text.layout import Layout
 from bertkin.text.tokenizer import Tokenizer
 from bertkin.train import loop
 from bertkin.train.loop import Training
-from bertkin.train.state import kept_evaluation, read_log
+from bertkin.train.state import kept_evaluation, read_checkpoint, read_log
 
 from .test_finetune import plan, stock, weights, written
 
@@ -227,6 +228,55 @@ def test_a_best_that_waits_is_written_before_a_loss_that_runs_off_ends_the_run(
     with pytest.raises(NonFiniteLoss, match="the checkpoint of step 4 is kept"):
         finetune(tuning, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+    assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
+
+
+def test_who_stops_a_run_has_the_best_model_though_it_waited(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed(monkeypatch, RISING_AND_FALLING)
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+    step = Training.step
+
+    def interrupted(self: Training, progress: float) -> Any:
+        self.stop = self.position.step == 4
+        return step(self, progress)
+
+    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "step", interrupted)
+        with pytest.raises(loop.Stopped):
+            finetune(tuning, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
+    (_, best), (_, last) = (read_checkpoint(tmp_path / "run" / "checkpoints" / f"step-0000000{at}") for at in (4, 5))
+    name = "weight/stack.embeddings.tokens"
+    model, _ = load_task_model(tmp_path / "run" / "model")
+    assert torch.equal(dict(model.named_parameters())["stack.embeddings.tokens"], best[name])
+    assert not torch.equal(best[name], last[name])
+    resume(tmp_path / "run")
+    finetune(tuning, tmp_path / "whole")
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_a_prediction_that_is_no_number_at_an_evaluation_loses_no_best(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed(monkeypatch, RISING_AND_FALLING)
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+    evaluate = FineTuning.evaluate
+
+    def off(self: FineTuning, model: Any, world: Any) -> dict[str, float]:
+        if self.asked_for == 2:  # type: ignore[attr-defined]
+            raise NonFiniteLoss("a predicted score is not a number")
+        return evaluate(self, model, world)
+
+    monkeypatch.setattr(FineTuning, "evaluate", off)
+    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
+    with pytest.raises(NonFiniteLoss, match="a predicted score is not a number at step 6; the checkpoint of step 4 is"):
+        finetune(tuning, tmp_path / "run")
 
 
 def test_a_best_checkpoint_that_is_damaged_costs_the_best_and_nothing_else(

@@ -95,7 +95,7 @@ def evaluate(
     *,
     out: str | Path,
     data: str | Path | None = None,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     seeds: int = 1,
     strategy: str | Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
@@ -110,7 +110,7 @@ def evaluate(
         suite: glue or another that is known, or a YAML file; see `bertkin.tasks.suites.read_suite`.
         out: folder for the runs and results.
         data: folder of the tasks' data; by default beside the YAML file, or of a suite that is known on the hub.
-        only: names of tasks.
+        only: name or names of tasks.
         seeds: runs of each task.
         strategy, train: as for `finetune`.
         against: the `out` of another model, to compare with on the same examples.
@@ -125,14 +125,15 @@ def evaluate(
     from bertkin.tasks.tuning import Tuning
     from bertkin.train.progress import RichListener
 
-    told = _how(strategy, train) | options
-    tuning = from_mapping(Tuning, told, "options")
+    how = _how(strategy, train)
+    tuning = from_mapping(Tuning, how | options, "options")
+    rooms = {room: {name: getattr(getattr(tuning, room), name) for name in said} for room, said in how.items()}
     return run_suite(
         os.fspath(model),
-        read_suite(suite, data, only),
+        read_suite(suite, data, [only] if isinstance(only, str) else only),
         Path(out),
         seeds=seeds,
-        change={name: getattr(tuning, name) for name in told},
+        change={name: getattr(tuning, name) for name in options} | rooms,
         listener=listener or RichListener(),
         suite=os.fspath(suite),
         against=None if against is None else Path(against),
@@ -209,7 +210,7 @@ def predict(
     from bertkin.tasks import predict as room
 
     reader = model if isinstance(model, room.Reader) else room.open_reader(model, precision=precision, stock=stock)
-    return _said(room.by_windows(reader, windows), texts)
+    return _said(room.by_windows(reader, windows), _groups(texts))
 
 
 def predict_all(
@@ -230,21 +231,28 @@ def predict_all(
         tasks: which of the tasks that were trained together; by default all.
 
     Returns:
-        What `predict` gives, by the name of the task or the path of the model.
+        What `predict` gives, by the name of the task or the path of the model. Those that read another number of texts are
+        passed over, where there are others that do.
 
     Raises:
         UserError: as `predict`; or there is no such task.
     """
-    from bertkin.tasks.several import all_by_windows, open_readers
+    from bertkin.tasks.several import all_by_windows, open_readers, reads
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision, stock=stock), windows)
-    return {name: _said(reader, texts) for name, reader in readers.items()}
+    groups = _groups(texts)
+    able = [name for name, reader in readers.items() if all(reads(reader, group) for group in groups)] or list(readers)
+    return {name: _said(readers[name], groups) for name in able}
 
 
-def _said(reader: Reader, texts: str | Sequence[str | Sequence[str]]) -> list[dict[str, Any]]:
+def _groups(texts: str | Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
+    """The texts of each question."""
     given = [texts] if isinstance(texts, str) else texts
-    groups = [(one,) if isinstance(one, str) else tuple(one) for one in given]
+    return [(one,) if isinstance(one, str) else tuple(one) for one in given]
+
+
+def _said(reader: Reader, groups: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
     return [reader.said(group, found) for group, found in zip(groups, reader.predict(groups), strict=True)]
 
 
@@ -318,7 +326,7 @@ def embed(model: str | Path, texts: str | Sequence[str], **options: Any) -> Any:
     Args:
         model: a run folder, a model folder, or a hub id.
         texts: one, or several.
-        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length, stock.
+        options: see `bertkin.tasks.embed.Embedder`: pooling, normalise, precision, length, prompt, stock.
 
     Raises:
         UserError: there is no such model.

@@ -51,12 +51,15 @@ STEMS = {"modern": "ModernBert", "gpt2": "GPT2"}
 """What they begin with, where it is not the first head's name."""
 SENTENCE_HEADS = {"bert": "BertForPreTraining", "albert": "AlbertForPreTraining"}
 
+YOUNGER = {"pooling": "first"}
+"""Fields of ours that older folders do not have, and what those mean by it."""
+
 
 def _ours(c: Fields) -> Architecture:
     hints = typing.get_type_hints(Architecture)
     values: dict[str, Any] = {}
     for f in fields(Architecture):
-        value = c.values.get(f.name, "first" if f.name == "pooling" else None)  # older folders do not say that one
+        value = c.values.get(f.name, YOUNGER.get(f.name))
         if hints[f.name] is bool:
             values[f.name] = c.flag(f.name, False)
         elif hints[f.name] in (int, float):

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from bertkin.models.adapt import apply, restore, strategy_of
@@ -28,6 +29,7 @@ from bertkin.models.pretrained_tasks import begin_task_model
 from bertkin.models.strategy import Strategy
 from bertkin.models.task_heads import Answer, TaskModel
 from bertkin.models.transformer import Stack
+from bertkin.text.shuffle import mix
 
 STOCK = "stock"
 """Folder of a stock that was trained with its tasks, among theirs."""
@@ -66,15 +68,17 @@ def begin_many(path: str | Path, answers: Sequence[Answer], strategy: Strategy, 
 
     Args:
         path: as for `begin_task_model`.
-        seed: of the first head and what the strategy puts around it; each other task has the next.
+        seed: of the first head and what the strategy puts around it; each other task has one of its own, that no other seed's
+            tasks have.
 
     Raises:
         UserError: as for `begin_task_model` and `apply`.
     """
     models = []
     for number, answer in enumerate(answers):
-        model = begin_task_model(path, answer, seed=seed + number)
-        apply(model, replace(strategy, seed=strategy.seed + seed + number))
+        own = seed if number == 0 else int((mix(seed, number) >> np.uint64(33))[0])
+        model = begin_task_model(path, answer, seed=own)
+        apply(model, replace(strategy, seed=strategy.seed + own))
         models.append(model)
     # Of an encoder–decoder, tags need the encoder alone: the stock is what the others need.
     widest = next((answer for answer in answers if answer.head != "tokens"), answers[0])

@@ -187,9 +187,9 @@ def answers(
             out.append(_ranked(np.concatenate(given), top))
         elif task.output == "classes":
             chances = 1 / (1 + np.exp(-given[0].astype(np.float64)))
-            out.append(
-                Prediction(tuple(np.flatnonzero(chances > 0.5).tolist()), float(np.abs(chances - 0.5).min() + 0.5))
-            )
+            said, order = tuple(np.flatnonzero(chances > 0.5).tolist()), np.argsort(-chances, kind="stable")
+            likeliest = [(int(i), float(chances[i])) for i in order[: max(top, len(said))]]
+            out.append(Prediction(said, float(np.abs(chances - 0.5).min() + 0.5), likeliest))
         elif task.output == "score":
             out.append(Prediction(float(given[0][0]), 1.0))
         elif task.output == "tokens":

@@ -28,7 +28,10 @@ class Materials(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all examples and of the weights that are begun with."""
+        """Hash of all examples and of the model that is begun with."""
+
+    def like(self, fingerprint: str) -> str:
+        """The same, of the kind of one that was written down (`bertkin.tasks.fingerprints`)."""
 
 
 M = TypeVar("M", bound=Materials)
@@ -72,7 +75,7 @@ def carry_out(
         found = gather(device)
         for line in found.said:
             listener.message(line)
-        if resumed and _fingerprint(out / about) != found.fingerprint:
+        if resumed and (before := _fingerprint(out / about)) != found.like(before):
             raise UserError("its data or its model have changed since", where=out, mend="start a new run")
         training = Training(work(found, device), out, listener, world, device, resumed=resumed)
         if not resumed:  # the model could be made: only now is a run that is there given up
@@ -95,5 +98,5 @@ def _fingerprint(file: Path) -> str:
 
 def as_measured(training: Training) -> Any:
     """The finished model in the precision that it was measured in while it was trained."""
-    same = training.dtype == torch.float32
+    same = training.dtype == torch.float32 or bool(training.optimizer.average)
     return training.finished if same else copy.deepcopy(training.finished).to(training.dtype)

@@ -16,7 +16,7 @@ import numpy as np
 
 from bertkin.config import Data, Recipe, Train, load_recipe
 from bertkin.errors import UserError, disk_errors
-from bertkin.objectives.make import evaluation_batches
+from bertkin.objectives.make import FILLERS, SERVES, evaluation_batches
 from bertkin.tasks.baselines import Baselines, ask, count
 from bertkin.tasks.documentation import Documentation, collect
 from bertkin.tasks.fill import Loaded, load
@@ -66,9 +66,10 @@ def run(*, minutes: float = 4.0, out: Path | None = None, preset: str = "modern-
         raise UserError(f"a training of {minutes:g} minutes", where="--minutes", mend="choose a few")
     if words < 1000:
         raise UserError(f"{words} words are too few to learn from", where="--words", mend="choose 50000 or more")
-    if preset.partition("-")[0] in ("electra", "gpt2", "llama", "bart", "t5"):
+    family, fillers = preset.partition("-")[0], [name for name, kinds in SERVES.items() if kinds[0] in FILLERS]
+    if family in SERVES and family not in fillers:
         what = f"{preset} fills no blanks as this demonstration asks it to"
-        raise UserError(what, where="--preset", mend="choose modern, bert, roberta or albert, such as bert-mini")
+        raise UserError(what, where="--preset", mend=f"choose {' or '.join(fillers)}, such as bert-mini")
     out = out or _free(Path("runs/demo"))
     listener = RichListener()
     listener.message("bertkin demo: a BERT from the documentation in this Python")

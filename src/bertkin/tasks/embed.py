@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -41,6 +41,10 @@ class Sentences:
     """Most tokens of a text; None for as many as the model reads."""
     lower: bool = False
     """Whether texts are lowered before the tokenizer reads them."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What may be put before a text, by name, such as query."""
+    prompt: str = ""
+    """What is put before every text where nobody says another."""
 
 
 POOLINGS: dict[str, VectorPooling] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
@@ -58,13 +62,14 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
     """
     if not (folder / "modules.json").is_file():
         return Sentences()
-    normalise, found = False, pooling or "mean"
+    normalise, found, left_out = False, pooling or "mean", False
     for module in _read(folder / "modules.json", list):
         kind = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else str(module)
         if kind == "Normalize":
             normalise = True
         elif kind == "Pooling" and pooling is None:
-            way = _way(_read(folder / str(module.get("path", "")) / "config.json", dict))
+            said = _read(folder / str(module.get("path", "")) / "config.json", dict)
+            way, left_out = _way(said), said.get("include_prompt") is False
             if way not in POOLINGS:
                 raise UserError(f"a pooling {way!r} is not done here", where=folder, mend="say another: --pooling mean")
             found = POOLINGS[way]
@@ -72,13 +77,21 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
             mend = "say --pooling to have the states before it"
             what = f"its vectors go through a module {kind!r}, which is not done here"
             raise UserError(what, where=folder, mend=mend)
-    own, tokenizer = (
+    own, tokenizer, more = (
         _read(folder / name, dict) if (folder / name).is_file() else {}
-        for name in ("sentence_bert_config.json", "tokenizer_config.json")
+        for name in ("sentence_bert_config.json", "tokenizer_config.json", "config_sentence_transformers.json")
     )
     length = own.get("max_seq_length") or tokenizer.get("model_max_length")  # as newer versions have it
     bounded = type(length) in (int, float) and 0 < length < 1e9  # transformers writes thirty digits for no bound
-    return Sentences(found, normalise, int(length) if bounded else None, own.get("do_lower_case") is True)
+    prompts = more.get("prompts")
+    prompts = {str(name): str(text) for name, text in (prompts if isinstance(prompts, dict) else {}).items()}
+    prompt = prompts.get(str(more.get("default_prompt_name")), "")
+    if left_out and any(prompts.values()):
+        raise UserError(
+            "its pooling leaves prompts out, which is not done here", where=folder, mend="say --pooling mean"
+        )
+    lower = own.get("do_lower_case") is True
+    return Sentences(found, normalise, int(length) if bounded else None, lower, prompts, prompt)
 
 
 def _way(said: dict[str, Any]) -> str:
@@ -113,6 +126,8 @@ class Embedder:
         normalise: to length 1, so that a dot product is a cosine; by default as such a folder says, else not.
         precision: auto is bfloat16 where the processor gains by it.
         length: most tokens of a text; by default as such a folder says, else what the model reads.
+        prompt: what is put before every text: the name of one that such a folder has (query, passage …), or the words
+            themselves; by default that folder's own default, else nothing.
         stock: of what a light strategy saved, the model it belongs to; by default the one it names.
 
     Raises:
@@ -128,6 +143,7 @@ class Embedder:
         normalise: bool | None = None,
         precision: str = "auto",
         length: int | None = None,
+        prompt: str | None = None,
         stock: str | Path | None = None,
     ) -> None:
         if pooling is not None and pooling not in get_args(VectorPooling):
@@ -153,6 +169,7 @@ class Embedder:
         self.length = length or min(said.length or a.max_length, a.max_length)
         self.pooling: VectorPooling = pooling or said.pooling
         self.normalise, self.lower = said.normalise if normalise is None else normalise, said.lower
+        self.prompt = said.prompt if prompt is None else said.prompts.get(prompt, prompt)
         self.each = normalise is True
         """Whether the vectors of tokens are normalised: only where a person says so."""
         self.pooler = Pooler(a, self.pooling) if self.pooling in ("mean", "max") else None
@@ -182,7 +199,8 @@ class Embedder:
         return out
 
     def _rows(self, texts: Sequence[str]) -> Rows:
-        examples = [Example((text.lower() if self.lower else text,)) for text in texts]
+        whole = [self.prompt + text for text in texts]
+        examples = [Example((text.lower() if self.lower else text,)) for text in whole]
         rows = encode(examples, Task("class"), self.tokenizer, max_length=self.length)
         if rows.cut:
             what = f"{rows.cut:,} of {len(texts):,} texts are longer than {self.length:,} tokens, and lost their ends"

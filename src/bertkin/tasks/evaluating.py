@@ -21,10 +21,11 @@ from bertkin.models.folders import find_folder
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.hub import named
-from bertkin.tasks.metrics import METRICS, constant, measure
+from bertkin.tasks.metrics import METRICS, measure
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import Splits
-from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answers, other_model
+from bertkin.tasks.results import RESULTS, Results, Scores, compare, keep_answers, kept_answers, other_model
+from bertkin.tasks.review import said_everywhere
 from bertkin.tasks.significance import interval
 from bertkin.tasks.submitting import FILES, submit
 from bertkin.tasks.suites import Entry, entries_of
@@ -54,7 +55,8 @@ def run_suite(
         tasks: from `read_suite`.
         out: a folder; each run is out/TASK/seed-N, and results.json and results.md beside them are written anew after each
             task.
-        change: fields of `Tuning` for all tasks that have them; the rest is as a task says.
+        change: fields of `Tuning` for all tasks that have them, which go before what a task says, though they be the default;
+            strategy and train are mappings of those of their fields that are given.
         suite: its name, for what people score and for further development data.
         against: the `out` of another model, to compare with on the same examples.
         submission: a folder for GLUE's submission files, answered by the middle seed.
@@ -62,7 +64,8 @@ def run_suite(
 
     Raises:
         UserError: as `bertkin.tasks.finetune.finetune`, but that a seed which diverges is told and left out; no seed; a task
-            that GLUE does not have, where files are to be submitted.
+            that GLUE does not have, where files are to be submitted; another model that shares no task, or was measured on
+            other examples. What is wrong with the data of any task is said before the first is trained.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", mend="choose at least 1")
@@ -72,11 +75,14 @@ def run_suite(
         raise UserError(f"{odd[0]} is no task of GLUE", where="--submit", mend="choose GLUE's own with --only")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a suite runs in one process", where="evaluate", mend="start it without torchrun")
+    if submission is not None and submission.exists() and not submission.is_dir():
+        raise UserError("is no folder", where=submission, mend="name a folder for the files")
     say = (listener or QuietListener()).message
+    asked = {name: _asked(task, model, change or {}) for name, task in tasks.items()}
+    if len(tasks) > 1 or other is not None:
+        _see_data(asked, entries, other)
     results, gone = Results(model, "full", {}, called), dict[str, NonFiniteLoss]()
-    for name, task in tasks.items():
-        tuning = merge(task, Tuning(model=model, **dict(change or {})))
-        tuning = replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
+    for name, tuning in asked.items():
         splits = read_data(tuning)
         tuning = replace(tuning, **_fitting(change or {}, splits.task))
         runs, lost = {seed: out / name / f"seed-{seed}" for seed in range(seeds)}, {}
@@ -106,13 +112,37 @@ def run_suite(
                 differences[part] = both
         kind = tuning.strategy.kind
         results = Results(model, kind, results.tasks | found, called, differences, results.gone)
+        _write(out, results)
         if submission is not None:
             for line in submit(name, open_reader(middle), splits, Path(tuning.data[0]).parent, submission):
                 say(line)
-        _write(out, results)
     if gone and not results.tasks:
         raise next(iter(gone.values()))
     return results
+
+
+ROOMS = ("strategy", "train")
+
+
+def _asked(task: Tuning, model: str, change: Mapping[str, Any]) -> Tuning:
+    """A task's recipe with what is said for all tasks over it; kinds of answers that have no such option lose it later."""
+    plain = {name: value for name, value in change.items() if name not in ROOMS}
+    tuning: Tuning = merge(task, Tuning(model=model, **plain))
+    rooms = {room: replace(getattr(tuning, room), **dict(change.get(room) or {})) for room in ROOMS}
+    tuning = replace(tuning, **rooms)
+    return replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
+
+
+def _see_data(asked: Mapping[str, Tuning], entries: Mapping[str, Entry], other: Path | None) -> None:
+    """Read every task's data once, and drop them: what is wrong with the last is said before the first is trained."""
+    shared = False
+    for name, tuning in asked.items():
+        splits = read_data(tuning)
+        for part, dev in parts_of(entries.get(name, Entry(name, "")), splits).items():
+            shared |= other is not None and kept_answers(other, part, splits.task, dev) is not None
+    if other is not None and not shared:
+        mend = "give the --out of another `bertkin evaluate` of these tasks"
+        raise UserError("none of these tasks was answered there", where=other, mend=mend)
 
 
 def _write(out: Path, results: Results) -> None:
@@ -123,11 +153,22 @@ def _write(out: Path, results: Results) -> None:
 def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Options for all tasks as one of them takes them: as they were given, though they be the default, and not where its
     answers have none."""
-    plain = {name: value for name, value in change.items() if name not in ("strategy", "train")}
+    plain = {name: value for name, value in change.items() if name not in ROOMS}
     return {
         name: value if task.output in HAVE.get(name, OUTPUTS) else getattr(Tuning, name)
         for name, value in plain.items()
     }
+
+
+INDIFFERENT = ("keep", "tensorboard", "eval_rows")
+"""What a training may be told anew when it goes on."""
+
+
+def _others(asked: Any, before: Any, own: bool) -> list[str]:
+    """The fields in which two recipes differ: any, where the defaults of one have been filled in; or of those with a default of
+    their `own`, which nothing fills in, so that it is asked for when nothing is said."""
+    names = [one.name for one in fields(asked) if not own or isinstance(one.default, bool | int | float)]
+    return [name for name in names if getattr(asked, name) != getattr(before, name)]
 
 
 def _see_same(run: Path, wanted: Tuning) -> None:
@@ -136,12 +177,9 @@ def _see_same(run: Path, wanted: Tuning) -> None:
     asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
     if list(map(named, asked.data)) == list(map(named, before.data)):
         asked = replace(asked, data=before.data)  # the hub may have converted a set again since
-    whole = merge(before, asked)  # options at their defaults are not asked for
-    odd = [one.name for one in fields(Tuning) if getattr(whole, one.name) != getattr(before, one.name)]
-    # Of those with a default of their own, which nothing fills in, the default is asked for too.
-    plain = [one.name for one in fields(Tuning) if isinstance(one.default, bool | int | float)]
-    odd += [name for name in plain if getattr(asked, name) != getattr(before, name)]
-    odd += ["strategy"] if asked.strategy.kind != before.strategy.kind else []
+    odd = _others(merge(before, asked), before, False) + _others(asked, before, True)
+    odd += [f"train.{name}" for name in _others(asked.train, before.train, True) if name not in INDIFFERENT]
+    odd += ["strategy"] if asked.strategy != before.strategy else []
     if odd:
         what = f"begun with another {odd[0]}"
         raise UserError(what, where=run, mend="choose another --out, or remove the folder")
@@ -187,7 +225,9 @@ def _measured(entry: Entry, splits: Splits, by_seed: Mapping[int, Path]) -> tupl
     told_of += [(f"{entry.name} ({other})", other, entry.name, human) for other, human in (entry.beside or {}).items()]
     for row, counted, name, human in told_of:
         dev, given = parts[name], answers[name]
-        same = tuple(seed for seed, said in zip(by_seed, given, strict=True) if constant(task, said))
+        known = [at for at, example in enumerate(dev) if example.label is not None]
+        said_of = {seed: [said[at] for at in known] for seed, said in zip(by_seed, given, strict=True)}
+        same = tuple(seed for seed, said in said_of.items() if said_everywhere(task, [dev[at] for at in known], said))
         low, high = interval(counted, task, dev, given[middle])
         if row == entry.name:
             table[row] = Scores(metric, tuple(last), tuple(best), low, high, same, tuple(minutes), human)

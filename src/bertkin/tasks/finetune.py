@@ -254,7 +254,6 @@ class FineTuning:
 
     @property
     def headline(self) -> str:
-        """The score that is told of an evaluation."""
         return self.task.metric
 
     def facts(self) -> dict[str, Any]:

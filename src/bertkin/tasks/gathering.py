@@ -5,18 +5,19 @@ gather(tuning, device)    all of it, or one line on what is wrong
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.pretrained import find_folder
 from bertkin.tasks.completing import complete
 from bertkin.tasks.data.columns import Columns, Roles
 from bertkin.tasks.encoding import Rows, encode
+from bertkin.tasks.fingerprints import Parts, fingerprint_of, like
 from bertkin.tasks.frames import Frame
 from bertkin.tasks.metrics import metric
 from bertkin.tasks.reading import Splits, read_splits
@@ -46,20 +47,16 @@ class Gathered:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all examples and of the weights that are begun with."""
-        return fingerprint_of((*self.train.examples, *self.dev.examples, *self.test.examples), self.stock)
+        """Hash of all examples and of the model that is begun with."""
+        return fingerprint_of(self._parts, self.stock)
 
+    def like(self, fingerprint: str) -> str:
+        """The same, of the kind of one that was written down."""
+        return like(fingerprint, self._parts, self.stock)
 
-def fingerprint_of(examples: Iterable[Example], stock: Path) -> str:
-    """Hash of examples and of the weights in a folder."""
-    digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        digest.update(repr((example.texts, example.label, example.choices)).encode("utf-8", "surrogatepass"))
-    for path in sorted(stock.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    @property
+    def _parts(self) -> Parts:
+        return self.train.examples, self.dev.examples, self.test.examples
 
 
 def read_data(tuning: Tuning) -> Splits:
@@ -79,7 +76,10 @@ def read_data(tuning: Tuning) -> Splits:
         skip_bad=tuning.skip_bad,
         encoding_errors=tuning.encoding_errors,
     )
-    task = replace(splits.train.task, metric=tuning.metric or splits.train.task.metric)
+    task = splits.train.task
+    task = replace(task, metric=tuning.metric or task.metric, positive=tuning.positive or task.positive)
+    if tuning.scheme and task.output != "tokens":
+        raise UserError(f"of tags, and this is a task of {task.output}", where="--scheme", mend="leave it out")
     counted = metric(task.metric, task)
     if task.output == "sequence":
         counted.rows(task, [Example(("",), "a")], ["a"])  # a library that is missing is said before anything slow

@@ -6,18 +6,18 @@ gather_all(recipe, device)  all of it, with nothing left open, or one line on wh
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from bertkin.config import Train, from_mapping, load_yaml, merge, to_mapping
+from bertkin.config import Train, from_mapping, load_yaml, merge, rooted, to_mapping
 from bertkin.errors import UserError
 from bertkin.models.configs import read_config
 from bertkin.models.many import STOCK
 from bertkin.models.strategy import Strategy
 from bertkin.tasks.completing import complete
+from bertkin.tasks.fingerprints import joint
 from bertkin.tasks.gathering import Gathered, gather
 from bertkin.tasks.metrics import metric
 from bertkin.tasks.sampling import Sampling
@@ -63,12 +63,15 @@ class Together:
         return cast(Tuning, replace(own, **same))
 
 
-def recipe_of(tasks: Mapping[str, Tuning], common: Tuning, sampling: Sampling = "annealed") -> Together:
+def recipe_of(
+    tasks: Mapping[str, Tuning], common: Tuning, sampling: Sampling = "annealed", given: Collection[str] = ()
+) -> Together:
     """A recipe from the tasks of a suite and what is said for all of them.
 
     Args:
         tasks: from `bertkin.tasks.suites.read_suite`.
         common: fields for all tasks, where they differ from the defaults.
+        given: names of fields that are said for all tasks though they be the default.
 
     Raises:
         UserError: a name that cannot be a folder's, a task that says of itself what is the same for all, or what tasks that
@@ -86,7 +89,7 @@ def recipe_of(tasks: Mapping[str, Tuning], common: Tuning, sampling: Sampling = 
         for one in SHARED:
             if said.get(one) != plain.get(one):
                 raise UserError("the same for all tasks", where=f"{name}: {one}", mend="say it beside the tasks")
-        values = to_mapping(merge(tuning, common))
+        values = to_mapping(merge(tuning, common)) | {one: getattr(common, one) for one in given if one not in SHARED}
         own[name] = {one: v for one, v in values.items() if one not in SHARED and v != plain[one]}
     same = {one: getattr(common, one) for one in SHARED}
     return Together(tasks=own, sampling=sampling, **same)
@@ -106,9 +109,12 @@ class Found:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all tasks' examples and of the weights that are begun with."""
-        told = "".join(f"{name} {part.fingerprint}\n" for name, part in self.parts.items())
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        """Hash of all tasks' examples and of the model that is begun with."""
+        return joint((name, part.fingerprint) for name, part in self.parts.items())
+
+    def like(self, fingerprint: str) -> str:
+        """The same, of the kind of one that was written down."""
+        return joint((name, part.like(fingerprint)) for name, part in self.parts.items())
 
 
 def gather_all(recipe: Together, device: str) -> Found:
@@ -140,8 +146,8 @@ def gather_all(recipe: Together, device: str) -> Found:
 def _settled(tuning: Tuning) -> dict[str, Any]:
     """What was found out of a task, and where its data lie wherever the run is gone on with."""
     paths = {name: getattr(tuning, name) for name in ("dev", "test")}
-    told: dict[str, Any] = {"data": [str(Path(path).absolute()) for path in tuning.data]}
-    told |= {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+    told: dict[str, Any] = {"data": [rooted(path) for path in tuning.data]}
+    told |= {name: rooted(path) for name, path in paths.items() if path}
     return told | {"length": tuning.length, "pooling": tuning.pooling}
 
 

@@ -127,6 +127,16 @@ def _f1(sums: Floats) -> Floats:
     return _divided(2 * right, 2 * right + wrong + missed)
 
 
+def _precision(sums: Floats) -> Floats:
+    """How much of what was said is right, from the columns of `_f1`."""
+    return _divided(sums[..., 0], sums[..., 0] + sums[..., 1])
+
+
+def _recall(sums: Floats) -> Floats:
+    """How much of what there is was found, from the columns of `_f1`."""
+    return _divided(sums[..., 0], sums[..., 0] + sums[..., 2])
+
+
 def _f1_macro(sums: Floats) -> Floats:
     """Mean over the classes that are there or are said."""
     each = sums.reshape(*sums.shape[:-1], -1, 3)
@@ -138,8 +148,9 @@ def _f1_micro(sums: Floats) -> Floats:
 
 
 def _f1_binary(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
-    """[n, 3]: right, wrongly said and missed, of the second of two classes."""
-    return _by_class(task, examples, predictions)[:, 3:6]
+    """[n, 3]: right, wrongly said and missed, of the positive one of two classes."""
+    first = 3 * task.labels.index(task.positive)
+    return _by_class(task, examples, predictions)[:, first : first + 3]
 
 
 def _margins(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> Floats:
@@ -251,6 +262,8 @@ CLASSED = ("class",)
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(("class", "classes", "choice", "tokens"), _right, _share),
     "f1": Metric(CLASSED, _f1_binary, _f1),
+    "precision": Metric(CLASSED, _f1_binary, _precision),
+    "recall": Metric(CLASSED, _f1_binary, _recall),
     "f1_macro": Metric(("class", "classes"), _by_class, _f1_macro),
     "f1_micro": Metric(("classes",), _by_class, _f1_micro),
     "matthews": Metric(CLASSED, _margins, _matthews),
@@ -260,8 +273,8 @@ METRICS: dict[str, Metric] = {
     "mean_squared_error": Metric(("score",), _errors(2), _share, higher=False),
     "mean_absolute_error": Metric(("score",), _errors(1), _share, higher=False),
     "span_f1": Metric(("tokens",), _spans, _f1),
-    "span_precision": Metric(("tokens",), _spans, lambda s: _divided(s[..., 0], s[..., 0] + s[..., 1])),
-    "span_recall": Metric(("tokens",), _spans, lambda s: _divided(s[..., 0], s[..., 0] + s[..., 2])),
+    "span_precision": Metric(("tokens",), _spans, _precision),
+    "span_recall": Metric(("tokens",), _spans, _recall),
     "answer_f1": Metric(("span", "sequence"), _compared(comparing.overlap), _share),
     "exact_match": Metric(("span", "sequence"), _compared(comparing.exact), _share),
     "cmrc_f1": Metric(("span",), _compared(comparing.cmrc_overlap), _share, offered=False),
@@ -272,7 +285,8 @@ METRICS: dict[str, Metric] = {
     "rouge2": Metric(("sequence",), _texts(comparing.rouge_rows, "rouge2"), _share, offered=False),
     "rougeL": Metric(("sequence",), _texts(comparing.rouge_rows, "rougeL"), _share, offered=False),
 }
-"""All metrics. f1 is of the second of two classes; bleu, chrf and rouge need `pip install "bertkin[text-metrics]"`."""
+"""All metrics. f1, precision and recall are of the positive one of two classes (`Task.positive`); bleu, chrf and rouge need
+`pip install "bertkin[text-metrics]"`."""
 BESIDE = {"cmrc_f1": ("cmrc_exact_match",)}
 """What is told beside a headline that is not offered to every task."""
 
@@ -295,7 +309,7 @@ def metric(name: str, task: Task) -> Metric:
 
 
 def _fits(name: str, task: Task) -> bool:
-    if name == "f1":
+    if name in ("f1", "precision", "recall"):
         return len(task.labels) == 2
     return bool(task.scheme) if name.startswith("span_") else True
 

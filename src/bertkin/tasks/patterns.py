@@ -11,11 +11,14 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bertkin.errors import UserError, nearest
 from bertkin.tasks.data.columns import KNOWN
@@ -167,8 +170,9 @@ def _example(values: Mapping[str, object], names: Sequence[str], where: str) -> 
     texts = []
     for name in names:
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            what = f"no {name!r}" if value is None else f"{name!r} holds a {type(value).__name__}, not text"
+        missing = value is None or (isinstance(value, float) and math.isnan(value))  # a gap in a column of numbers
+        if missing or isinstance(value, bool) or not isinstance(value, str | int | float):
+            what = f"no {name!r}" if missing else f"{name!r} holds a {type(value).__name__}, not text"
             raise UserError(what, where=where, mend="give every row both")
         text = str(value).strip()
         if not text:
@@ -190,6 +194,13 @@ def drawn(n: int, shots: int, *, seed: int, but: int | None = None, row: int | N
         but: an example that must not be among them, because it is asked.
         row: draw anew for this row.
     """
-    key = mix(seed, 21) if row is None else mix(seed, 22, row)
-    order = [int(i) for i in np.argsort(noise(key, np.arange(n)), kind="stable") if i != but]
-    return order[:shots]
+    if not shots:
+        return []
+    order = _order(n, seed) if row is None else np.argsort(noise(mix(seed, 22, row), np.arange(n)), kind="stable")
+    return [int(i) for i in order[: shots + 1] if i != but][:shots]
+
+
+@lru_cache(maxsize=16)
+def _order(n: int, seed: int) -> NDArray[np.int64]:
+    """The order that all rows draw from, where not each has its own."""
+    return np.argsort(noise(mix(seed, 21), np.arange(n)), kind="stable")

@@ -45,6 +45,8 @@ OUTPUTS = {
 
 BOUND = 128
 """Most tokens of an answer where a model does not say."""
+AT_ONCE = 4096
+"""Examples that are encoded and scored together: a table of millions never has all of its scores in memory."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Reader:
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
-        return self.answer(self.rows(examples))
+        pieces = (examples[first : first + AT_ONCE] for first in range(0, len(examples), AT_ONCE))
+        return [one for piece in pieces for one in self.answer(self.rows(piece))]
 
     def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
         """An answer for each group of texts: of a span, the context comes last. How many lost text is a warning.
@@ -93,10 +96,10 @@ class Reader:
             if self.task.output == "choice":
                 if len(group) <= self.task.inputs:
                     what = f"{len(group)} texts, where the model reads {self.task.inputs - 1} and two choices or more"
-                    raise UserError(what, where=repr(group[0][:40]), mend="give the choices last, parted by tabs")
+                    raise UserError(what, where=_begin(group), mend="give the choices last, parted by tabs")
             elif not self.takes(len(group)):
                 what = f"{len(group)} texts, where the model reads {self.task.inputs}"
-                raise UserError(what, where=repr(group[0][:40]), mend="give a text for each, parted by tabs in a file")
+                raise UserError(what, where=_begin(group), mend="give a text for each, parted by tabs in a file")
         return self.asked([self._example(tuple(group)) for group in texts])
 
     def takes(self, texts: int) -> bool:
@@ -105,13 +108,15 @@ class Reader:
 
     def asked(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not. How many lost text is a warning."""
-        rows = self.rows(examples)
-        if rows.cut:
-            what = (
-                f"{rows.cut:,} of {len(examples):,} inputs are longer than the model was to read, and lost their ends"
-            )
+        cut, found = 0, list[Prediction]()
+        for first in range(0, len(examples), AT_ONCE):
+            rows = self.rows(examples[first : first + AT_ONCE])
+            cut += rows.cut
+            found += self.answer(rows)
+        if cut:
+            what = f"{cut:,} of {len(examples):,} inputs are longer than the model was to read, and lost their ends"
             warnings.warn(what, stacklevel=3)
-        return self.answer(rows)
+        return found
 
     def _example(self, texts: tuple[str, ...]) -> Example:
         if self.task.output == "choice":
@@ -134,6 +139,7 @@ class Reader:
             plain["all"] = {names[i]: round(chance, 4) for i, chance in prediction.best}
         elif task.output == "classes":
             plain["labels"] = [task.labels[i] for i in answer]
+            plain["all"] = {task.labels[i]: round(chance, 4) for i, chance in prediction.best}
         elif task.output == "score":
             plain["score"] = tidy(answer)
         elif task.output == "tokens":
@@ -176,6 +182,11 @@ class AnswerWriter(Reader):
 def in_words(example: Example) -> Example:
     """An example of a task of tags, its last text parted into words where nobody has done so."""
     return example if example.spans else replace(example, places=tuple(words_in(example.texts[-1])))
+
+
+def _begin(group: Sequence[str]) -> str | None:
+    """Where in the input a mistake is: the beginning of a question's first text."""
+    return repr(group[0][:40]) if group else None
 
 
 def _named(example: Example, texts: Sequence[str]) -> dict[str, Any]:

@@ -227,7 +227,8 @@ def _ask(asker: Asker, plan: Plan, shots: int, seed: int) -> tuple[dict[str, flo
     if plan.normalise == "calibrated":
         distinct = list(dict.fromkeys(map(tuple, kept)))
         found, _ = likelihoods(asker, plan, [whole(plan, some, CONTENT_FREE) for some in distinct])
-        free = found[[distinct.index(tuple(some)) for some in kept]]
+        at = {some: number for number, some in enumerate(distinct)}
+        free = found[[at[tuple(some)] for some in kept]]
     if not np.isfinite(scores).all():
         raise UserError(
             "a choice's score is not a number",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
+from bertkin.models.folders import write_aside
 from bertkin.tasks.comparing import bleu_of, bleu_rows, exact, overlap
 
 
@@ -124,17 +126,11 @@ class Prompted:
         Raises:
             UserError: matplotlib is missing, knows no such picture, or the disk refuses.
         """
-        try:
-            import matplotlib
-        except ImportError:
-            raise MissingExtra("matplotlib", "plot", "drawing") from None
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        see_picture(path)
+        import matplotlib
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
 
-        known = FigureCanvasAgg.get_supported_filetypes()
-        if Path(path).suffix[1:].lower() not in known:
-            raise UserError("no picture is named so", where=path, mend=f"let it end in .{', .'.join(sorted(known))}")
         panels = 2 if len(self.models) > 1 else 1
         with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3}):
             figure = Figure(figsize=(5.2 * panels, 3.6), layout="constrained")
@@ -160,7 +156,24 @@ class Prompted:
                 axes.legend(fontsize=7)
             with disk_errors(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=150)
+                drawn = io.BytesIO()
+                figure.savefig(drawn, dpi=150, format=Path(path).suffix[1:].lower())
+                write_aside(Path(path), drawn.getvalue())
+
+
+def see_picture(path: str | Path) -> None:
+    """See that a picture can be drawn and is named as one.
+
+    Raises:
+        UserError: matplotlib is missing, or knows no such picture.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise MissingExtra("matplotlib", "plot", "drawing") from None
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in known:
+        raise UserError("no picture is named so", where=path, mend=f"let it end in .{', .'.join(sorted(known))}")
 
 
 def _plural(n: int, what: str) -> str:

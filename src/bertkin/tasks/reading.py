@@ -162,6 +162,7 @@ class _Reader:
         """The rows of a file, or of a folder with a folder for each class."""
         classes = class_folders(path)
         if classes:
+            self._see_none(path, "text", "text2", "label")
             self.roles = Roles(("file",), "folder", form="folder")
             self.said.append(f"{path}: a class for each folder ({', '.join(list(classes)[:8])})")
             return [self._whole(file, name) for name, files in classes.items() for file in files]
@@ -175,10 +176,12 @@ class _Reader:
             return self._table(source, kind)
         text = read_text(source, self.encoding_errors)
         if kind == "squad":
+            self._see_none(source.label, "text", "text2", "label")
             self.roles = Roles(("question", "context"), "answers", "id", holds="answers", form="squad")
             self.said.append(f"{source.label}: SQuAD's format")
             return read_squad(source.label, text, self.gate, answered=self.labelled is not False)
         same = self.roles_before if self.roles_before is not None and self.roles_before.form == kind else None
+        self._see_none(source.label, "text2", *(["text"] if kind == "conllu" else []))
         if kind == "conllu":
             tag = self.columns.label or (same.label if same is not None else "upos")
             self.said.append(f"{source.label}: CoNLL-U, label = {tag}")
@@ -193,6 +196,14 @@ class _Reader:
         said = f"{source.label}: a word a line, word = column {word or '1'}"
         self.said.append(said + (f", tag = {tag or 'the last'}" if self.labelled is not False else ""))
         return rows
+
+    def _see_none(self, where: str, *names: str) -> None:
+        """See that the user names no column of a kind of file that has none by such a name."""
+        for name in names:
+            if getattr(self.columns, name):
+                raise UserError(
+                    "such a file has no columns to choose from", where=f"{where} (--{name})", mend="leave it out"
+                )
 
     def _whole(self, file: str, label: str) -> Raw:
         text = read_text(list_sources([file])[0], self.encoding_errors)

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 from bertkin.errors import UserError, disk_errors
 from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.significance import Difference, difference
-from bertkin.tasks.task import Example, Task
+from bertkin.tasks.task import Example, Task, tidy
 from bertkin.train.state import write_text
 
 ANSWERS, RESULTS = "answers.json", "results.json"
@@ -88,10 +89,17 @@ class Results:
 
     @property
     def mean(self) -> float:
-        """Mean of the tasks' medians; parts of one task count together as one."""
-        whole = [name for name, s in self.tasks.items() if not s.of]
-        parts = {name: [s.median for other, s in self.tasks.items() if name in (other, s.of)] for name in whole}
-        return statistics.mean(statistics.mean(medians) for medians in parts.values())
+        """Mean of the tasks' medians, without those that are errors (`errors`); parts of one task count together as one. NaN
+        where all are errors."""
+        counted = {name: s for name, s in self.tasks.items() if METRICS[s.metric].higher}
+        whole = [name for name, s in counted.items() if not s.of]
+        parts = {name: [s.median for other, s in counted.items() if name in (other, s.of)] for name in whole}
+        return statistics.mean(statistics.mean(medians) for medians in parts.values()) if parts else math.nan
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Tasks whose metric is an error, in the data's own unit: no mean of it and of shares would say anything."""
+        return tuple(name for name, s in self.tasks.items() if not METRICS[s.metric].higher)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -109,27 +117,31 @@ class Results:
                     "ours": round(other.two, 5),
                     "p": round(other.p, 5),
                 }
-        told = {"model": self.model, "strategy": self.strategy, "mean": round(self.mean, 5), "tasks": rows}
+        mean = None if math.isnan(self.mean) else round(self.mean, 5)
+        told = {"model": self.model, "strategy": self.strategy, "mean": mean, "tasks": rows}
         told |= {"gone": list(self.gone)} if self.gone else {}
         return told | ({"against": self.against} if self.against else {})
 
     def rows(self) -> list[list[str]]:
-        """The table, its head first, in hundredths as the field has them."""
+        """The table, its head first, in hundredths as the field has them; errors as they are."""
         other = [self.against, "p"] if self.against else []
         found = [["task", "metric", "median", "mean ± deviation", "best", "95% interval", *other, "people", "minutes"]]
         for name, s in self.tasks.items():
             flag = f" ({len(s.degenerate)} of {len(s.last)} say one thing)" if s.degenerate else ""
             flag += f" ({len(s.diverged)} of {len(s.last) + len(s.diverged)} diverged)" if s.diverged else ""
-            row = [name + flag, s.metric, _hundredths(s.median), f"{_hundredths(s.mean)} ± {_hundredths(s.deviation)}"]
-            row += [_hundredths(s.top), f"{_hundredths(s.low)} – {_hundredths(s.high)}"]
+            shown = _hundredths if METRICS[s.metric].higher else _plain
+            row = [name + flag, s.metric, shown(s.median), f"{shown(s.mean)} ± {shown(s.deviation)}"]
+            row += [shown(s.top), f"{shown(s.low)} – {shown(s.high)}"]
             if self.against:
                 both = self.differences.get(name)
-                row += [_hundredths(both.one), f"{both.p:.4f}"] if both else ["", ""]
-            row += ["" if s.human is None else _hundredths(s.human)]
+                row += [shown(both.one), f"{both.p:.4f}"] if both else ["", ""]
+            row += ["" if s.human is None else shown(s.human)]
             found.append([*row, f"{statistics.median(s.minutes):.1f}" if s.minutes else ""])
         found += [[f"{name} (every seed diverged)", *[""] * (len(found[0]) - 1)] for name in self.gone]
-        mean = f"mean without {', '.join(self.gone)}" if self.gone else "mean"
-        return [*found, [mean, "", _hundredths(self.mean), *[""] * (len(found[0]) - 3)]]
+        without = [*self.gone, *self.errors]
+        mean = f"mean without {', '.join(without)}" if without else "mean"
+        told = "" if math.isnan(self.mean) else _hundredths(self.mean)
+        return [*found, [mean, "", told, *[""] * (len(found[0]) - 3)]]
 
     def __str__(self) -> str:
         """A table in Markdown."""
@@ -166,6 +178,10 @@ class Results:
 
 def _hundredths(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _plain(value: float) -> str:
+    return str(tidy(value)).removesuffix(".0")
 
 
 def _escaped(cell: str) -> str:
@@ -206,22 +222,31 @@ def compare(theirs: Path, ours: Path, name: str, task: Task, dev: Sequence[Examp
     Raises:
         UserError: the other was measured on other examples, or cannot be read.
     """
-    found = []
-    for folder in (theirs, ours):
-        path = folder / name / ANSWERS
-        if not path.exists():
-            return None
-        try:
-            told: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            same, answers = told["examples"] == _hash(task, dev), told["answers"]
-            metric = str(told["metric"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot be read ({error})", where=path, mend="evaluate that model again") from None
-        if not same or len(answers) != len(dev):
-            mend = "evaluate both models on the same data"
-            raise UserError("measured on other examples", where=path, mend=mend)
-        found.append(answers)
-    return difference(metric, task, dev, *found)
+    found = [kept_answers(folder, name, task, dev) for folder in (theirs, ours)]
+    one, two = found
+    return None if one is None or two is None else difference(two[0], task, dev, one[1], two[1])
+
+
+def kept_answers(folder: Path, name: str, task: Task, dev: Sequence[Example]) -> tuple[str, list[Any]] | None:
+    """The metric of a task and what a model's middle seed answered to each of its examples; None where it did not do it.
+
+    Args:
+        folder: of `bertkin evaluate`.
+
+    Raises:
+        UserError: it was measured on other examples, or cannot be read.
+    """
+    path = folder / name / ANSWERS
+    if not path.exists():
+        return None
+    try:
+        told: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same, answers, metric = told["examples"] == _hash(task, dev), list(told["answers"]), str(told["metric"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot be read ({error})", where=path, mend="evaluate that model again") from None
+    if not same or len(answers) != len(dev):
+        raise UserError("measured on other examples", where=path, mend="evaluate both models on the same data")
+    return metric, answers
 
 
 def other_model(path: Path) -> tuple[Path, str]:

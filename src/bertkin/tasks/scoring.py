@@ -29,6 +29,7 @@ from bertkin.models.heads import LanguageModel
 from bertkin.models.heads import Source as Read
 from bertkin.tasks.repairing import Repair, read_by_encoder, repair, written_first
 from bertkin.text.layout import Layout
+from bertkin.text.pieces import words_of
 from bertkin.text.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
@@ -328,8 +329,12 @@ def _copies(
 
 
 def _word_ends(tokens: Ints, begins: Ints, tokenizer: Tokenizer) -> Ints:
-    """[tokens]: the place after the last token of each token's word. [CLS] and [SEP] are words of their own."""
+    """[tokens]: the place after the last token of each token's word. [CLS], [SEP] and each sign are words of their own."""
     opens = tokenizer.word_starts[tokens].copy()
+    if not tokenizer.prefix:  # whose tokens say what stands behind a blank, and not where a sign parts two words
+        words = words_of(tokenizer)
+        opens |= words.begins[tokens]
+        opens[1:] |= words.ends[tokens[:-1]]
     opens[begins] = True
     opens[begins + 1] = True  # the first token of a sentence, or the [SEP] of an empty one
     opens[np.append(begins[1:], len(tokens)) - 1] = True

@@ -30,11 +30,22 @@ from bertkin.models.writers import writing_shape
 from bertkin.tasks.card import shown
 from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
-from bertkin.tasks.gathering import fingerprint_of, read_data
+from bertkin.tasks.fingerprints import fingerprint_of, like
+from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.task import Task
 from bertkin.tasks.tuning import Tuning, settled
-from bertkin.train.folder import RECIPE, SEARCH, SEARCHED, TRIALS, clear, refuse_existing, refuse_needed
+from bertkin.train.folder import (
+    RECIPE,
+    REVIEW,
+    SEARCH,
+    SEARCHED,
+    TASK,
+    TRIALS,
+    clear,
+    refuse_existing,
+    refuse_needed,
+)
 from bertkin.train.loop import Stopped
 from bertkin.train.progress import Listener, QuietListener
 from bertkin.train.report import write_report
@@ -255,8 +266,8 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     splits = read_data(tuning)
     task = splits.train.task
     stock = find_folder(tuning.model)
-    judged = fingerprint_of((*splits.train.examples, *splits.dev.examples), stock)
-    if told.setdefault("fingerprint", judged) != judged:
+    parts = splits.train.examples, splits.dev.examples
+    if told.setdefault("fingerprint", fingerprint_of(parts, stock)) != like(told["fingerprint"], parts, stock):
         what = "its data or its model have changed since, so that trials do not compare"
         raise UserError(what, where=out, mend="put them back, or begin again with --overwrite")
     a, _ = read_config(stock / "config.json")
@@ -312,6 +323,9 @@ def _tried(
         raise Stopped(out) from None
     kept = kept_evaluation(read_log(run)) or {}
     score = kept.get(headline)
+    if json.loads((run / TASK).read_text(encoding="utf-8"))["task"]["output"] == "sequence":
+        review = json.loads((run / REVIEW).read_text(encoding="utf-8"))  # whose log tells of the first answers alone
+        score = review["dev"]["scores"][headline]["value"]
     return Trial(number, settings, None if score is None else float(score), int(kept["step"]), round(result.minutes, 3))
 
 

@@ -125,7 +125,11 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
         place = next((place for name in names if name and (place := _place(root, name)) is not None), None)
         if place is None and entry.hub and (remote or not is_known(suite)):
             place = fetch(entry.hub, mend="give --data FOLDER" if remote else "put its data beside the list")
-        if place is None:
+        if place is None and (entry.name in only or not is_known(suite)):
+            raise UserError(
+                f"{entry.data or entry.hub} is not there", where=root, mend=f"put the data of {entry.name} there"
+            )
+        if place is None:  # of a known suite what is there is enough
             continue
         fields = {**(entry.options or {}), "data": [str(place)]} | ({"metric": entry.metric} if entry.metric else {})
         for part in ("dev", "test"):

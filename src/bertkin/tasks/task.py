@@ -8,6 +8,7 @@ Nothing here knows of files or models: `bertkin.tasks.reading` makes these from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -48,6 +49,8 @@ class Task:
         scheme: how the file wrote entities; "" for plain tags, such as parts of speech.
         low, high: range of the scores.
         unanswerable: of spans: whether some questions have no answer in their text, so that none may be given.
+        positive: of two classes: the one that precision, recall and f1 are of; by default the second, or the first where
+            the second only denies it (equivalent and not_equivalent).
 
     Raises:
         UserError: an output, a scheme or a number of inputs that does not exist.
@@ -61,6 +64,7 @@ class Task:
     low: float = 0.0
     high: float = 0.0
     unanswerable: bool = False
+    positive: str = ""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -82,6 +86,17 @@ class Task:
         if not self.metric:
             spans = self.output == "tokens" and self.scheme
             object.__setattr__(self, "metric", "span_f1" if spans else HEADLINES[self.output])
+        two = self.output == "class" and len(self.labels) == 2
+        if self.positive and not two:
+            raise UserError("only of two classes one is the positive one", where="--positive", mend="leave it out")
+        if self.positive and self.positive not in self.labels:
+            raise UserError(
+                f"no class {self.positive!r}", where="--positive", mend=f"choose {' or '.join(self.labels)}"
+            )
+        if two and not self.positive:
+            first, second = self.labels
+            denied = re.fullmatch(rf"(not|non|no|un|in|dis)[ _-]?{re.escape(str(first))}", str(second), re.IGNORECASE)
+            object.__setattr__(self, "positive", first if denied else second)
 
     def __str__(self) -> str:
         texts = {1: "one text", 2: "two texts", 3: "three texts"}.get(self.inputs, f"{self.inputs} texts")
@@ -94,7 +109,8 @@ class Task:
             "span": "a span of the last text" + ", or none" * self.unanswerable,
             "sequence": "a new text",
         }[self.output]
-        return f"{texts} → {answer}, by {self.metric}"
+        of = f" of {self.positive}" if self.metric in ("f1", "precision", "recall") else ""
+        return f"{texts} → {answer}, by {self.metric}{of}"
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, for JSON; `Task(**mapping)` reads it back but for `labels`, which `from_mapping` mends."""
@@ -102,8 +118,15 @@ class Task:
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Task:
-        """A task from what `to_mapping` wrote."""
-        return cls(**{**values, "labels": tuple(values.get("labels", ()))})
+        """A task from what `to_mapping` wrote, now or by another version.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not isinstance(values, dict) or "output" not in values:
+            raise UserError(f"expected a task, found {values!r:.60}", mend="save the model again")
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        return cls(**{**known, "labels": tuple(values.get("labels", ()))})
 
 
 @dataclass(frozen=True)

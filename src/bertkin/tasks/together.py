@@ -72,7 +72,6 @@ class Joint:
 
     kind = "tasks"
     headline = "mean"
-    """The score that is told of an evaluation."""
 
     def __init__(self, found: Found, device: str) -> None:
         self.recipe, self.train = found.recipe, found.recipe.train

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bertkin.config import AUTO, Train, from_mapping, load_yaml
+from bertkin.config import AUTO, Train, from_mapping, load_yaml, rooted
 from bertkin.models.strategy import Strategy
 
 PRETRAINING = ("batch_tokens", "length", "lengths", "batch_ramp", "init", "z_loss", "eval_rows")
@@ -35,6 +35,9 @@ class Tuning:
     """Column of the answer."""
     metric: str = ""
     """The score that counts; by default that of the task."""
+    positive: str = ""
+    """Of two classes, the one that f1, precision and recall are of; by default the second, or the first where the second
+    denies it (equivalent and not_equivalent)."""
     header: bool = AUTO
     """Whether a table's first row names its columns; by default it is told by the row."""
     scheme: Literal["iob1", "iob2", "bioes", "bmes"] = AUTO
@@ -87,12 +90,8 @@ class Tuning:
 
 def settled(tuning: Tuning) -> Tuning:
     """The recipe with its files named from the root, so that it can be gone on with from anywhere."""
-
-    def whole(path: str) -> str:
-        return path and str(Path(path).absolute())
-
-    data = tuple(whole(path) for path in tuning.data)
-    return replace(tuning, data=data, dev=whole(tuning.dev), test=whole(tuning.test))
+    data = tuple(rooted(path) for path in tuning.data)
+    return replace(tuning, data=data, dev=rooted(tuning.dev), test=rooted(tuning.test))
 
 
 def load_tuning(path: Path) -> Tuning:

@@ -28,6 +28,7 @@ HAVE: dict[str, tuple[str, ...]] = {
     "crf": ("tokens",),
     "reinit": tuple(output for output in OUTPUTS if output != "sequence"),
     "windows": ONE_ANSWER,
+    "stride": (*ONE_ANSWER, "tokens", "span"),
     **dict.fromkeys(WRITTEN, ("sequence",)),
 }
 """The outputs that have an option, where not all do."""
@@ -95,6 +96,8 @@ def check_choices(tuning: Tuning, task: Task, a: Architecture) -> None:
         if getattr(tuning, name) is not AUTO and task.output not in HAVE[name]:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"a task of {task.output} writes no text", where=option, mend="leave it out")
+    if tuning.stride is not AUTO and task.output not in HAVE["stride"]:
+        raise UserError(f"a task of {task.output} is not read in windows", where="--stride", mend="leave it out")
     if tuning.reinit and task.output not in HAVE["reinit"]:
         raise UserError("a model that writes keeps its layers", where="--reinit", mend="leave it out")
     if tuning.reinit and tuning.strategy.light:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 
 import numpy as np
 
@@ -15,13 +16,12 @@ CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
     """What each token writes into the text, in UTF-8, a blank in front included; special tokens write U+FFFD. [vocab]"""
-    prefix = tokenizer._json["model"].get("continuing_subword_prefix") or ""
     tokens = [tokenizer.token(number) for number in range(tokenizer.vocab_size)]
     if '"ByteLevel"' in json.dumps(tokenizer._json["pre_tokenizer"]):
         table = _byte_letters()
         pieces = [bytes(byte for letter in token for byte in table.get(letter, letter.encode())) for token in tokens]
     else:
-        pieces = [token.removeprefix(prefix).replace("▁", " ").encode("utf-8", "replace") for token in tokens]
+        pieces = [token.removeprefix(tokenizer.prefix).replace("▁", " ").encode("utf-8", "replace") for token in tokens]
     for number in tokenizer.special_ids:
         pieces[number] = "\ufffd".encode()
     return pieces
@@ -42,10 +42,15 @@ def words_of(tokenizer: Tokenizer) -> Words:
     # A letter that bytes only begin, or end, is U+FFFD here: a letter, but for special tokens.
     texts = [text if number in special else text.replace("\ufffd", "x") for number, text in enumerate(texts)]
     return Words(
-        begins=tokenizer.word_starts | np.array([not text[:1].isalnum() for text in texts]),
-        ends=np.array([not text[-1:].isalnum() and text != " " for text in texts]),  # a blank goes before a word
+        begins=tokenizer.word_starts | np.array([not _in_word(text[:1]) for text in texts]),
+        ends=np.array([not _in_word(text[-1:]) and text != " " for text in texts]),  # a blank goes before a word
         letters=np.array([any(map(str.isalnum, text)) for text in texts]),
     )
+
+
+def _in_word(character: str) -> bool:
+    """Whether it is a letter, a digit, or what is written on or under one: an accent, a vowel sign."""
+    return character.isalnum() or (character != "" and unicodedata.category(character)[0] == "M")
 
 
 def running(tokenizer: Tokenizer) -> list[bytes]:

@@ -177,14 +177,18 @@ class Tokenizer:
         token = self.backend.id_to_token(int(number))
         return f"<{number}>" if token is None else token
 
+    @property
+    def prefix(self) -> str:
+        """What a token begins with that goes on with a word (WordPiece: ##); "" where tokens do not say so."""
+        found: str = self._json["model"].get("continuing_subword_prefix") or ""
+        return found
+
     @cached_property
     def word_starts(self) -> np.ndarray:
         """bool [vocabulary]: does the token begin a word? The first token of a text always does."""
         tokens = [self.token(number) for number in range(self.vocab_size)]
-        model = self._json["model"]
-        prefix = model.get("continuing_subword_prefix")
-        if prefix:
-            starts = np.array([not token.startswith(prefix) for token in tokens])
+        if self.prefix:
+            starts = np.array([not token.startswith(self.prefix) for token in tokens])
         elif '"ByteLevel"' in json.dumps(self._json["pre_tokenizer"]):  # Ġ, Ċ, ĉ, č: bytes of white space in front
             starts = np.array([token[:1] in ("Ġ", "Ċ", "ĉ", "č") for token in tokens])
         elif any(token.startswith("▁") for token in tokens):

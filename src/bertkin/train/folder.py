@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertkin.config import Recipe, dump_recipe, load_recipe
+from bertkin.config import Recipe, dump_recipe, load_recipe, rooted
 from bertkin.errors import UserError, disk_errors
 from bertkin.text.readers import list_sources
 from bertkin.text.store import Store
@@ -218,13 +218,10 @@ def _readable(corpus: tuple[str, ...]) -> bool:
 def settled(recipe: Recipe, *, precision: Any) -> Recipe:
     """The recipe with what was measured or depends on where it was typed written down, so that resuming it anywhere on
     this machine gives the same run."""
-    data = recipe.data
-    corpus = tuple(path if path == "-" else str(Path(path).absolute()) for path in data.corpus)
-    cache = data.cache and str(Path(data.cache).expanduser().absolute())
-    tokenizer = data.tokenizer and str(Path(data.tokenizer).absolute())
-    keep, init = data.keep_text and str(Path(data.keep_text).absolute()), recipe.train.init
-    init = str(Path(init).absolute()) if init and Path(init).is_dir() else init
-    data = replace(data, corpus=corpus, cache=cache, tokenizer=tokenizer, keep_text=keep)
-    phrases = recipe.objective.phrases and str(Path(recipe.objective.phrases).expanduser().absolute())
-    recipe = replace(recipe, objective=replace(recipe.objective, phrases=phrases))
+    data, init = recipe.data, recipe.train.init
+    corpus = tuple(path if path == "-" else rooted(path) for path in data.corpus)
+    paths = {name: rooted(getattr(data, name)) for name in ("cache", "tokenizer", "keep_text")}
+    data = replace(data, corpus=corpus, **paths)
+    init = rooted(init) if init and Path(init).is_dir() else init  # or of the hub
+    recipe = replace(recipe, objective=replace(recipe.objective, phrases=rooted(recipe.objective.phrases)))
     return replace(recipe, data=data, train=replace(recipe.train, precision=precision, init=init))

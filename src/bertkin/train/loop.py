@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -211,11 +211,10 @@ class Training:
             "factor": factor,
         }
 
-    def _refuse(self, what: str, step: int) -> None:
-        if self.held is not None and self.world.first:  # the best so far would be lost with us
+    def _refuse(self, what: str, step: int) -> NoReturn:
+        if self.world.first:  # the best so far would be lost with us
             with contextlib.suppress(UserError):  # what the disk says then is not the trouble
-                save_checkpoint(self.out, *self.held, self.train.keep)
-            self.held = None
+                self._release()
         kept = sorted((self.out / "checkpoints").glob("step-*"))
         last = f"the checkpoint of step {int(kept[-1].name[5:]):,} is kept" if kept else "there is no checkpoint yet"
         raise NonFiniteLoss(
@@ -230,7 +229,10 @@ class Training:
         model = self.model.eval()
         if self.optimizer.average:  # the average is in float32; evaluate what will be saved
             model = self.finished
-        found = self.work.evaluate(model, self.world)
+        try:
+            found = self.work.evaluate(model, self.world)
+        except NonFiniteLoss as error:
+            self._refuse(error.what, self.position.step)
         score = self.world.agree(found.pop("score", -found["loss"]))
         self.loss, self.accuracy = found["loss"], found["accuracy"]
         self.model.train(was)
@@ -247,21 +249,19 @@ class Training:
             self.log.write(record)
             if fills := self.work.show(self.finished):
                 self.log.write({"kind": "samples", "step": p.step, "fills": fills})
-            headline = getattr(self.work, "headline", "")
-            self.listener.evaluation(record | ({"headline": headline} if headline else {}))
+            self.listener.evaluation(record | {"headline": self.work.headline})
 
     def checkpoint(self) -> None:
         """Write down everything, and the model as it is now; before it the best, if that still waits."""
 
         def write() -> None:
-            if self.held is not None:
-                save_checkpoint(self.out, *self.held, self.train.keep)
+            self._release()
             save_checkpoint(self.out, self.position, self.optimizer.state() | self.work.state(), self.train.keep)
             self._export_if_best()
 
         begun = time.perf_counter()
         self.world.lead(write)
-        self.cost, self.held = time.perf_counter() - begun, None
+        self.cost = time.perf_counter() - begun
 
     def _hold(self) -> None:
         """Remember the best until the next checkpoint. Who is killed before goes on from the last one, and comes by here
@@ -270,6 +270,16 @@ class Training:
             table = self.optimizer.state() | self.work.state()
             copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in table.items()}
             self.held = replace(self.position, rows=dict(self.position.rows)), copied
+
+    def _release(self) -> None:
+        """Write down the best that waited: its checkpoint and, where the best is what is kept, its model."""
+        if self.held is None:
+            return
+        (position, table), self.held = self.held, None
+        save_checkpoint(self.out, position, table, self.train.keep)
+        if self.train.final == "best" and position.step == self.position.best_step:
+            with self.optimizer.reverted(table):
+                self._export(position)
 
     def _tired(self) -> bool:
         """Whether there were too many evaluations without a better score."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -301,6 +302,18 @@ class Optimizer:
         kind = "average" if self.average else "weight"
         for name, tensor in self.weights().items():
             tensor.copy_(table[f"{kind}/{name}"])
+
+    @contextmanager
+    def reverted(self, table: Mapping[str, Tensor]) -> Iterator[None]:
+        """The weights to save as they were in a saved state, for as long as this lasts."""
+        now = {name: tensor.clone() for name, tensor in self.weights().items()}
+        self.revert(table)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in self.weights().items():
+                    tensor.copy_(now[name])
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 weights to save and evaluate: the moving average where there is one, else the masters."""

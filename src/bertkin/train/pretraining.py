@@ -106,6 +106,8 @@ HALVES = (("masked", 0.0), ("causal", 1.0))
 class Pretraining:
     """The work of growing a language model; see `bertkin.train.work.Work`."""
 
+    headline = "accuracy"
+
     def __init__(self, materials: Materials, out: Path, device: str) -> None:
         self.recipe, self.store, self.tokenizer = materials.recipe, materials.store, materials.tokenizer
         self.kept, self.out, self.device = materials.kept, out, device

@@ -67,6 +67,7 @@ def page(name: str, recipe: str, records: list[Record], review: Record | None = 
         verb, about = "predict", f"{stock.name} · fine-tuned with bertkin · {kind}"
         task = (review or {}).get("task")
         asked, headline = "", str(task.get("metric", headline)) if isinstance(task, dict) else headline
+        headline = "mean" if "sampling" in named else headline  # of several tasks together
     body = [
         f"<h1>{escape(name)}</h1><p class=quiet>{escape(about)}</p>",
         _tiles(records, headline),

@@ -42,6 +42,10 @@ class Work(Protocol):
     kind: str
     """What the model is asked, for the record."""
 
+    @property
+    def headline(self) -> str:
+        """The score that people are told of an evaluation."""
+
     def first_model(self) -> nn.Module:
         """The model before its first step, the same each time."""
 

@@ -8,6 +8,7 @@ class_folders(path)      texts by the folders they lie in, where a folder stands
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -96,7 +97,7 @@ def find_parts(folder: str | Path) -> dict[str, str | list[str]]:
 
 
 def listed(paths: Paths) -> list[str]:
-    """One path or several as a list.
+    """One path or several as a list; ~ is the home folder, and a pattern such as part-*.csv all that it matches.
 
     Raises:
         UserError: there is none.
@@ -104,7 +105,11 @@ def listed(paths: Paths) -> list[str]:
     given = [os.fspath(paths)] if isinstance(paths, str | Path) else [os.fspath(path) for path in paths]
     if not given:
         raise UserError("no data given", mend="name labelled files, or a folder of them")
-    return given
+    found: list[str] = []
+    for path in map(os.path.expanduser, given):
+        matched = [] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found += matched or [path]
+    return found
 
 
 def files_by_part(paths: Paths) -> dict[str, list[str]]:
