@@ -113,7 +113,8 @@ def _compared(folder: Path, side: str, sides: dict[str, list[dict[str, Any]]], t
     """How the middle seeds of a side and of the Trainer differ on the same examples, and what is said of it."""
     theirs, ours = ({folder / name / str(one["seed"]): one for one in sides[name]} for name in ("trainer", side))
     p = chance(folder / side / "compared", (theirs, ours), tuning)
-    return {"p": p, "said": verdict(*([one["score"] for one in found.values()] for found in (ours, theirs)), p)}
+    scores = [[one["score"] for one in found.values()] for found in (ours, theirs)]
+    return {"p": p, "said": verdict(scores[0], scores[1], p)}
 
 
 def verdict(ours: list[float], theirs: list[float], p: float) -> str:

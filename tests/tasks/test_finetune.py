@@ -479,7 +479,7 @@ def test_a_model_that_another_version_saved_is_read_or_refused_in_a_line(stock: 
     assert open_reader(tmp_path / "run").task.labels == ("bad", "good")
     for damaged in ("class", {"labels": ["a"]}):
         about.write_text(json.dumps(told | {"task": damaged}))
-        with pytest.raises(UserError, match="expected a task, found"):
+        with pytest.raises(UserError, match=r"model: expected a task, found"):
             open_reader(tmp_path / "run")
 
 

@@ -177,8 +177,10 @@ def _see_same(run: Path, wanted: Tuning) -> None:
     asked = replace(settled(wanted), model=str(find_folder(wanted.model).resolve()))
     if list(map(named, asked.data)) == list(map(named, before.data)):
         asked = replace(asked, data=before.data)  # the hub may have converted a set again since
+    same = {name: getattr(before.train, name) for name in INDIFFERENT}
+    asked = replace(asked, train=replace(asked.train, **same))
     odd = _others(merge(before, asked), before, False) + _others(asked, before, True)
-    odd += [f"train.{name}" for name in _others(asked.train, before.train, True) if name not in INDIFFERENT]
+    odd += [f"train.{name}" for name in _others(asked.train, before.train, True)]
     odd += ["strategy"] if asked.strategy != before.strategy else []
     if odd:
         what = f"begun with another {odd[0]}"

@@ -128,7 +128,7 @@ class FineTuning:
             return
         (centre, size), head = self.unit(model), model.classifier
         known = told(self.stock)
-        before = Task.from_mapping(known["task"]) if "task" in known else self.task
+        before = Task.from_mapping(known["task"], self.stock) if "task" in known else self.task
         middles = [(task.low + task.high) / 2 for task in (before, self.task)]
         narrow, wide = sorted(task.high - task.low for task in (before, self.task))
         if abs(middles[0] - middles[1]) > 2 * wide or wide > 20 * narrow > 0:

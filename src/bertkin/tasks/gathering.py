@@ -76,10 +76,10 @@ def read_data(tuning: Tuning) -> Splits:
         skip_bad=tuning.skip_bad,
         encoding_errors=tuning.encoding_errors,
     )
-    task = splits.train.task
-    task = replace(task, metric=tuning.metric or task.metric, positive=tuning.positive or task.positive)
-    if tuning.scheme and task.output != "tokens":
-        raise UserError(f"of tags, and this is a task of {task.output}", where="--scheme", mend="leave it out")
+    found = splits.train.task
+    if tuning.scheme and found.output != "tokens":
+        raise UserError(f"of tags, and this is a task of {found.output}", where="--scheme", mend="leave it out")
+    task = replace(found, metric=tuning.metric or found.metric, positive=tuning.positive or found.positive)
     counted = metric(task.metric, task)
     if task.output == "sequence":
         counted.rows(task, [Example(("",), "a")], ["a"])  # a library that is missing is said before anything slow

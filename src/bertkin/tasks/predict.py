@@ -195,7 +195,8 @@ def _named(example: Example, texts: Sequence[str]) -> dict[str, Any]:
 
 def writes(folder: str | Path) -> bool:
     """Whether the model of a folder was fine-tuned to write its answers."""
-    return bool((told(Path(folder)).get("task") or {}).get("output") == "sequence")
+    task = told(Path(folder)).get("task")
+    return isinstance(task, dict) and task.get("output") == "sequence"
 
 
 def by_beams(reader: Reader, beams: int) -> Reader:
@@ -280,7 +281,7 @@ def open_reader(
     known = told(folder)
     a = model.architecture
     if "task" in known:
-        task = Task.from_mapping(known["task"])
+        task = Task.from_mapping(known["task"], folder)
     else:
         named = config.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
@@ -320,7 +321,7 @@ def _writer(model: LanguageModel, folder: Path, words: Path, precision: str) -> 
     """A model that writes, with what its folder knows of its answers, and the tokenizer of another (or the same)."""
     known, a = told(folder), model.architecture
     tokenizer = Tokenizer.load(words, a.vocab_size)
-    task = Task.from_mapping(known["task"]) if "task" in known else Task("sequence")
+    task = Task.from_mapping(known["task"], folder) if "task" in known else Task("sequence")
     length = min(int(known.get("length") or 512), a.max_length)
     frame = Frame.of(a, tokenizer, length, min(int(known.get("writes") or BOUND), a.max_length - 2))
     columns = Roles.from_mapping(known.get("columns"))

@@ -118,7 +118,7 @@ class Results:
                     "p": round(other.p, 5),
                 }
         mean = None if math.isnan(self.mean) else round(self.mean, 5)
-        told = {"model": self.model, "strategy": self.strategy, "mean": mean, "tasks": rows}
+        told: dict[str, Any] = {"model": self.model, "strategy": self.strategy, "mean": mean, "tasks": rows}
         told |= {"gone": list(self.gone)} if self.gone else {}
         return told | ({"against": self.against} if self.against else {})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bertkin.errors import UserError, nearest
@@ -117,14 +118,17 @@ class Task:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"labels": list(self.labels)}
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any]) -> Task:
+    def from_mapping(cls, values: dict[str, Any], where: str | Path | None = None) -> Task:
         """A task from what `to_mapping` wrote, now or by another version.
+
+        Args:
+            where: what it is the task of.
 
         Raises:
             UserError: it is none.
         """
         if not isinstance(values, dict) or "output" not in values:
-            raise UserError(f"expected a task, found {values!r:.60}", mend="save the model again")
+            raise UserError(f"expected a task, found {values!r:.60}", where=where, mend="save the model again")
         known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         return cls(**{**known, "labels": tuple(values.get("labels", ()))})
 

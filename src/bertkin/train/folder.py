@@ -220,7 +220,7 @@ def settled(recipe: Recipe, *, precision: Any) -> Recipe:
     this machine gives the same run."""
     data, init = recipe.data, recipe.train.init
     corpus = tuple(path if path == "-" else rooted(path) for path in data.corpus)
-    paths = {name: rooted(getattr(data, name)) for name in ("cache", "tokenizer", "keep_text")}
+    paths: dict[str, Any] = {name: rooted(getattr(data, name)) for name in ("cache", "tokenizer", "keep_text")}
     data = replace(data, corpus=corpus, **paths)
     init = rooted(init) if init and Path(init).is_dir() else init  # or of the hub
     recipe = replace(recipe, objective=replace(recipe.objective, phrases=rooted(recipe.objective.phrases)))

@@ -34,7 +34,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     width, broken = _width(text), False
     at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
     tagged = labelled and width > 1 and any(len(cells) == width and cells[answer - 1] for cells in _cells(text))
-    tags = {cells[answer - 1] for cells in _cells(text) if len(cells) == width and cells[0] != "#"}
+    known = {cells[answer - 1] for cells in _cells(text) if len(cells) == width and cells[0] != "#"}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
@@ -43,7 +43,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
             broken = False
             continue
         cells = columns(line.rstrip("\r"))
-        if line.startswith("# ") and (len(cells) != width or (not sentences[-1] and cells[answer - 1] not in tags)):
+        if line.startswith("# ") and (len(cells) != width or (not sentences[-1] and cells[answer - 1] not in known)):
             continue  # a comment: "# newdoc" has two cells, but no word has such a tag
         if len(cells) != width or not cells[at - 1]:
             odd = cells[0] and len(cells) != width
