@@ -64,7 +64,7 @@ def one_at_a_time(
 def test_a_sign_is_no_part_of_the_word_before_it() -> None:
     """Of a byte-level tokenizer, too, whose tokens begin a word only after a blank."""
     text = "The cats sleep. (The dogs don't.)"
-    tokenizer = train_tokenizer([text] * 20, kind="byte-bpe", vocab_size=400)
+    tokenizer = train_tokenizer([text] * 20, kind="byte-bpe", vocab_size=280)
     ids = np.array([tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id])
     ends = _word_ends(ids, np.array([0]), tokenizer)
     pieces = [tokenizer.decode([token]).strip() for token in ids]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertkin.errors import UserError
 from bertkin.models.heads import LanguageModel
 from bertkin.models.linear import Linear
+from bertkin.models.names import in_stack
 from bertkin.models.pals import Projected, put_beside
 from bertkin.models.strategy import Matrix, check
 from bertkin.models.strategy import Strategy as Strategy
@@ -314,11 +315,11 @@ def _fresh(model: TaskModel | LanguageModel, fresh: Collection[str] | None) -> t
         return tuple(fresh)
     if isinstance(model, LanguageModel):
         return tuple(model.missing)
-    return tuple(name for name, _ in model.named_parameters() if not name.startswith(("stack.", "source.")))
+    return tuple(name for name, _ in model.named_parameters() if not in_stack(name))
 
 
 def _stock(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if name.startswith(("stack.", "source.")))
+    return ((name, p) for name, p in model.named_parameters() if in_stack(name))
 
 
 def _layers(model: TaskModel | LanguageModel) -> list[Block]:

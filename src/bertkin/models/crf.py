@@ -1,10 +1,10 @@
 """A linear chain over the tags of a sequence (Lafferty et al. 2001; over a trained encoder, Lample et al. 2016).
 
 A sequence of tags scores the sum of what the model gives each, of what each pair of neighbours is worth, and of what the
-first and the last are worth; its probability is the share of its exponential in those of all sequences. All in float32:
+first and the last are worth; its probability is the share of its exponential in those of all sequences:
 
-    Crf      learnt beside a head, and its loss (the forward algorithm)
-    Chain    the same in NumPy, with pairs that are forbidden: the best sequence (Viterbi), and how sure each tag is
+    Crf      learnt beside a head, and its loss (the forward algorithm), in float32
+    Chain    the same in NumPy, in float64, with pairs that are forbidden: the best sequence (Viterbi), and how sure each tag is
 """
 
 from __future__ import annotations

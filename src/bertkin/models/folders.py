@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bertkin.errors import MissingExtra, UserError, disk_errors
 from bertkin.models.architecture import Architecture
-from bertkin.models.names import STACKS, UNREAD, beginnings, canonical, prefix_of, theirs, turned
+from bertkin.models.names import OWN, STACKS, UNREAD, beginnings, canonical, in_stack, prefix_of, theirs, turned
 
 WEIGHTS, BESIDE = "model.safetensors", "bertkin.json"
 _DISAGREE = "see that config.json and the weights are of the same model"
@@ -132,7 +132,7 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
         mend = "begin with the model it was fine-tuned from"
         raise UserError("an encoder without the decoder that is to answer", where=weights.folder, mend=mend)
     for name, parameter in model.named_parameters():
-        parts, inner = theirs(name, family), name.startswith(("stack.", "source."))
+        parts, inner = theirs(name, family), in_stack(name)
         sizes = _rows(name, parameter, len(parts), a)
         wanted = [_shape_on_disk(name, (rows, *parameter.shape[1:]), family) for rows in sizes]
         there = all(part in weights.names for part in parts)
@@ -143,7 +143,7 @@ def _missing(model: nn.Module, weights: Weights, a: Architecture, *, begins: boo
             weights.require((part,), shape)
         used.update(parts)
     known = family.partition(":")[0] in STACKS
-    inside = beginnings(family) if known else ("stack.", "source.")  # heads come and go
+    inside = beginnings(family) if known else OWN  # heads come and go
     decoder = f"{prefix_of(family)}decoder." if known else "stack."
     alone = not any(name.startswith("stack.") for name, _ in model.named_parameters())  # T5 tags with its encoder alone
     for name in weights.names:

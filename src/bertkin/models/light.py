@@ -25,6 +25,7 @@ from bertkin.models.adapt import apply, changed, fingerprint, restore, stock_of,
 from bertkin.models.configs import OURS, read_config, write_config
 from bertkin.models.folders import as_json, find_folder, open_tensors, write_aside
 from bertkin.models.heads import LanguageModel
+from bertkin.models.names import in_stack
 from bertkin.models.peft import CONFIG, TENSORS, answer_of_peft, read_peft, stock_named, write_peft
 from bertkin.models.pretrained import load_model
 from bertkin.models.pretrained_tasks import begin_task_model, shared
@@ -172,9 +173,9 @@ def beside(stock: Model, answer: Answer | None) -> Model:
     weights = dict(stock.named_parameters(remove_duplicate=False))
     missing = set(stock.missing)
     for name, parameter in list(made.named_parameters(remove_duplicate=False)):
-        held: Tensor | None = weights.get(name) if _inside(name) or isinstance(made, type(stock)) else None
+        held: Tensor | None = weights.get(name) if in_stack(name) or isinstance(made, type(stock)) else None
         if held is None or held.shape != parameter.shape:
-            if _inside(name):
+            if in_stack(name):
                 raise UserError(f"the stock has no {name}", mend="load the whole model, with any head")
             held = torch.zeros(parameter.shape)
             missing.add(name)
@@ -182,7 +183,7 @@ def beside(stock: Model, answer: Answer | None) -> Model:
         # A parameter of its own over the same numbers: whether it is trained is each model's own matter.
         setattr(made.get_submodule(path), last, nn.Parameter(held.detach()))
     for name, part in made.named_children():  # the last layer has a type of its own (`Classifier`)
-        if not _inside(f"{name}."):
+        if not in_stack(f"{name}."):
             part.to(next(stock.parameters()).dtype)
     made.tie()
     made.missing = tuple(sorted(missing & {name for name, _ in made.named_parameters()}))
@@ -194,10 +195,6 @@ def _own(model: Model) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.clone()
-
-
-def _inside(name: str) -> bool:
-    return name.startswith(("stack.", "source."))
 
 
 def _begin(stock: str | Path | Model, answer: Answer | None) -> Model:

@@ -253,6 +253,15 @@ def beginnings(family: str) -> tuple[str, ...]:
     return (prefix,) if prefix else tuple({f"{pattern.partition('.')[0]}." for pattern in table.values()})
 
 
+OWN = ("stack.", "source.")
+"""What our names of a stack's weights begin with: of the one that answers, and of an encoder before it."""
+
+
+def in_stack(name: str) -> bool:
+    """Whether a weight, by our name, is of a stack and not of what answers."""
+    return name.startswith(OWN)
+
+
 def theirs(name: str, family: str) -> tuple[str, ...]:
     """The names on disk of what we call `name`, such as `stack.layers.0.attention.qkv.weight`: several where one
     tensor of ours is several of theirs, to be put one after the other.
@@ -265,7 +274,7 @@ def theirs(name: str, family: str) -> tuple[str, ...]:
     base, _, head = family.partition(":")
     if base not in STACKS:
         return (name,)
-    inside = name.startswith(("stack.", "source."))
+    inside = in_stack(name)
     heads = TASK_HEADS[head][base.replace("-plain", "")] if head else HEADS[base]
     table, prefix = (STACKS[base], prefix_of(family)) if inside else (heads, "")
     stem, suffix = name.removeprefix("stack.") if inside else name, ""

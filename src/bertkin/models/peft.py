@@ -24,7 +24,7 @@ from bertkin.models.architecture import Architecture
 from bertkin.models.fields import read_json
 from bertkin.models.folders import as_json, open_tensors, write_aside
 from bertkin.models.heads import LanguageModel
-from bertkin.models.names import canonical, named, prefix_of, theirs
+from bertkin.models.names import canonical, in_stack, named, prefix_of, theirs
 from bertkin.models.strategy import Strategy
 from bertkin.models.task_heads import Answer, TaskModel, usual_pooling
 from bertkin.models.wraps import Low, LowRank
@@ -77,7 +77,7 @@ def write_peft(model: TaskModel | LanguageModel, folder: Path, stock: str) -> No
             targets.append(target)
     kept = set()
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not name.startswith(("stack.", "source.")):
+        if parameter.requires_grad and not in_stack(name):
             (part,) = theirs(name, family)
             tensors[f"{BEFORE}{part}"] = parameter
             kept.add(part.removeprefix(prefix_of(family)).partition(".")[0])
@@ -138,7 +138,7 @@ def read_peft(model: TaskModel | LanguageModel, folder: Path) -> None:
     lows, used = _read_lows(model, names, tensors, config, folder)
     head: dict[nn.Parameter, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if name.startswith(("stack.", "source.")):
+        if in_stack(name):
             continue
         (part,) = theirs(name, family)
         if part in names and tensors[names[part]].shape == parameter.shape:

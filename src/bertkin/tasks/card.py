@@ -35,7 +35,7 @@ PIPELINES = {
 }  # fmt: skip
 """What the hub calls a task."""
 GUESSED = ("model", "data", "train.batch_tokens", "train.length")
-"""Fields that are arguments, or are filled in for the price alone."""
+"""Fields that are arguments, or that nothing reads."""
 PYTHON = ("strategy.matrices", "strategy.seed")
 """Fields that have no option."""
 

@@ -71,7 +71,7 @@ def complete(tuning: Tuning, task: Task, examples: int, a: Architecture, stock: 
         beta2=0.999 if examples > 2_000 else 0.98,
         eval_every=min(1 - 1e-6, 1 / (train.epochs or 5.0)),  # once an epoch; from 1 on it would count steps
         final="best",
-        batch_tokens=tuning.batch * 128,  # a guess, for the price alone
+        batch_tokens=tuning.batch * 128,  # nothing reads these two here, but a recipe is checked with numbers in them
         length=128,
     )
     check_train(train)

@@ -16,6 +16,7 @@ import numpy as np
 
 from bertkin.config import Data, Recipe, Train, load_recipe
 from bertkin.errors import UserError, disk_errors
+from bertkin.models.presets import preset as known_preset
 from bertkin.objectives.make import FILLERS, SERVES, evaluation_batches
 from bertkin.tasks.baselines import Baselines, ask, count
 from bertkin.tasks.documentation import Documentation, collect
@@ -66,8 +67,8 @@ def run(*, minutes: float = 4.0, out: Path | None = None, preset: str = "modern-
         raise UserError(f"a training of {minutes:g} minutes", where="--minutes", mend="choose a few")
     if words < 1000:
         raise UserError(f"{words} words are too few to learn from", where="--words", mend="choose 50000 or more")
-    family, fillers = preset.partition("-")[0], [name for name, kinds in SERVES.items() if kinds[0] in FILLERS]
-    if family in SERVES and family not in fillers:
+    named, fillers = known_preset(preset), [name for name, kinds in SERVES.items() if kinds[0] in FILLERS]
+    if named.model.family not in fillers:
         what = f"{preset} fills no blanks as this demonstration asks it to"
         raise UserError(what, where="--preset", mend=f"choose {' or '.join(fillers)}, such as bert-mini")
     out = out or _free(Path("runs/demo"))

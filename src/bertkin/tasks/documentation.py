@@ -73,7 +73,7 @@ def collect(*, words: int, cache: str | Path | None = None, progress: Progress |
     folder = cache_folder(cache) / "documentation"
     path = folder / f"{key_of([VERSION, words, seen])}.jsonl"
     about = path.with_suffix(".about")
-    if not about.exists():
+    if not (about.exists() and path.exists()):
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, about, files, sizes, words, progress or (lambda *_: None))
@@ -110,6 +110,8 @@ def _write(
     path: Path, about: Path, files: list[tuple[str, Path]], sizes: list[int], most: int, progress: Progress
 ) -> None:
     """Read all files on all cores, drop what was there before, and write what remains."""
+    from bertkin.train.state import write_text  # heavy, and of no use to the processes that read
+
     taken: set[bytes] = set()
     by_source: dict[str, int] = {}
     documents = words = 0
@@ -136,7 +138,7 @@ def _write(
         aside.unlink(missing_ok=True)
     sources = sorted(by_source, key=lambda source: -by_source[source])
     facts = json.dumps({"documents": documents, "words": words, "sources": sources})
-    about.write_text(facts, encoding="utf-8")
+    write_text(about, facts)
 
 
 def _all_texts(files: list[tuple[str, Path]]) -> Iterator[tuple[str, list[str]]]:

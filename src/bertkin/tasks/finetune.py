@@ -218,7 +218,7 @@ class FineTuning:
         return found | {"score": sign * found[self.task.metric]}
 
     def measured(self, model: TaskModel, rows: Rows) -> dict[str, float]:
-        """Loss and metrics on labelled examples; the headline also as accuracy."""
+        """Loss and metrics on labelled examples; where accuracy is none of them, the headline goes by that name, too."""
         return self.asked(model, rows)[1]
 
     @torch.no_grad()
@@ -248,7 +248,7 @@ class FineTuning:
     def state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
+    def export(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
         with self.in_units(finished):
             self._export(finished, folder, facts)
 
@@ -263,9 +263,9 @@ class FineTuning:
         known |= {} if self.tuning.stride is AUTO else {"stride": self.tuning.stride}
         return known if self.tuning.windows == 1 else known | {"windows": self.tuning.windows}
 
-    def _export(self, finished: TaskModel, folder: Path, facts: dict[str, Any]) -> None:
+    def _export(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
         facts = facts | self.facts() | {"stock": self.tuning.model}
-        if self.tuning.strategy.light and not self.tuning.merge:
+        if self.changes_alone:
             save_light(finished, folder, self.stock.resolve(), extra=facts)
             return
         if self.tuning.strategy.kind in TOGETHER:
@@ -274,9 +274,17 @@ class FineTuning:
         if self.tuning.strategy.kind == "lora":
             finished = copy.deepcopy(finished)  # what is being trained stays apart
             merge(finished)
-        save_task_model(
-            finished, folder, labels=self.task.outputs, problem=self.task.output, tokenizer=self.tokenizer, extra=facts
-        )
+        self._save(finished, folder, facts)
+
+    @property
+    def changes_alone(self) -> bool:
+        """Whether no more is saved than what was changed."""
+        return self.tuning.strategy.light and not self.tuning.merge
+
+    def _save(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
+        """Write a whole model."""
+        how: dict[str, Any] = {"labels": self.task.outputs, "problem": self.task.output, "tokenizer": self.tokenizer}
+        save_task_model(finished, folder, extra=facts, **how)
 
     def opening(self, listener: Listener) -> dict[str, Any] | None:
         return None

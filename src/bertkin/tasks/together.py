@@ -26,6 +26,7 @@ from bertkin.models.adapt import trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import BESIDE
 from bertkin.models.many import Many, begin_many, save_many
+from bertkin.models.names import in_stack
 from bertkin.tasks.carrying import as_measured, carry_out
 from bertkin.tasks.concluding import conclude_all
 from bertkin.tasks.finetune import FineTuning, TaskBatch
@@ -188,7 +189,7 @@ class Joint:
         for name, work in self.works.items():
             said += work.cut(f"{name:<{wide}}  ")
         trained, parameters = trainable(model)
-        shared = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("stack.", "source.")))
+        shared = sum(p.numel() for name, p in model.named_parameters() if in_stack(name))
         how = "left as it is" if self.recipe.strategy.light else "trained"
         own = (parameters - shared) // len(self.works)
         said.append(f"stock       {shared:,} parameters, once, {how}; about {own:,} are each task's own")

@@ -8,7 +8,6 @@ for all of them.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertkin.models.adapt import merge
 from bertkin.models.heads import LanguageModel
-from bertkin.models.light import save_light
 from bertkin.models.pretrained import save_generation, save_model
 from bertkin.models.writers import begin_writer
 from bertkin.tasks.answering import Prediction
@@ -93,17 +90,15 @@ class Writing(FineTuning):
             loss, count = loss + float(losses.loss_sum), count + losses.n
         return loss, count
 
-    def export(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
-        tuning = self.tuning
+    def facts(self) -> dict[str, Any]:
         objective = "denoise" if self.frame.two else "causal" if self.frame.causal else "prefix"
-        facts = facts | self.facts() | {"stock": tuning.model}
-        facts |= {"objective": objective, "writes": tuning.writes}
-        if tuning.strategy.light and not tuning.merge and not self.new:
-            save_light(finished, folder, self.stock.resolve(), extra=facts)
-            return
-        if tuning.strategy.kind == "lora":
-            finished = copy.deepcopy(finished)  # what is being trained stays apart
-            merge(finished)
+        return super().facts() | {"objective": objective, "writes": self.tuning.writes}
+
+    @property
+    def changes_alone(self) -> bool:
+        return super().changes_alone and not self.new  # a new decoder is saved whole
+
+    def _save(self, finished: Any, folder: Path, facts: dict[str, Any]) -> None:
         save_writer(finished, folder, self.frame, facts)
 
     def notes(self, model: Any) -> list[str]:

@@ -4,10 +4,10 @@ A training writes the same records to log.jsonl, one JSON object a line:
 
     {"kind": "step", "step", "tokens", "minutes", "loss", "accuracy", "lr", "rate", "gradient_norm",
      "tokens_per_second", "progress"}       means since the record before; progress is the share of the budget, 0 to 1
-    {"kind": "evaluation", "step", "tokens", "minutes", "loss", "accuracy"}             on held-out documents; who listens
+    {"kind": "evaluation", "step", "tokens", "minutes", "loss", "accuracy"}             on held-out documents, with
+                                            kept_loss and kept_accuracy on other text (data.keep_text); who listens
                                             is told, too, which of its scores counts (headline)
     {"kind": "samples", "step", "fills": [{"text", "answers": [[token, p], …] or "written", "truth"}]}
-                                            with kept_loss and kept_accuracy on other text (data.keep_text)
     {"kind": "start", "step", "from", "weights", "words", "fertility"}      of a run that goes on with a model
     {"kind": "resumed", "step"}
     {"kind": "finished", "step", "kept"}    of a run that ends with the weights of its best evaluation: the step of those
