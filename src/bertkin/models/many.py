@@ -10,7 +10,7 @@ the stock for a task (adapters, biases, the last layers …) each task has to it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,25 @@ class Many(nn.Module):
 
     Args:
         stock: a plain model, whose stack they share.
-        models: of the tasks, each with the same strategy applied to the same weights.
+        models: of the tasks, each with the same strategy applied to the same weights. Each is made to share before the next
+            is asked for, so that there are never more than two stocks in memory.
     """
 
-    def __init__(self, stock: TaskModel, models: Sequence[TaskModel]) -> None:
+    def __init__(self, stock: TaskModel, models: Iterable[TaskModel]) -> None:
         super().__init__()
         self.architecture: Architecture = stock.architecture
         self.stack, self.source = stock.stack, stock.source
         shared = dict(self.named_parameters(remove_duplicate=False))
-        light = _strategy(models[0]).light
-        self.requires_grad_(not light)
+        kept = []
         for model in models:
+            light = _strategy(model).light
+            self.requires_grad_(not light)
             for name, parameter in list(model.named_parameters(remove_duplicate=False)):
                 if name in shared and not (light and parameter.requires_grad):
                     path, _, last = name.rpartition(".")
                     setattr(model.get_submodule(path), last, shared[name])
-        self.tasks = nn.ModuleList(models)
+            kept.append(model)
+        self.tasks = nn.ModuleList(kept)
 
     @property
     def models(self) -> list[TaskModel]:
@@ -74,15 +77,16 @@ def begin_many(path: str | Path, answers: Sequence[Answer], strategy: Strategy, 
     Raises:
         UserError: as for `begin_task_model` and `apply`.
     """
-    models = []
-    for number, answer in enumerate(answers):
+
+    def begun(number: int, answer: Answer) -> TaskModel:
         own = seed if number == 0 else int((mix(seed, number) >> np.uint64(33))[0])
         model = begin_task_model(path, answer, seed=own)
         apply(model, replace(strategy, seed=strategy.seed + own))
-        models.append(model)
+        return model
+
     # Of an encoder–decoder, tags need the encoder alone: the stock is what the others need.
     widest = next((answer for answer in answers if answer.head != "tokens"), answers[0])
-    return Many(begin_task_model(path, widest), models)
+    return Many(begin_task_model(path, widest), (begun(*one) for one in enumerate(answers)))
 
 
 def save_many(

@@ -93,10 +93,12 @@ class Training:
         self.finished = work.first_model().to(device).eval()
         # What the model holds is rounded to the type it computes in; the masters begin with the weights themselves.
         self.optimizer.adopt({name: parameter.data for name, parameter in self.finished.named_parameters()})
-        masters = self.optimizer.weights()
+        masters, computing = self.optimizer.weights(), dict(self.model.named_parameters())
         for name, parameter in self.finished.named_parameters():
-            if name in masters:  # the others are not trained
+            if name in masters:
                 parameter.data = masters[name]
+            elif computing[name].dtype == parameter.dtype:  # what is not trained is there once
+                parameter.data = computing[name].data
         self.position = Position()
         self.loss, self.accuracy = math.nan, math.nan
         self.stop = False
