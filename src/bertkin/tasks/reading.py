@@ -218,24 +218,7 @@ class _Reader:
         how: dict[str, Any] = {"header": self.header, "known": known, "encoding_errors": self.encoding_errors}
         table = read_table(source, kind, self.gate, guess=not self.asking, **how)
         output = self.task.output if self.task else self.output
-        inputs = self.task.inputs - (output == "choice") if self.task else 0
-        before = self.roles_before
-        if self.asking:
-            roles = asked_roles(table, self.columns, output, inputs, before, labelled=self.labelled is not False)
-        elif (
-            before is not None
-            and (before.texts or before.choices)
-            and {*before.texts, *before.choices} <= {*table.columns}
-        ):
-            label = before.label if before.label in table.columns else ""
-            ids = [before.id, *(column for column in table.columns if normal(column) in IDS)]
-            name = next((column for column in ids if column in table.columns), "")
-            roles = replace(before, label=label, id=name)
-        else:
-            columns = self.columns
-            if self.labelled is not True and columns.label not in table.columns:
-                columns = replace(columns, label="")
-            roles = choose_roles(table, columns, output, inputs, labelled=self.labelled is True)
+        roles = self._roles(table, output)
         if roles.label and self.labelled is not True and self._withheld(table, roles.label):
             self.said.append(f"{source.label}: {roles.label} is -1 everywhere, so that labels are withheld")
             roles = replace(roles, label="")
@@ -253,6 +236,21 @@ class _Reader:
             return self._choices(table.rows, roles)
         found = [self._row(row, roles) for row in table.rows]
         return [raw for raw in found if raw is not None]
+
+    def _roles(self, table: Table, output: str) -> Roles:
+        """What the columns of a table are: as in the training data, where it has the same ones; else by what is seen."""
+        before, inputs = self.roles_before, self.task.inputs - (output == "choice") if self.task else 0
+        if self.asking:
+            return asked_roles(table, self.columns, output, inputs, before, labelled=self.labelled is not False)
+        read = {*before.texts, *before.choices} if before is not None else set()
+        if before is not None and read and read <= {*table.columns}:
+            ids = [before.id, *(column for column in table.columns if normal(column) in IDS)]
+            name = next((column for column in ids if column in table.columns), "")
+            return replace(before, label=before.label if before.label in table.columns else "", id=name)
+        columns = self.columns
+        if self.labelled is not True and columns.label not in table.columns:
+            columns = replace(columns, label="")
+        return choose_roles(table, columns, output, inputs, labelled=self.labelled is True)
 
     def _withheld(self, table: Table, label: str) -> bool:
         """Whether nothing but -1 stands in a column, where that is no label of the task."""

@@ -121,9 +121,9 @@ def choose_roles(table: Table, given: Columns, output: str = "", inputs: int = 0
     named = {field.name: _find(table, getattr(given, field.name), field.name) for field in fields(given)}
     by_name = {normal(name): name for name in reversed(table.columns)}
     id_ = named["id"] or next((by_name[name] for name in IDS if name in by_name), "")
-    special = _special(by_name, table, named, output)
+    special = _special(table, by_name, named, output)
     if special is not None:
-        return Roles(*special[:2], id_, *special[2:])
+        return replace(special, id=id_)
     label = named["label"] or _label_by_name(by_name, output, named)
     free = {key: name for key, name in by_name.items() if name not in (label, id_)}
     texts = tuple(name for name in (named["text"], named["text2"]) if name)
@@ -175,10 +175,9 @@ def asked_roles(
     if before is not None and usual and {*before.texts, *before.choices} <= {*table.columns}:
         label = named["label"] or (before.label if before.label in table.columns else "")
         return replace(before, label=label if labelled else "", id=id_ if id_ not in before.texts else "")
-    special = _special(by_name, table, named, output)
+    special = _special(table, by_name, named, output)
     if special is not None:
-        texts, label, choices, holds = special
-        return Roles(texts, label if labelled else "", id_, choices, holds, first=first)
+        return replace(special, label=special.label if labelled else "", id=id_, first=first)
     left = [name for name in table.columns if name not in (*own, id_, named["label"])]
     free = {normal(name): name for name in reversed(left)}
     in_order = tuple(name for name in left if normal(name) not in LABELS)
@@ -220,51 +219,93 @@ def _find(table: Table, name: str, option: str) -> str:
     raise UserError(f"no column {name!r}", where=f"{table.label}:1 (--{option})", mend=mend)
 
 
-def _special(
-    by_name: dict[str, str], table: Table, named: dict[str, str], output: str
-) -> tuple[tuple[str, ...], str, tuple[str, ...], str] | None:
-    """(texts, label, choices, holds) where a row is more than texts and a label."""
-    row = _typical(table)
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of a table before its columns have roles.
 
-    def first(names: Iterable[str], kind: type | tuple[type, ...] = object) -> str:
-        return next(
-            (by_name[name] for name in names if name in by_name and isinstance(row.get(by_name[name]), kind)), ""
-        )
+    Attributes:
+        by_name: its columns by their names as `normal` writes them.
+        named: what the user says of columns, by option.
+        output: what the task's answer is, or "".
+        row: of each column the first value that holds anything.
+    """
 
-    beside = (named["text2"],) if isinstance(row.get(named["text2"]), str) else ()  # read before the words
-    words = named["text"] if isinstance(row.get(named["text"]), list) else first(WORDS, list)
-    if words and output in ("", "tokens") and (beside or not named["text2"]):
-        return (
-            (*beside, words),
-            named["label"] or first([name for name in TAGS if by_name.get(name) != words], list),
-            (),
-            "words",
-        )
+    table: Table
+    by_name: dict[str, str]
+    named: dict[str, str]
+    output: str
+    row: dict[str, Any]
+
+    def first(self, names: Iterable[str], kind: type | tuple[type, ...] = object) -> str:
+        """The first of these columns that is there and holds something of a kind."""
+        known = (self.by_name[name] for name in names if name in self.by_name)
+        return next((name for name in known if isinstance(self.row.get(name), kind)), "")
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The text that is read before the one that is asked of."""
+        return (self.named["text2"],) if isinstance(self.row.get(self.named["text2"]), str) else ()
+
+    def may_be(self, output: str) -> bool:
+        """Whether the task may have such an answer."""
+        return self.output in ("", output)
+
+
+def _special(table: Table, by_name: dict[str, str], named: dict[str, str], output: str) -> Roles | None:
+    """The roles where a row is more than texts and a label, but for the column of names."""
+    seen = _Seen(table, by_name, named, output, _typical(table))
+    return _words(seen) or _answers(seen) or _entities(seen) or _choices(seen)
+
+
+def _words(seen: _Seen) -> Roles | None:
+    """A list of words, and perhaps of their tags."""
+    text = seen.named["text"]
+    words = text if isinstance(seen.row.get(text), list) else seen.first(WORDS, list)
+    if not words or not seen.may_be("tokens") or (seen.named["text2"] and not seen.beside):
+        return None
+    tags = seen.named["label"] or seen.first([name for name in TAGS if seen.by_name.get(name) != words], list)
+    return Roles((*seen.beside, words), tags, holds="words")
+
+
+def _answers(seen: _Seen) -> Roles | None:
+    """A question, a context, and answers in it."""
     read: tuple[str, ...] = ()
-    if output == "span" and named["text"]:
-        read = tuple(name for name in (named["text"], named["text2"]) if name)
-    elif "context" in by_name and output in ("", "span"):
-        read = tuple(by_name[name] for name in ("question", "context") if name in by_name)
-    answers = named["label"] or first(("answers", "answer"), (dict, list)) if read else ""
-    if read and (answers or output == "span"):
-        return read, answers, (), "answers"
-    single = named["text"] or first(TEXTS, str)
-    marked = named["label"] or first(ENTITIES, list)
-    if single and marked and output in ("", "tokens") and _marks(row.get(marked)):
-        return (*beside, single), marked, (), "entities"
+    if seen.output == "span" and seen.named["text"]:
+        read = tuple(name for name in (seen.named["text"], seen.named["text2"]) if name)
+    elif "context" in seen.by_name and seen.may_be("span"):
+        read = tuple(seen.by_name[name] for name in ("question", "context") if name in seen.by_name)
+    answers = seen.named["label"] or seen.first(("answers", "answer"), (dict, list)) if read else ""
+    return Roles(read, answers, holds="answers") if read and (answers or seen.output == "span") else None
+
+
+def _entities(seen: _Seen) -> Roles | None:
+    """A text, and marks on it."""
+    text = seen.named["text"] or seen.first(TEXTS, str)
+    marks = seen.named["label"] or seen.first(ENTITIES, list)
+    found = bool(text and marks) and seen.may_be("tokens") and _marks(seen.row.get(marks))
+    return Roles((*seen.beside, text), marks, holds="entities") if found else None
+
+
+def _choices(seen: _Seen) -> Roles | None:
+    """Choices, in a column each or as a list, and perhaps what they are chosen for.
+
+    Raises:
+        UserError: no column looks like what they are chosen for, though one may be it.
+    """
+    by_name, named = seen.by_name, seen.named
     choices = tuple(by_name[name] for name in sorted(by_name, key=_counted) if CHOICES.fullmatch(name))
-    listed = first(("choices", "endings", "options"), (list, dict))
-    if output in ("", "choice") and (listed or len(choices) > 1):
-        free = {key: name for key, name in by_name.items() if name not in choices}
-        texts = _texts_by_name(free, 0) or tuple(free[name] for name in CHOSEN_FOR if name in free)[:1]
-        texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
-        label = named["label"] or _label_by_name(free, "", named)
-        left = [name for name in free.values() if name not in (listed, label, named["id"]) and normal(name) not in IDS]
-        if not texts and (odd := [name for name in left if _tells(table, name)]):
-            what = f"choices, and no column that looks like what they are chosen for ({', '.join(odd[:8])})"
-            raise UserError(what, where=f"{table.label}:1", mend="name it with --text")
-        return texts, label, (listed,) if listed else choices, "choices"
-    return None
+    listed = seen.first(("choices", "endings", "options"), (list, dict))
+    if not seen.may_be("choice") or not (listed or len(choices) > 1):
+        return None
+    free = {key: name for key, name in by_name.items() if name not in choices}
+    texts = _texts_by_name(free, 0) or tuple(free[name] for name in CHOSEN_FOR if name in free)[:1]
+    texts = (named["text"], *([named["text2"]] if named["text2"] else [])) if named["text"] else texts
+    label = named["label"] or _label_by_name(free, "", named)
+    left = [name for name in free.values() if name not in (listed, label, named["id"]) and normal(name) not in IDS]
+    if not texts and (odd := [name for name in left if _tells(seen.table, name)]):
+        what = f"choices, and no column that looks like what they are chosen for ({', '.join(odd[:8])})"
+        raise UserError(what, where=f"{seen.table.label}:1", mend="name it with --text")
+    return Roles(texts, label, choices=(listed,) if listed else choices, holds="choices")
 
 
 def _typical(table: Table) -> dict[str, Any]:
