@@ -57,7 +57,9 @@ def _instructions() -> str:
 def main(way: str, model: str, sentences: str, out: str) -> dict[str, Any]:
     try:
         encoder = opened(way, model)
-    except ImportError as error:
+    except Exception as error:  # a backend that is not installed is no ImportError there
+        if not isinstance(error, ImportError) and "requires installing" not in str(error):
+            raise
         return {"missing": str(error).strip().splitlines()[0]}
     import numpy as np
 

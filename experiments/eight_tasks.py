@@ -166,7 +166,7 @@ ROWS = {
     "class-several": Row("several → class: MRPC", "MRPC", ("--metric", "f1"), 2),
     "tokens-one": Row("one text → tokens: WNUT-17", "WNUT-17", ("--task", "tokens"), 2),
     "tokens-several": Row(
-        "several → tokens: SQuAD's answers, tagged (4,000 questions; 1,000 of the development data)",
+        "several → tokens: SQuAD's answers, tagged",
         marked,
         ("--task", "tokens", "--text", "tokens", "--text2", "question", "--label", "ner_tags"),
         7,
@@ -233,14 +233,15 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         UserError: it failed.
     """
     row = ROWS[name]
+    title = row.title
     if isinstance(row.source, str):
         tuning = task(row.source, options, folder)
         files = {"train": tuning.data[0], "dev": str(tuning.dev)}
     else:
         few = options.limit if options.limit is not None else row.most
-        files = written_lines(
-            row.source, name, {"train": options.most(row.most), "dev": few and min(few, 1000)}, folder
-        )
+        most = {"train": options.most(row.most), "dev": few and min(few, 1000)}
+        files = written_lines(row.source, name, most, folder)
+        title += "".join(f", {rows:,} rows of {part}" for part, rows in most.items() if rows is not None)
     where = folder / name / "run"
     command = ["finetune", stock, files["train"], "--dev", files["dev"], *row.options, "--out", str(where)]
     command += ["--final", "last"]
@@ -256,7 +257,7 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
         review = json.loads((where / REVIEW).read_text())["dev"]["scores"]  # of the weights that are kept
         return {"metric": metric, "score": round(review[metric]["value"], 5), "minutes": round(last["minutes"], 2)}
 
-    shown = {"title": row.title, "command": _spoken(["bertkin", *command], stock, folder)}
+    shown = {"title": title, "command": _spoken(["bertkin", *command], stock, folder)}
     return shown | once(folder / name, {"command": command, "weights": weights(stock)}, make)
 
 

@@ -14,7 +14,8 @@ Rows, windows, labels and metrics are the same for all three (`trainer.py`). A s
 What is not the same in "same": the Trainer's models drop out once more, before the classifier; it trains in float32, ours in
 what this machine computes fastest (bfloat16 where the processor has it); a batch of the Trainer's is 32 windows, one of ours
 32 questions with all of their windows; of scores (STS-B) it learns the numbers as they are, ours in units of their deviation
-from their mean. Minutes are those of training, without the evaluation at the end; one reading each.
+from their mean. Minutes are those of training with the checkpoints that fall in it, without the
+evaluation at the end; one reading each.
 
 Results go into real_encoder.json and real_encoder.png beside this file, and as a table into docs/results-finetuning.md.
 """

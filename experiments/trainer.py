@@ -121,8 +121,8 @@ def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
 
 
 def _clock(aside: Path, before: Path | None) -> Any:
-    """What tells the seconds of a training's steps over all of its sittings, without its checkpoints, into each of which those
-    until then are written.
+    """What tells a training's seconds over all of its sittings, its checkpoints among them, into each of which those until
+    then are written.
 
     Args:
         before: the checkpoint that is gone on from, if any.
@@ -141,8 +141,8 @@ def _clock(aside: Path, before: Path | None) -> Any:
             self.seconds, self.since = self.seconds + now - self.since, now
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.on_step_end()
             (aside / f"checkpoint-{state.global_step}" / SPENT).write_text(f"{self.seconds}")
-            self.since = perf_counter()
 
     return Clock()
 

@@ -7,6 +7,7 @@ by the budget (steps). What a run really used is written out whole in its `recip
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -241,7 +242,7 @@ class Recipe:
 
 def rooted(path: str) -> str:
     """A path from the root, so that it means the same from anywhere; none as it is."""
-    return path and str(Path(path).expanduser().absolute())
+    return path and str(Path(os.path.expanduser(path)).absolute())  # ~backup.tsv is a name like others
 
 
 def merge(base: Any, over: Any) -> Any:

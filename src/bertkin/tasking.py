@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as plain
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,7 +98,8 @@ def finetune(
         return
     if sampling is not None:
         raise UserError("of several tasks together", where="--sampling", mend="leave it out, or name them: --together")
-    where = out or Path("runs") / (Path(data[0]).name.split(".")[0].replace(":", "-") or "tuned")
+    name = re.sub(r"[*?\[\]]+", "", Path(data[0]).name.split(".")[0]).replace(":", "-").strip("-_")  # of a pattern, too
+    where = out or Path("runs") / (name or "tuned")
     if seeds != 1:
         if search is not None or search_minutes is not None:
             raise UserError("of one run, not of several seeds", where="--search", mend="search first, then take seeds")
@@ -128,7 +130,7 @@ def _seeds(recipe: Any, out: Path, seeds: int, *, quiet: bool, overwrite: bool) 
 
 
 def _together(
-    common: Any, given: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool
+    common: Any, said: Any, suite: str, sampling: Any, out: Path | None, *, quiet: bool, overwrite: bool
 ) -> None:
     """What `finetune` does with --together."""
     from dataclasses import replace
@@ -143,7 +145,7 @@ def _together(
     if len(common.data) > 1:
         raise UserError(f"{len(common.data)} folders of data", mend=f"give one, that has the folders of {suite}")
     tasks = read_suite(suite, common.data[0] if common.data else None)
-    recipe = recipe_of(tasks, replace(common, data=()), sampling, given)
+    recipe = recipe_of(tasks, replace(common, data=()), sampling, said)
     where = out or Path("runs") / Path(suite).stem
     show_together(run(recipe, where, listener=listener(quiet), overwrite=overwrite))
 
@@ -228,8 +230,6 @@ def evaluate(
     json
         Write one JSON object.
     """
-    from dataclasses import replace
-
     from bertkin.tasks.evaluating import run_suite
     from bertkin.tasks.suites import read_suite
     from bertkin.train.state import write_text
@@ -251,7 +251,6 @@ def evaluate(
         _pairs(model, data, out or Path("runs") / "blimp", json=json)
         return
     tasks = read_suite(suite, data, only or ())
-    see_used(replace(Strategy(), **typed(strategy)), "--strategy.")
     change = {**typed(tuning), "strategy": typed(strategy), "train": typed(train)}
     where = out or Path("runs") / Path(suite).stem
     told = listener(quiet)

@@ -703,9 +703,13 @@ def test_a_folder_of_sentence_transformers_says_how_its_vectors_are_made(
     by_hand = Embedder(folder, prompt="", precision="float32").encode(["a day: cold"])
     np.testing.assert_allclose(read.encode(["cold"]), by_hand, atol=1e-6)
     assert [Embedder(folder, prompt=one).prompt for one in ("plain", "query", "so: ")] == ["", "a day: ", "so: "]
+    assert Embedder(lively, prompt="document").prompt == ""
+    with pytest.raises(UserError, match="no prompt 'qurey'; did you mean query"):
+        Embedder(folder, prompt="qurey")
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
     with pytest.raises(UserError, match="leaves prompts out"):
         Embedder(folder)
+    assert Embedder(folder, prompt="").prompt == ""
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
     with pytest.raises(UserError, match="a pooling 'weightedmean' is not done here"):
         Embedder(folder)

@@ -349,10 +349,10 @@ def test_a_pattern_is_all_that_it_matches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["text", "text2", "label"])
 def test_a_file_without_names_of_columns_has_none_to_choose(tmp_path: Path, column: str) -> None:
     file = written(tmp_path, "a.json", squad({"id": "1", "question": "Who?", "answers": []}))
-    with pytest.raises(UserError, match=rf"--{column}\): such a file has no columns to choose from"):
+    with pytest.raises(UserError, match=rf"--{column}\): such a file has no column to name so"):
         read_examples(file, columns=Columns(**{column: "1"}))
     if column == "text2":
-        with pytest.raises(UserError, match="such a file has no columns"):
+        with pytest.raises(UserError, match="such a file has no column"):
             read_examples(written(tmp_path, "a.conll", "Ada B-PER\nfell O\n"), columns=Columns(text2="1"))
 
 

@@ -78,10 +78,18 @@ def finetune(
     return run(tuning, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
-def _how(strategy: str | Mapping[str, Any] | None, train: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Strategy and training as rooms of a recipe."""
+def _how(
+    strategy: str | Mapping[str, Any] | None, train: Mapping[str, Any] | None, *, alone: bool = True
+) -> dict[str, Any]:
+    """Strategy and training as rooms of a recipe.
+
+    Args:
+        alone: whether it is all that is said of the strategy, so that what it does not use can be told.
+    """
     how: Mapping[str, Any] = {"kind": strategy} if isinstance(strategy, str) else strategy or {}
-    see_used(from_mapping(Strategy, dict(how), "strategy"))
+    asked = from_mapping(Strategy, dict(how), "strategy")
+    if alone:
+        see_used(asked)
     for name in PRETRAINING:
         if name in (train or {}):
             mend = "leave it out; `length` and `batch` are options beside `train`"
@@ -125,7 +133,7 @@ def evaluate(
     from bertkin.tasks.tuning import Tuning
     from bertkin.train.progress import RichListener
 
-    how = _how(strategy, train)
+    how = _how(strategy, train, alone=False)
     tuning = from_mapping(Tuning, how | options, "options")
     rooms = {room: {name: getattr(getattr(tuning, room), name) for name in said} for room, said in how.items()}
     return run_suite(
@@ -180,7 +188,7 @@ def finetune_together(
         each = {name: from_mapping(Tuning, dict(values), name) for name, values in tasks.items()}
     else:
         each = read_suite(tasks, data)
-    recipe = recipe_of(each, from_mapping(Tuning, common | options, "options"), sampling)
+    recipe = recipe_of(each, from_mapping(Tuning, common | options, "options"), sampling, options)
     return run(recipe, Path(out), listener=listener or RichListener(), overwrite=overwrite)
 
 
@@ -231,8 +239,8 @@ def predict_all(
         tasks: which of the tasks that were trained together; by default all.
 
     Returns:
-        What `predict` gives, by the name of the task or the path of the model. Those that read another number of texts are
-        passed over, where there are others that do.
+        What `predict` gives, by the name of the task or the path of the model. Where no tasks are named, those are passed over
+        that read another number of texts than all of these, if there are others.
 
     Raises:
         UserError: as `predict`; or there is no such task.
@@ -241,8 +249,9 @@ def predict_all(
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision, stock=stock), windows)
-    groups = _groups(texts)
-    able = [name for name, reader in readers.items() if all(reads(reader, group) for group in groups)] or list(readers)
+    groups, able = _groups(texts), list(readers)
+    if not names:
+        able = [name for name in able if all(reads(readers[name], group) for group in groups)] or able
     return {name: _said(readers[name], groups) for name in able}
 
 

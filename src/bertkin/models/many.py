@@ -41,7 +41,7 @@ class Many(nn.Module):
     Args:
         stock: a plain model, whose stack they share.
         models: of the tasks, each with the same strategy applied to the same weights. Each is made to share before the next
-            is asked for, so that there are never more than two stocks in memory.
+            is asked for, so that there are no more than two stocks in memory while they are made.
     """
 
     def __init__(self, stock: TaskModel, models: Iterable[TaskModel]) -> None:
@@ -71,8 +71,8 @@ def begin_many(path: str | Path, answers: Sequence[Answer], strategy: Strategy, 
 
     Args:
         path: as for `begin_task_model`.
-        seed: of the first head and what the strategy puts around it; each other task has one of its own, that no other seed's
-            tasks have.
+        seed: of the first head and what the strategy puts around it; each other task has one of its own, by a hash of the two,
+            so that the next seed's tasks do not begin with the same numbers.
 
     Raises:
         UserError: as for `begin_task_model` and `apply`.

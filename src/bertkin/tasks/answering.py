@@ -141,7 +141,7 @@ class Prediction:
     sure: float
     """Probability of the answer; of a score, 1."""
     best: list[tuple[Any, float]] = field(default_factory=list)
-    """Other answers with their probability, likeliest first (class, choice, span)."""
+    """Answers with their probability, likeliest first (class, choice, span); of classes each by itself."""
     where: tuple[int, int] | None = None
     """Characters of a span in its context."""
 

@@ -45,6 +45,25 @@ class Sentences:
     """What may be put before a text, by name, such as query."""
     prompt: str = ""
     """What is put before every text where nobody says another."""
+    left_out: bool = False
+    """Whether the states of a prompt are no part of what is pooled."""
+
+    def put(self, prompt: str | None) -> str:
+        """What is put before every text.
+
+        Args:
+            prompt: the name of one of these, or the words themselves; None for the default.
+
+        Raises:
+            UserError: a name that none has.
+        """
+        if prompt is None:
+            return self.prompt
+        known = {"query": "", "document": ""} | dict(self.prompts)  # which every folder has, if with nothing in them
+        if prompt not in known and re.fullmatch(r"\w+", prompt):
+            mend = f"{nearest(prompt, known)} (or write the words themselves, as 'query: ')"
+            raise UserError(f"no prompt {prompt!r}", where="--prompt", mend=mend)
+        return known.get(prompt, prompt)
 
 
 POOLINGS: dict[str, VectorPooling] = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
@@ -68,8 +87,8 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
         if kind == "Normalize":
             normalise = True
         elif kind == "Pooling" and pooling is None:
-            said = _read(folder / str(module.get("path", "")) / "config.json", dict)
-            way, left_out = _way(said), said.get("include_prompt") is False
+            told = _read(folder / str(module.get("path", "")) / "config.json", dict)
+            way, left_out = _way(told), told.get("include_prompt") is False
             if way not in POOLINGS:
                 raise UserError(f"a pooling {way!r} is not done here", where=folder, mend="say another: --pooling mean")
             found = POOLINGS[way]
@@ -84,14 +103,11 @@ def told_of_sentences(folder: Path, pooling: VectorPooling | None = None) -> Sen
     length = own.get("max_seq_length") or tokenizer.get("model_max_length")  # as newer versions have it
     bounded = type(length) in (int, float) and 0 < length < 1e9  # transformers writes thirty digits for no bound
     prompts = more.get("prompts")
-    prompts = {str(name): str(text) for name, text in (prompts if isinstance(prompts, dict) else {}).items()}
+    said = prompts if isinstance(prompts, dict) else {}
+    prompts = {str(name): "" if text is None else str(text) for name, text in said.items()}
     prompt = prompts.get(str(more.get("default_prompt_name")), "")
-    if left_out and any(prompts.values()):
-        raise UserError(
-            "its pooling leaves prompts out, which is not done here", where=folder, mend="say --pooling mean"
-        )
     lower = own.get("do_lower_case") is True
-    return Sentences(found, normalise, int(length) if bounded else None, lower, prompts, prompt)
+    return Sentences(found, normalise, int(length) if bounded else None, lower, prompts, prompt, left_out)
 
 
 def _way(said: dict[str, Any]) -> str:
@@ -169,7 +185,10 @@ class Embedder:
         self.length = length or min(said.length or a.max_length, a.max_length)
         self.pooling: VectorPooling = pooling or said.pooling
         self.normalise, self.lower = said.normalise if normalise is None else normalise, said.lower
-        self.prompt = said.prompt if prompt is None else said.prompts.get(prompt, prompt)
+        self.prompt = said.put(prompt)
+        if self.prompt and said.left_out:
+            mend = 'say --prompt "", or --pooling mean to have the prompt pooled, too'
+            raise UserError("its pooling leaves prompts out, which is not done here", where=folder, mend=mend)
         self.each = normalise is True
         """Whether the vectors of tokens are normalised: only where a person says so."""
         self.pooler = Pooler(a, self.pooling) if self.pooling in ("mean", "max") else None

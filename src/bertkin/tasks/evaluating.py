@@ -18,6 +18,7 @@ from typing import Any
 from bertkin.config import fill_auto, merge
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.folders import find_folder
+from bertkin.models.strategy import Strategy, see_used
 from bertkin.tasks.finetune import finetune, is_tuning, resume
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.hub import named
@@ -29,7 +30,7 @@ from bertkin.tasks.review import said_everywhere
 from bertkin.tasks.significance import interval
 from bertkin.tasks.submitting import FILES, submit
 from bertkin.tasks.suites import Entry, entries_of
-from bertkin.tasks.task import OUTPUTS, Example, Task
+from bertkin.tasks.task import OUTPUTS, Example, Task, tidy
 from bertkin.tasks.tuning import Tuning, load_tuning, settled
 from bertkin.tasks.weighing import HAVE
 from bertkin.train.folder import RECIPE, TASK
@@ -125,12 +126,15 @@ ROOMS = ("strategy", "train")
 
 
 def _asked(task: Tuning, model: str, change: Mapping[str, Any]) -> Tuning:
-    """A task's recipe with what is said for all tasks over it; kinds of answers that have no such option lose it later."""
+    """A task's recipe with what is said for all tasks over it; kinds of answers that have no such option lose it later. Of
+    another strategy than the list's nothing is left that was said for that."""
     plain = {name: value for name, value in change.items() if name not in ROOMS}
     tuning: Tuning = merge(task, Tuning(model=model, **plain))
-    rooms = {room: replace(getattr(tuning, room), **dict(change.get(room) or {})) for room in ROOMS}
-    tuning = replace(tuning, **rooms)
-    return replace(tuning, train=fill_auto(tuning.train, final="last"))  # the best is chosen by what is measured
+    said, train = dict(change.get("strategy") or {}), replace(tuning.train, **dict(change.get("train") or {}))
+    listed = tuning.strategy if said.get("kind", tuning.strategy.kind) == tuning.strategy.kind else Strategy()
+    strategy = see_used(replace(listed, **said), "--strategy.")
+    train = fill_auto(train, final="last")  # the best is chosen by what is measured
+    return replace(tuning, strategy=strategy, train=train)
 
 
 def _see_data(asked: Mapping[str, Tuning], entries: Mapping[str, Entry], other: Path | None) -> None:
@@ -161,13 +165,15 @@ def _fitting(change: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 
 INDIFFERENT = ("keep", "tensorboard", "eval_rows")
-"""What a training may be told anew when it goes on."""
+"""Fields of a training that change no score: with others of them it is still the run that is asked for."""
+FILLED = ("precision", "device")
+"""Fields of a training whose defaults are words that are filled in."""
 
 
 def _others(asked: Any, before: Any, own: bool) -> list[str]:
     """The fields in which two recipes differ: any, where the defaults of one have been filled in; or of those with a default of
     their `own`, which nothing fills in, so that it is asked for when nothing is said."""
-    names = [one.name for one in fields(asked) if not own or isinstance(one.default, bool | int | float)]
+    names = [one.name for one in fields(asked) if not own or isinstance(one.default, bool | int | float | str)]
     return [name for name in names if getattr(asked, name) != getattr(before, name)]
 
 
@@ -180,7 +186,7 @@ def _see_same(run: Path, wanted: Tuning) -> None:
     same = {name: getattr(before.train, name) for name in INDIFFERENT}
     asked = replace(asked, train=replace(asked.train, **same))
     odd = _others(merge(before, asked), before, False) + _others(asked, before, True)
-    odd += [f"train.{name}" for name in _others(asked.train, before.train, True)]
+    odd += [f"train.{name}" for name in _others(asked.train, before.train, True) if name not in FILLED]
     odd += ["strategy"] if asked.strategy != before.strategy else []
     if odd:
         what = f"begun with another {odd[0]}"
@@ -218,9 +224,9 @@ def _measured(entry: Entry, splits: Splits, by_seed: Mapping[int, Path]) -> tupl
         reader = open_reader(run)
         for name, dev in parts.items():
             answers[name].append([p.answer for p in reader.examples(dev)])
-    task, table = splits.train.task, {}
+    task, table = Task.from_mapping(told), {}
     if task.output == "sequence":  # whose logs tell of the first answers alone
-        last = [round(measure(task, splits.dev.examples, given, [metric])[metric], 5) for given in answers[entry.name]]
+        last = [tidy(measure(task, splits.dev.examples, given, [metric])[metric]) for given in answers[entry.name]]
         best = last
     middle = sorted(range(len(runs)), key=lambda i: last[i])[(len(runs) - 1) // 2]
     told_of = [(name, metric, name, entry.human if name == entry.name else humans[name]) for name in parts]
@@ -234,7 +240,7 @@ def _measured(entry: Entry, splits: Splits, by_seed: Mapping[int, Path]) -> tupl
         if row == entry.name:
             table[row] = Scores(metric, tuple(last), tuple(best), low, high, same, tuple(minutes), human)
         else:
-            here = tuple(round(measure(task, dev, said, [counted])[counted], 5) for said in given)
+            here = tuple(tidy(measure(task, dev, said, [counted])[counted]) for said in given)
             table[row] = Scores(counted, here, here, low, high, same, (), human, of=entry.name)
     for name, dev in parts.items():
         keep_answers(runs[0].parents[1] / name, task, dev, metric, answers[name][middle])

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from bertkin.config import AUTO
+from bertkin.errors import UserError
 from bertkin.models.adapt import apply, flops_per_token, merge, trainable
 from bertkin.models.continuing import set_dropout
 from bertkin.models.folders import told
@@ -354,7 +355,16 @@ def resume(out: Path, *, listener: Listener | None = None) -> Result:
     Raises:
         UserError: its data or its model have changed since.
     """
-    return _run(load_tuning(out / RECIPE), out, listener, resumed=True)
+    tuning = load_tuning(out / RECIPE)
+    return _run(replace(tuning, positive=tuning.positive or _positive(out)), out, listener, resumed=True)
+
+
+def _positive(out: Path) -> str:
+    """The class that a run's scores are of, which those that were begun before there was a choice do not say."""
+    try:
+        return Task.from_mapping(json.loads((out / TASK).read_text(encoding="utf-8"))["task"]).positive
+    except (OSError, ValueError, KeyError, TypeError, UserError):  # which is said in its place
+        return ""
 
 
 def _run(tuning: Tuning, out: Path, listener: Listener | None, **how: bool) -> Result:

@@ -198,11 +198,12 @@ class _Reader:
         return rows
 
     def _see_none(self, where: str, *names: str) -> None:
-        """See that the user names no column of a kind of file that has none by such a name."""
-        for name in names:
+        """See that the user names no column that such a file has not. Other parts of a data set may be of another kind than
+        the training data, whose columns are named."""
+        for name in names if self.roles_before is None else ():
             if getattr(self.columns, name):
                 raise UserError(
-                    "such a file has no columns to choose from", where=f"{where} (--{name})", mend="leave it out"
+                    "such a file has no column to name so", where=f"{where} (--{name})", mend="leave it out"
                 )
 
     def _whole(self, file: str, label: str) -> Raw:

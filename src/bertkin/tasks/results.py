@@ -70,6 +70,10 @@ class Scores:
         """Standard deviation over seeds; 0 for one."""
         return statistics.stdev(self.last) if len(self.last) > 1 else 0.0
 
+    def short(self, value: float) -> float:
+        """A value of this metric with as many digits as say something: an error may be of any size."""
+        return round(value, 5) if METRICS[self.metric].higher else tidy(value)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -89,7 +93,7 @@ class Results:
 
     @property
     def mean(self) -> float:
-        """Mean of the tasks' medians, without those that are errors (`errors`); parts of one task count together as one. NaN
+        """Mean of the tasks' medians, without those that are errors (`by_error`); parts of one task count together as one. NaN
         where all are errors."""
         counted = {name: s for name, s in self.tasks.items() if METRICS[s.metric].higher}
         whole = [name for name, s in counted.items() if not s.of]
@@ -97,7 +101,7 @@ class Results:
         return statistics.mean(statistics.mean(medians) for medians in parts.values()) if parts else math.nan
 
     @property
-    def errors(self) -> tuple[str, ...]:
+    def by_error(self) -> tuple[str, ...]:
         """Tasks whose metric is an error, in the data's own unit: no mean of it and of shares would say anything."""
         return tuple(name for name, s in self.tasks.items() if not METRICS[s.metric].higher)
 
@@ -105,16 +109,17 @@ class Results:
         """Plain data, for JSON."""
         rows = {}
         for name, s in self.tasks.items():
-            rows[name] = {"metric": s.metric, "median": round(s.median, 5), "mean": round(s.mean, 5)}
-            rows[name] |= {"deviation": round(s.deviation, 5), "last": list(s.last), "best": list(s.best)}
-            rows[name] |= {"interval": [round(s.low, 5), round(s.high, 5)], "degenerate": list(s.degenerate)}
+            short = s.short
+            rows[name] = {"metric": s.metric, "median": short(s.median), "mean": short(s.mean)}
+            rows[name] |= {"deviation": short(s.deviation), "last": list(s.last), "best": list(s.best)}
+            rows[name] |= {"interval": [short(s.low), short(s.high)], "degenerate": list(s.degenerate)}
             rows[name] |= {"minutes": list(s.minutes), "human": s.human} | ({"of": s.of} if s.of else {})
             rows[name] |= {"diverged": list(s.diverged)} if s.diverged else {}
             if name in self.differences:
                 other = self.differences[name]
                 rows[name]["against"] = {
-                    "theirs": round(other.one, 5),
-                    "ours": round(other.two, 5),
+                    "theirs": short(other.one),
+                    "ours": short(other.two),
                     "p": round(other.p, 5),
                 }
         mean = None if math.isnan(self.mean) else round(self.mean, 5)
@@ -138,7 +143,7 @@ class Results:
             row += ["" if s.human is None else shown(s.human)]
             found.append([*row, f"{statistics.median(s.minutes):.1f}" if s.minutes else ""])
         found += [[f"{name} (every seed diverged)", *[""] * (len(found[0]) - 1)] for name in self.gone]
-        without = [*self.gone, *self.errors]
+        without = [*self.gone, *self.by_error]
         mean = f"mean without {', '.join(without)}" if without else "mean"
         told = "" if math.isnan(self.mean) else _hundredths(self.mean)
         return [*found, [mean, "", told, *[""] * (len(found[0]) - 3)]]
@@ -164,10 +169,10 @@ class Results:
         names = ["task", "metric", "median", "mean", "deviation", "best", "low", "high"]
         out.writerow([*names, "seeds", "degenerate", "people", "minutes", "theirs", "p", "diverged"])
         for name, s in self.tasks.items():
-            numbers = [round(value, 5) for value in (s.median, s.mean, s.deviation, s.top, s.low, s.high)]
+            numbers = [s.short(value) for value in (s.median, s.mean, s.deviation, s.top, s.low, s.high)]
             minutes = round(statistics.median(s.minutes), 3) if s.minutes else ""
             both = self.differences.get(name)
-            last = [round(both.one, 5), round(both.p, 5)] if both else ["", ""]
+            last = [s.short(both.one), round(both.p, 5)] if both else ["", ""]
             human = "" if s.human is None else s.human
             counts = [len(s.last), len(s.degenerate)]
             out.writerow([name, s.metric, *numbers, *counts, human, minutes, *last, len(s.diverged)])

@@ -117,7 +117,7 @@ def score_sentences(
         noise: what an encoder–decoder was taught to repair; see `bertkin.tasks.repairing.repair`.
         within_word: of masked models: hide the later pieces of the same word as well (Kauf & Ivanova 2023). Left visible
             they give the word away, and rare words cut in many pieces score too well. A word begins where
-            `tokenizer.word_starts` says so.
+            `tokenizer.word_starts` says so; of tokenizers that tell no more than what stands behind a blank, at signs, too.
         batch_tokens: read at once, about.
 
     Returns:

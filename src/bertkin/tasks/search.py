@@ -267,7 +267,10 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     task = splits.train.task
     stock = find_folder(tuning.model)
     parts = splits.train.examples, splits.dev.examples
-    if told.setdefault("fingerprint", fingerprint_of(parts, stock)) != like(told["fingerprint"], parts, stock):
+    before = told.get("fingerprint")
+    if before is None:  # it has just begun
+        told["fingerprint"] = fingerprint_of(parts, stock)
+    elif before != like(before, parts, stock):
         what = "its data or its model have changed since, so that trials do not compare"
         raise UserError(what, where=out, mend="put them back, or begin again with --overwrite")
     a, _ = read_config(stock / "config.json")

@@ -8,7 +8,9 @@ A suite is data: `SUITES` has those that are known, others are a YAML file of su
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,7 +102,7 @@ FOLDERS = {"cmrc": "cmrc2018"}
 
 
 def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequence[str] = ()) -> dict[str, Tuning]:
-    """The tasks of a suite that are there, each as a recipe without a model.
+    """The tasks of a suite, each as a recipe without a model: of a known suite those that are there, of one's own all.
 
     Args:
         suite: one of `SUITES`, core, or a YAML file: a list of entries with name, data, and perhaps metric and options.
@@ -109,7 +111,7 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
         only: names of tasks.
 
     Raises:
-        UserError: no such suite, an entry that makes no sense, a name that is none, or no data of any task.
+        UserError: no such suite, an entry that makes no sense, a name that is none, or a task without its data.
     """
     entries, root = entries_of(suite), Path(folder or Path(suite).parent)
     for name in only:
@@ -146,11 +148,14 @@ def read_suite(suite: str | Path, folder: str | Path | None = None, only: Sequen
 
 def _place(root: Path, name: str) -> Path | None:
     """Where data lie, whole or a part of them: CoLA or CoLA-part, train.json or train-part.json."""
-    whole = root / name
+    whole = root / os.path.expanduser(name)
     if not whole.name:
         return None
     places = (whole, whole.with_name(f"{whole.name}-part"), whole.with_name(f"{whole.stem}-part{whole.suffix}"))
-    return next((place for place in places if place.exists()), None)
+    found = next((place for place in places if place.exists()), None)
+    return (
+        whole if found is None and glob.glob(str(whole), recursive=True) else found
+    )  # a pattern: its files are found later
 
 
 def entries_of(suite: str | Path) -> Sequence[Entry]:

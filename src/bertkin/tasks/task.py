@@ -96,7 +96,7 @@ class Task:
             )
         if two and not self.positive:
             first, second = self.labels
-            denied = re.fullmatch(rf"(not|non|no|un|in|dis)[ _-]?{re.escape(str(first))}", str(second), re.IGNORECASE)
+            denied = re.fullmatch(rf"(not|non|no)[ _-]?{re.escape(str(first))}", str(second), re.IGNORECASE)
             object.__setattr__(self, "positive", first if denied else second)
 
     def __str__(self) -> str:
@@ -130,7 +130,13 @@ class Task:
         if not isinstance(values, dict) or "output" not in values:
             raise UserError(f"expected a task, found {values!r:.60}", where=where, mend="save the model again")
         known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
-        return cls(**{**known, "labels": tuple(values.get("labels", ()))})
+        try:
+            labels = tuple(values.get("labels", ()))
+            if "positive" not in values and values["output"] == "class" and len(labels) == 2:
+                known["positive"] = labels[1]  # as older versions counted
+            return cls(**{**known, "labels": labels})
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"no task ({error})", where=where, mend="save the model again") from None
 
 
 @dataclass(frozen=True)

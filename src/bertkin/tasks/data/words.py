@@ -34,7 +34,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     width, broken = _width(text), False
     at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
     tagged = labelled and width > 1 and any(len(cells) == width and cells[answer - 1] for cells in _cells(text))
-    known = {cells[answer - 1] for cells in _cells(text) if len(cells) == width and cells[0] != "#"}
+    known = _tags(text, width, answer) if labelled else set()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
@@ -43,7 +43,8 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
             broken = False
             continue
         cells = columns(line.rstrip("\r"))
-        if line.startswith("# ") and (len(cells) != width or (not sentences[-1] and cells[answer - 1] not in known)):
+        above = labelled and not sentences[-1] and line.startswith("# ")
+        if line.startswith("# ") and (len(cells) != width or (above and cells[answer - 1] not in known)):
             continue  # a comment: "# newdoc" has two cells, but no word has such a tag
         if len(cells) != width or not cells[at - 1]:
             odd = cells[0] and len(cells) != width
@@ -71,6 +72,17 @@ def _cells(text: str) -> Iterator[list[str]]:
     """The columns of each word, and of lines above a sentence that may be comments."""
     lines = (line for line in text.split("\n") if line.strip() and not line.startswith("-DOCSTART-"))
     return (columns(line.rstrip("\r")) for line in lines)
+
+
+def _tags(text: str, width: int, answer: int) -> set[str]:
+    """The tags of a file's words. Lines above a sentence that begin with "# " do not count, as they may be comments."""
+    found, above = set[str](), True
+    for line in text.split("\n"):
+        cells = columns(line.rstrip("\r"))
+        above = not line.strip() or (above and cells[0] == "#")
+        if not above and len(cells) == width:
+            found.add(cells[answer - 1])
+    return found
 
 
 def _width(text: str) -> int:
