@@ -36,6 +36,7 @@ from bertkin.tasks.task import Example, Task
 from bertkin.tasks.tuning import Tuning, load_tuning
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
+from bertkin.train.parallel import World
 from bertkin.train.progress import QuietListener, RichListener
 from bertkin.train.state import kept_evaluation, read_log
 
@@ -419,6 +420,44 @@ def test_a_run_of_an_older_version_is_gone_on_with(stock: Path, tmp_path: Path) 
         resume(tmp_path / "run")
 
 
+def test_a_run_that_does_not_say_which_class_counts_goes_on_with_the_second(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of older versions, whatever the class is called."""
+    data, asked = tmp_path / "fair.tsv", list[Tuning]()
+    data.write_text(written(tmp_path, "class").read_text().replace("\tgood", "\tfair").replace("\tbad", "\tnot fair"))
+    finetune(plan(stock, data, metric="f1", train={"steps": 4}), tmp_path / "run")
+    about = tmp_path / "run" / "task.json"
+    told = json.loads(about.read_text())
+    assert told["task"]["labels"] == ["fair", "not fair"] and told["task"]["positive"] == "fair"
+    monkeypatch.setattr(
+        "bertkin.tasks.finetune.gather", lambda tuning, device: asked.append(tuning) or gather(tuning, device)
+    )
+    assert resume(tmp_path / "run").step == 4 and asked[-1].positive == "fair"
+    del told["task"]["positive"]
+    about.write_text(json.dumps(told))
+    assert resume(tmp_path / "run").step == 4 and asked[-1].positive == "not fair"
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "class").rename(tmp_path / "~nobody.tsv")
+    finetune(plan(stock, Path("~nobody.tsv"), train={"steps": 2}), tmp_path / "run")
+    assert resume(tmp_path / "run").step == 2
+
+
+def test_what_is_not_trained_is_in_memory_once(stock: Path, tmp_path: Path) -> None:
+    tuning = plan(stock, written(tmp_path, "class"), strategy=Strategy("adapter", size=4), train={"steps": 2})
+    training = Training(FineTuning(gather(tuning, "cpu"), "cpu"), tmp_path / "run", QuietListener(), World(), "cpu")
+    held, masters = dict(training.model.named_parameters()), training.optimizer.weights()
+    for name, parameter in training.finished.named_parameters():
+        assert (parameter.data_ptr() == held[name].data_ptr()) is (
+            name not in masters or masters[name] is held[name].data
+        )
+
+
 def test_data_may_lie_at_home(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     written(tmp_path, "class").rename(tmp_path / "mine.tsv")
@@ -477,9 +516,9 @@ def test_a_model_that_another_version_saved_is_read_or_refused_in_a_line(stock: 
     told = json.loads(about.read_text())
     about.write_text(json.dumps(told | {"task": told["task"] | {"a_field_of_tomorrow": 1}}))
     assert open_reader(tmp_path / "run").task.labels == ("bad", "good")
-    for damaged in ("class", {"labels": ["a"]}):
+    for damaged in ("class", {"labels": ["a"]}, told["task"] | {"labels": 5}, told["task"] | {"inputs": "1"}):
         about.write_text(json.dumps(told | {"task": damaged}))
-        with pytest.raises(UserError, match=r"model: expected a task, found"):
+        with pytest.raises(UserError, match=r"model: (expected a|no) task"):
             open_reader(tmp_path / "run")
 
 

@@ -20,6 +20,7 @@ from bertkin.config import Model
 from bertkin.errors import NonFiniteLoss, UserError
 from bertkin.models.presets import build, resolve_model
 from bertkin.models.pretrained import save_model
+from bertkin.models.strategy import Strategy
 from bertkin.tasks import evaluating
 from bertkin.tasks.metrics import measure
 from bertkin.tasks.predict import open_reader
@@ -215,6 +216,31 @@ def test_a_run_of_other_options_is_not_taken_for_one_of_the_defaults(desk: Path)
     assert evaluate(strategy={"kind": "lora", "rank": 4}, train={"layer_decay": 0.9, "seed": 5, "keep": 3}).tasks
 
 
+def test_a_run_with_weights_of_classes_is_no_run_without(desk: Path) -> None:
+    how: dict[str, Any] = {"data": desk / "glue", "only": "SST-2", "listener": QuietListener()}
+    how |= {"train": {"steps": 2, "threads": 1}, "out": desk / "weighed"}
+    bertkin.evaluate(desk / "stock", "glue", class_weights="balanced", **how)
+    with pytest.raises(UserError, match="begun with another class_weights"):
+        bertkin.evaluate(desk / "stock", "glue", **how)
+    with pytest.raises(UserError, match="begun with another"):
+        bertkin.evaluate(desk / "stock", "glue", class_weights="balanced", positive="0", **how)
+
+
+def test_of_another_strategy_than_the_lists_nothing_is_left_of_that(desk: Path) -> None:
+    (desk / "rank.yaml").write_text("- {name: films, data: glue/SST-2-part, strategy: {kind: lora, rank: 4}}\n")
+    how: dict[str, Any] = {"train": {"steps": 2, "threads": 1}, "listener": QuietListener()}
+    bertkin.evaluate(desk / "stock", desk / "rank.yaml", out=desk / "whole", strategy="full", **how)
+    strategy = load_tuning(desk / "whole" / "films" / "seed-0" / "recipe.yaml").strategy
+    assert strategy == Strategy()
+    bertkin.evaluate(desk / "stock", desk / "rank.yaml", out=desk / "ranked", strategy={"alpha": 4.0}, **how)
+    strategy = load_tuning(desk / "ranked" / "films" / "seed-0" / "recipe.yaml").strategy
+    assert (strategy.kind, strategy.rank, strategy.alpha) == ("lora", 4, 4.0)
+    with pytest.raises(UserError, match=r"--strategy\.rank: of lora, but the strategy is full"):
+        bertkin.evaluate(
+            desk / "stock", desk / "rank.yaml", out=desk / "odd", strategy={"kind": "full", "rank": 2}, **how
+        )
+
+
 def test_an_option_goes_before_the_list_though_it_be_the_default(desk: Path) -> None:
     (desk / "said.yaml").write_text(
         "- {name: films, data: glue/SST-2-part, strategy: {kind: lora, rank: 4}, train: {clip: 0.5, steps: 2}}\n"
@@ -262,6 +288,9 @@ def test_errors_are_no_part_of_the_mean_and_are_shown_as_they_are() -> None:
     results = Results("m", "full", {"films": right, "prices": prices})
     assert results.mean == 0.9 and "| mean without prices |  | 90.0 |" in str(results)
     assert "| prices | mean_absolute_error | 12345 |" in str(results)
+    small = Scores("mean_squared_error", (3e-6,), (3e-6,), 1e-6, 4e-6, (), (1.0,))
+    told = Results("m", "full", {"small": small})
+    assert told.to_mapping()["tasks"]["small"]["median"] == 3e-6 and ",3e-06," in told.csv()
     alone = Results("m", "full", {"prices": prices})
     assert alone.to_mapping()["mean"] is None and str(alone).splitlines()[-1].startswith(
         "| mean without prices |  |  |"

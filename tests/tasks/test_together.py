@@ -104,6 +104,16 @@ def test_an_option_goes_before_the_list_though_it_be_the_default(desk: Path) -> 
     assert "windows" not in recipe_of(tasks, Tuning(model="m"), given=["windows"]).tasks["films"]
 
 
+def test_tasks_of_an_older_version_are_gone_on_with(stock: Path, desk: Path) -> None:
+    together(recipe(stock, desk, train={"steps": 4}), desk / "run")
+    found = gather_all(load_together(desk / "run" / "recipe.yaml"), "cpu")
+    old = found.like("no version")
+    assert ":" not in old and found.like(found.fingerprint) == found.fingerprint != old
+    about = desk / "run" / "tasks.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"fingerprint": old}))
+    assert resume_together(desk / "run").step == 4
+
+
 def test_no_two_tasks_begin_with_the_same_numbers_whatever_the_seed(stock: Path) -> None:
     heads = [
         model.classifier.weight

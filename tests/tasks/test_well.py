@@ -260,6 +260,23 @@ def test_who_stops_a_run_has_the_best_model_though_it_waited(
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
+@pytest.mark.parametrize(("kind", "ema"), [("adapter", 0.0), ("full", 0.5)])
+def test_the_best_that_waited_is_written_and_nothing_else_is_changed(
+    kind: Any, ema: float, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a light strategy, whose stock both models share, and of an average of weights."""
+    fixed(monkeypatch, RISING_AND_FALLING)
+    train = {"checkpoint_every": None, "final": "best", "ema": ema}
+    strategy = Strategy("adapter", size=4) if kind == "adapter" else Strategy()
+    tuning = steps(stock, written(tmp_path, "class"), train=train, strategy=strategy)
+    finetune(tuning, tmp_path / "whole")
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+    finetune(tuning, tmp_path / "waited")
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "waited")
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
 def test_a_prediction_that_is_no_number_at_an_evaluation_loses_no_best(
     stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +294,7 @@ def test_a_prediction_that_is_no_number_at_an_evaluation_loses_no_best(
     tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
     with pytest.raises(NonFiniteLoss, match="a predicted score is not a number at step 6; the checkpoint of step 4 is"):
         finetune(tuning, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
 
 
 def test_a_best_checkpoint_that_is_damaged_costs_the_best_and_nothing_else(
