@@ -52,9 +52,9 @@ class Price:
 
 def bytes_of(parameters: int, trained: int) -> int:
     """Memory of a fine-tuning in float32 (in bfloat16 it is half of the weights more): the weights; of those that are trained
-    once more as they are saved, a gradient, AdamW's two moments, and two copies of weights and moments, of a best evaluation
-    that waits to be written and of a checkpoint that is being written; and some room to work in."""
-    return 4 * parameters + 40 * trained + 300 * 2**20
+    a gradient, AdamW's two moments, and two copies of weights and moments, of a best evaluation that waits to be written and
+    of a checkpoint that is being written; and some room to work in."""
+    return 4 * parameters + 36 * trained + 300 * 2**20
 
 
 def spoken(minutes: float) -> str:
