@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from sharing import data, markdown, once, run
+from sharing import data, goes_on, markdown, once, run
 from starts import called, encoder, weights
 from tuned import Options, cut, finish, task
 
@@ -248,10 +248,8 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
     command += ["--train.epochs", str(options.epochs)] if options.epochs else []
 
     def make() -> dict[str, Any]:
-        begun = folder / name / "begun.json"
-        mine = begun.exists() and json.loads(begun.read_text()) == command
-        begun.write_text(json.dumps(command))
-        _bertkin(["resume", str(where)] if mine and is_tuning(where) else [*command, "--overwrite"])
+        mine = goes_on(folder / name, command, where) and is_tuning(where)
+        _bertkin(["resume", str(where)] if mine else [*command, "--overwrite"])
         metric = json.loads((where / TASK).read_text())["task"]["metric"]
         last = [line for line in read_log(where) if line.get("kind") == "evaluation"][-1]
         review = json.loads((where / REVIEW).read_text())["dev"]["scores"]  # of the weights that are kept

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sharing import machine
+from sharing import goes_on, machine
 
 import bertkin
 from bertkin.api import make_recipe
@@ -35,15 +35,13 @@ def vocabulary(corpus: tuple[str, ...], words: int, folder: Path, *, sentinels: 
 
 def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """Train a preset with these options, or go on, or read what it came to: its figures and the curve of its loss."""
-    run, done, begun = folder / "run", folder / "done.json", folder / "begun.json"
+    run, done = folder / "run", folder / "done.json"
     settings = {"preset": preset, "options": options, "corpus": list(corpus)}
     if done.exists() and json.loads(done.read_text())["settings"] == settings:
         return dict(json.loads(done.read_text())["figures"])
-    folder.mkdir(parents=True, exist_ok=True)
-    if (run / "recipe.yaml").exists() and begun.exists() and json.loads(begun.read_text()) == settings:
+    if goes_on(folder, settings, run) and (run / "recipe.yaml").exists():
         result = resume(run, listener=RichListener())
     else:
-        begun.write_text(json.dumps(settings))
         recipe = complete(make_recipe(corpus, preset=preset, options=options))
         result = pretrain(recipe, run, listener=RichListener(), overwrite=run.exists())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 data(name)                    a file or folder of $BERTKIN_DATA
 once(folder, settings, make)  a part's result, made now or earlier
+goes_on(folder, settings, at) whether what was stopped there is a part's beginning
 joined(old, new)              a record with what is new in it
 put(page, table, name)        a table in its place on a page
 machine()                     what computes, in words
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +56,21 @@ def once(folder: Path, settings: dict[str, Any], make: Callable[[], dict[str, An
     aside.write_text(json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
     aside.replace(file)
     return result
+
+
+def goes_on(folder: Path, settings: Any, at: Path) -> bool:
+    """Whether a part with these settings was begun in a folder; what was begun there with others is cleared away.
+
+    Args:
+        at: where its beginnings lie.
+    """
+    mark, told = folder / "begun.json", json.loads(json.dumps(settings))  # as it was written down
+    if mark.exists() and json.loads(mark.read_text()) == told:
+        return True
+    shutil.rmtree(at, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(told))
+    return False
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from sharing import machine, once
+from sharing import goes_on, machine, once
 from starts import beyond_usual
 
 from bertkin.tasks.answering import answers, longest_answer
@@ -117,7 +117,7 @@ def trained(folder: Path, tuning: Tuning) -> dict[str, Any]:
         tuning: every hyperparameter that differs between the two is given in it.
     """
     settings = {"trainer": beyond_usual(tuning)}
-    return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
+    return once(folder, settings, lambda: _made(folder, tuning, settings))
 
 
 def _clock(aside: Path, before: Path | None) -> Any:
@@ -152,10 +152,8 @@ def begun(folder: Path, settings: dict[str, Any]) -> Path | None:
 
     Whole is one that has its seconds, which are written last.
     """
-    aside, mark = folder / "trainer", folder / "begun.json"
-    if not mark.exists() or json.loads(mark.read_text()) != settings:
-        shutil.rmtree(aside, ignore_errors=True)
-        mark.write_text(json.dumps(settings))
+    aside = folder / "trainer"
+    goes_on(folder, settings, aside)
     whole = [place.parent for place in aside.glob(f"checkpoint-*/{SPENT}")]
     return max(whole, key=lambda place: int(place.name.partition("-")[2]), default=None)
 

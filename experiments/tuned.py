@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
-from sharing import data, joined, machine, made, once, written
+from sharing import data, goes_on, joined, machine, made, once, written
 from starts import beyond_usual
 
 from bertkin.config import AUTO, Train, to_mapping
@@ -198,15 +198,14 @@ def tuned(folder: Path, tuning: Tuning) -> dict[str, Any]:
         losses, of training: [step, value] each.
     """
     settings = {"tuning": beyond_usual(tuning)}
-    return once(folder, settings, lambda: _made(folder, tuning, json.loads(json.dumps(settings))))
+    return once(folder, settings, lambda: _made(folder, tuning, settings))
 
 
 def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, Any]:
-    run, begun = folder / "run", folder / "begun.json"
-    if is_tuning(run) and begun.exists() and json.loads(begun.read_text()) == settings:
+    run = folder / "run"
+    if goes_on(folder, settings, run) and is_tuning(run):
         resume(run, listener=Brief())
     else:
-        begun.write_text(json.dumps(settings))
         finetune(tuning, run, listener=Brief(), overwrite=run.exists())
     said, settled = Task.from_mapping(json.loads((run / TASK).read_text())["task"]), load_tuning(run / RECIPE)
     splits = read_data(tuning)
@@ -220,7 +219,7 @@ def _made(folder: Path, tuning: Tuning, settings: dict[str, Any]) -> dict[str, A
     evaluations = [line for line in lines if line.get("kind") == "evaluation"]
     for name in ("checkpoints", "model"):
         shutil.rmtree(run / name, ignore_errors=True)
-    begun.unlink()
+    (folder / "begun.json").unlink()
     return {
         "metric": said.metric,
         "score": round(scored[said.metric], 5),

@@ -92,6 +92,12 @@ def fixed(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     monkeypatch.setattr(Training, "step", counted)
 
 
+def let_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of evaluations wait after the first, as if the disk were slow."""
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "RARELY", 10**9)
+
+
 def steps(stock: Path, data: Path, **more: Any) -> Tuning:
     """Eight steps, evaluated every second."""
     train = {"steps": 8, "eval_every": 2.0, "checkpoint_every": 100} | more.pop("train", {})
@@ -100,6 +106,20 @@ def steps(stock: Path, data: Path, **more: Any) -> Tuning:
 
 RISING_AND_FALLING = [0.5, 0.9, 0.7, 0.6]
 """The best at step 4."""
+
+
+@pytest.fixture
+def waiting(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tuning:
+    """A fine-tuning that keeps its best evaluation, which is at step 4 and waits to be written."""
+    fixed(monkeypatch, RISING_AND_FALLING)
+    let_wait(monkeypatch)
+    return steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
+
+
+def see_alike(one: Path, other: Path) -> None:
+    """Two runs ended with the same weights, to the bit."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 # The best evaluation
@@ -175,8 +195,7 @@ def test_a_killed_run_ends_with_the_same_best(
         finetune(tuning, tmp_path / "cut")
     cut = resume(tmp_path / "cut")
     assert (cut.step, cut.loss, cut.accuracy) == (whole.step, whole.loss, whole.accuracy)
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    see_alike(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("at", [None, 3, 5, 7])
@@ -187,8 +206,7 @@ def test_checkpoints_that_wait_change_nothing(
     tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": final})
     fixed(monkeypatch, RISING_AND_FALLING)
     whole = finetune(tuning, tmp_path / "whole")
-    monkeypatch.setattr(loop, "SLOW", 0.0)  # as if the disk were slow
-    monkeypatch.setattr(loop, "RARELY", 10**9)
+    let_wait(monkeypatch)
     if at is None:
         waited = finetune(tuning, tmp_path / "waited")
     else:
@@ -198,8 +216,7 @@ def test_checkpoints_that_wait_change_nothing(
         assert names == ["step-00000002"]  # the first told how long one takes; step 4, the best, waited
         waited = resume(tmp_path / "waited")
     assert (waited.step, waited.loss, waited.accuracy) == (whole.step, whole.loss, whole.accuracy)
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "waited")
-    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    see_alike(tmp_path / "whole", tmp_path / "waited")
     assert {"step-00000004", "step-00000008"} <= {
         folder.name for folder in (tmp_path / "waited" / "checkpoints").iterdir()
     }
@@ -211,11 +228,8 @@ def test_checkpoints_that_wait_change_nothing(
 
 
 def test_a_best_that_waits_is_written_before_a_loss_that_runs_off_ends_the_run(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed(monkeypatch, RISING_AND_FALLING)
-    monkeypatch.setattr(loop, "SLOW", 0.0)
-    monkeypatch.setattr(loop, "RARELY", 10**9)
     step = Training.step
 
     def off(self: Training, progress: float) -> Any:
@@ -224,30 +238,25 @@ def test_a_best_that_waits_is_written_before_a_loss_that_runs_off_ends_the_run(
         return step(self, progress)
 
     monkeypatch.setattr(Training, "step", off)
-    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
     with pytest.raises(NonFiniteLoss, match="the checkpoint of step 4 is kept"):
-        finetune(tuning, tmp_path / "run")
+        finetune(waiting, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
     assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
 
 
 def test_who_stops_a_run_has_the_best_model_though_it_waited(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed(monkeypatch, RISING_AND_FALLING)
-    monkeypatch.setattr(loop, "SLOW", 0.0)
-    monkeypatch.setattr(loop, "RARELY", 10**9)
     step = Training.step
 
     def interrupted(self: Training, progress: float) -> Any:
         self.stop = self.position.step == 4
         return step(self, progress)
 
-    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "step", interrupted)
         with pytest.raises(loop.Stopped):
-            finetune(tuning, tmp_path / "run")
+            finetune(waiting, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
     (_, best), (_, last) = (read_checkpoint(tmp_path / "run" / "checkpoints" / f"step-0000000{at}") for at in (4, 5))
     name = "weight/stack.embeddings.tokens"
@@ -255,9 +264,8 @@ def test_who_stops_a_run_has_the_best_model_though_it_waited(
     assert torch.equal(dict(model.named_parameters())["stack.embeddings.tokens"], best[name])
     assert not torch.equal(best[name], last[name])
     resume(tmp_path / "run")
-    finetune(tuning, tmp_path / "whole")
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "run")
-    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    finetune(waiting, tmp_path / "whole")
+    see_alike(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize(("kind", "ema"), [("adapter", 0.0), ("full", 0.5)])
@@ -270,19 +278,14 @@ def test_the_best_that_waited_is_written_and_nothing_else_is_changed(
     strategy = Strategy("adapter", size=4) if kind == "adapter" else Strategy()
     tuning = steps(stock, written(tmp_path, "class"), train=train, strategy=strategy)
     finetune(tuning, tmp_path / "whole")
-    monkeypatch.setattr(loop, "SLOW", 0.0)
-    monkeypatch.setattr(loop, "RARELY", 10**9)
+    let_wait(monkeypatch)
     finetune(tuning, tmp_path / "waited")
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "waited")
-    assert one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    see_alike(tmp_path / "whole", tmp_path / "waited")
 
 
 def test_a_prediction_that_is_no_number_at_an_evaluation_loses_no_best(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed(monkeypatch, RISING_AND_FALLING)
-    monkeypatch.setattr(loop, "SLOW", 0.0)
-    monkeypatch.setattr(loop, "RARELY", 10**9)
     evaluate = FineTuning.evaluate
 
     def off(self: FineTuning, model: Any, world: Any) -> dict[str, float]:
@@ -291,9 +294,8 @@ def test_a_prediction_that_is_no_number_at_an_evaluation_loses_no_best(
         return evaluate(self, model, world)
 
     monkeypatch.setattr(FineTuning, "evaluate", off)
-    tuning = steps(stock, written(tmp_path, "class"), train={"checkpoint_every": None, "final": "best"})
     with pytest.raises(NonFiniteLoss, match="a predicted score is not a number at step 6; the checkpoint of step 4 is"):
-        finetune(tuning, tmp_path / "run")
+        finetune(waiting, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "model" / "bertkin.json").read_text())["step"] == 4
 
 

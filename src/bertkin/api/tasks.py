@@ -245,14 +245,12 @@ def predict_all(
     Raises:
         UserError: as `predict`; or there is no such task.
     """
-    from bertkin.tasks.several import all_by_windows, open_readers, reads
+    from bertkin.tasks.several import able_of, all_by_windows, open_readers
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     readers = all_by_windows(open_readers(listed(models), tasks=names, precision=precision, stock=stock), windows)
-    groups, able = _groups(texts), list(readers)
-    if not names:
-        able = [name for name in able if all(reads(readers[name], group) for group in groups)] or able
-    return {name: _said(readers[name], groups) for name in able}
+    groups = _groups(texts)
+    return {name: _said(readers[name], groups) for name in (readers if names else able_of(readers, groups))}
 
 
 def _groups(texts: str | Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:

@@ -149,7 +149,8 @@ def _front(found: Gathered, folder: Path, name: str, told: Mapping[str, Any]) ->
     if base == shown(found.stock):  # a folder of ours: its run's name, not the way to it
         base = found.stock.parent.name if found.stock.name == "model" else found.stock.name
     path = found.tuning.data[0]
-    data = named(path).partition(":")[0] if named(path) != path else Path(path).resolve().name
+    called = named(path)
+    data = called.partition(":")[0] if called != path else Path(path).resolve().name
     scores = [
         {"type": metric, "value": score["value"], "name": f"{metric} ({part})"}
         for part in ("dev", "test")

@@ -1,13 +1,14 @@
 """What a training was begun with, as a hash: who goes on with it goes on with the same data and the same model.
 
-fingerprint_of(parts, stock)         of the examples of each part, and of a model's folder
-like(fingerprint, parts, stock)      the same, of the kind of one that was written down, maybe by an older version
+fingerprint_of(parts, stock)           of the examples of each part, and of a model's folder
+fingerprint_of(parts, stock, before)   the same, of the kind of one that was written down, maybe by an older version
+joint({name: fingerprint})             of several tasks
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ STOCK = ("*.safetensors", "config.json", "tokenizer*.json", "special_tokens_map.
 """The files of a model that say what it is."""
 
 
-def fingerprint_of(parts: Parts, stock: Path) -> str:
+def fingerprint_of(parts: Parts, stock: Path, like: str = VERSION) -> str:
     """Hash of the examples of each part, with all that they are judged by, and of a model: its weights, its shape, its
-    tokenizer."""
+    tokenizer.
+
+    Args:
+        like: a fingerprint that was written down, to be compared with.
+    """
+    if not like.startswith(VERSION):
+        return _first_of(parts, stock)
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(f"{len(part)}\n".encode())
@@ -35,17 +42,11 @@ def fingerprint_of(parts: Parts, stock: Path) -> str:
     return VERSION + digest.hexdigest()
 
 
-def joint(fingerprints: Iterable[tuple[str, str]]) -> str:
+def joint(fingerprints: Mapping[str, str]) -> str:
     """Hash of several tasks' fingerprints, by their names; of the kind that they are."""
-    found = list(fingerprints)
-    told = "".join(f"{name} {one}\n" for name, one in found)
-    version = VERSION if all(one.startswith(VERSION) for _, one in found) else ""
+    told = "".join(f"{name} {one}\n" for name, one in fingerprints.items())
+    version = VERSION if all(one.startswith(VERSION) for one in fingerprints.values()) else ""
     return version + hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-
-
-def like(fingerprint: str, parts: Parts, stock: Path) -> str:
-    """The fingerprint of these, of the same kind as one that was written down."""
-    return (fingerprint_of if fingerprint.startswith(VERSION) else _first_of)(parts, stock)
 
 
 def _first_of(parts: Parts, stock: Path) -> str:

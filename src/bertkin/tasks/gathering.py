@@ -17,7 +17,7 @@ from bertkin.models.pretrained import find_folder
 from bertkin.tasks.completing import complete
 from bertkin.tasks.data.columns import Columns, Roles
 from bertkin.tasks.encoding import Rows, encode
-from bertkin.tasks.fingerprints import Parts, fingerprint_of, like
+from bertkin.tasks.fingerprints import VERSION, fingerprint_of
 from bertkin.tasks.frames import Frame
 from bertkin.tasks.metrics import metric
 from bertkin.tasks.reading import Splits, read_splits
@@ -48,15 +48,12 @@ class Gathered:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all examples and of the model that is begun with."""
-        return fingerprint_of(self._parts, self.stock)
+        return self.like(VERSION)
 
     def like(self, fingerprint: str) -> str:
         """The same, of the kind of one that was written down."""
-        return like(fingerprint, self._parts, self.stock)
-
-    @property
-    def _parts(self) -> Parts:
-        return self.train.examples, self.dev.examples, self.test.examples
+        parts = self.train.examples, self.dev.examples, self.test.examples
+        return fingerprint_of(parts, self.stock, fingerprint)
 
 
 def read_data(tuning: Tuning) -> Splits:

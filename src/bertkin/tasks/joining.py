@@ -110,11 +110,11 @@ class Found:
     @property
     def fingerprint(self) -> str:
         """Hash of all tasks' examples and of the model that is begun with."""
-        return joint((name, part.fingerprint) for name, part in self.parts.items())
+        return joint({name: part.fingerprint for name, part in self.parts.items()})
 
     def like(self, fingerprint: str) -> str:
         """The same, of the kind of one that was written down."""
-        return joint((name, part.like(fingerprint)) for name, part in self.parts.items())
+        return joint({name: part.like(fingerprint) for name, part in self.parts.items()})
 
 
 def gather_all(recipe: Together, device: str) -> Found:

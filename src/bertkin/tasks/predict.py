@@ -83,8 +83,7 @@ class Reader:
 
     def examples(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not."""
-        pieces = (examples[first : first + AT_ONCE] for first in range(0, len(examples), AT_ONCE))
-        return [one for piece in pieces for one in self.answer(self.rows(piece))]
+        return self._in_pieces(examples)[0]
 
     def predict(self, texts: Sequence[Sequence[str]]) -> list[Prediction]:
         """An answer for each group of texts: of a span, the context comes last. How many lost text is a warning.
@@ -108,15 +107,20 @@ class Reader:
 
     def asked(self, examples: Sequence[Example]) -> list[Prediction]:
         """An answer for each example, labelled or not. How many lost text is a warning."""
-        cut, found = 0, list[Prediction]()
-        for first in range(0, len(examples), AT_ONCE):
-            rows = self.rows(examples[first : first + AT_ONCE])
-            cut += rows.cut
-            found += self.answer(rows)
+        found, cut = self._in_pieces(examples)
         if cut:
             what = f"{cut:,} of {len(examples):,} inputs are longer than the model was to read, and lost their ends"
             warnings.warn(what, stacklevel=3)
         return found
+
+    def _in_pieces(self, examples: Sequence[Example]) -> tuple[list[Prediction], int]:
+        """An answer for each example, and how many of them lost text."""
+        found, cut = list[Prediction](), 0
+        for first in range(0, len(examples), AT_ONCE):
+            rows = self.rows(examples[first : first + AT_ONCE])
+            found += self.answer(rows)
+            cut += rows.cut
+        return found, cut
 
     def _example(self, texts: tuple[str, ...]) -> Example:
         if self.task.output == "choice":

@@ -70,9 +70,14 @@ class Scores:
         """Standard deviation over seeds; 0 for one."""
         return statistics.stdev(self.last) if len(self.last) > 1 else 0.0
 
+    @property
+    def by_error(self) -> bool:
+        """Whether the metric is an error: in the data's own unit, of any size, and the less the better."""
+        return not METRICS[self.metric].higher
+
     def short(self, value: float) -> float:
-        """A value of this metric with as many digits as say something: an error may be of any size."""
-        return round(value, 5) if METRICS[self.metric].higher else tidy(value)
+        """A value of this metric with as many digits as say something."""
+        return tidy(value) if self.by_error else round(value, 5)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Results:
     def mean(self) -> float:
         """Mean of the tasks' medians, without those that are errors (`by_error`); parts of one task count together as one. NaN
         where all are errors."""
-        counted = {name: s for name, s in self.tasks.items() if METRICS[s.metric].higher}
+        counted = {name: s for name, s in self.tasks.items() if not s.by_error}
         whole = [name for name, s in counted.items() if not s.of]
         parts = {name: [s.median for other, s in counted.items() if name in (other, s.of)] for name in whole}
         return statistics.mean(statistics.mean(medians) for medians in parts.values()) if parts else math.nan
@@ -103,7 +108,7 @@ class Results:
     @property
     def by_error(self) -> tuple[str, ...]:
         """Tasks whose metric is an error, in the data's own unit: no mean of it and of shares would say anything."""
-        return tuple(name for name, s in self.tasks.items() if not METRICS[s.metric].higher)
+        return tuple(name for name, s in self.tasks.items() if s.by_error)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -134,7 +139,7 @@ class Results:
         for name, s in self.tasks.items():
             flag = f" ({len(s.degenerate)} of {len(s.last)} say one thing)" if s.degenerate else ""
             flag += f" ({len(s.diverged)} of {len(s.last) + len(s.diverged)} diverged)" if s.diverged else ""
-            shown = _hundredths if METRICS[s.metric].higher else _plain
+            shown = _plain if s.by_error else _hundredths
             row = [name + flag, s.metric, shown(s.median), f"{shown(s.mean)} ± {shown(s.deviation)}"]
             row += [shown(s.top), f"{shown(s.low)} – {shown(s.high)}"]
             if self.against:

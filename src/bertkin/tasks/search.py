@@ -30,7 +30,7 @@ from bertkin.models.writers import writing_shape
 from bertkin.tasks.card import shown
 from bertkin.tasks.completing import complete
 from bertkin.tasks.finetune import finetune, is_tuning, resume
-from bertkin.tasks.fingerprints import fingerprint_of, like
+from bertkin.tasks.fingerprints import fingerprint_of
 from bertkin.tasks.gathering import read_data
 from bertkin.tasks.metrics import METRICS
 from bertkin.tasks.task import Task
@@ -40,7 +40,6 @@ from bertkin.train.folder import (
     REVIEW,
     SEARCH,
     SEARCHED,
-    TASK,
     TRIALS,
     clear,
     refuse_existing,
@@ -270,7 +269,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
     before = told.get("fingerprint")
     if before is None:  # it has just begun
         told["fingerprint"] = fingerprint_of(parts, stock)
-    elif before != like(before, parts, stock):
+    elif before != fingerprint_of(parts, stock, before):
         what = "its data or its model have changed since, so that trials do not compare"
         raise UserError(what, where=out, mend="put them back, or begin again with --overwrite")
     a, _ = read_config(stock / "config.json")
@@ -280,7 +279,7 @@ def resume_search(out: Path, *, listener: Listener | None = None) -> Searched:
         number = len(done)
         settings = settings_of(number, tuning.train.seed, varied)
         listener.message(f"trial       {number + 1} of {told['trials']}: {settings or 'the defaults'}")
-        done.append(_tried(with_settings(tuning, settings), settings, number, out, task.metric, listener))
+        done.append(_tried(with_settings(tuning, settings), settings, number, out, task, listener))
         _write(out, told | {"done": [asdict(trial) for trial in done]})
         best = _ranked(done, task.metric)[0]
         for trial in done:  # what is not the best so far is of no use any more
@@ -307,9 +306,7 @@ def is_search(out: Path) -> bool:
     return (out / SEARCH).is_file() and not (out / RECIPE).is_file()
 
 
-def _tried(
-    tuning: Tuning, settings: dict[str, Any], number: int, out: Path, headline: str, listener: Listener
-) -> Trial:
+def _tried(tuning: Tuning, settings: dict[str, Any], number: int, out: Path, task: Task, listener: Listener) -> Trial:
     """One trial, begun or gone on with."""
     run = _folder(out, number)
     try:
@@ -325,10 +322,9 @@ def _tried(
     except Stopped:
         raise Stopped(out) from None
     kept = kept_evaluation(read_log(run)) or {}
-    score = kept.get(headline)
-    if json.loads((run / TASK).read_text(encoding="utf-8"))["task"]["output"] == "sequence":
-        review = json.loads((run / REVIEW).read_text(encoding="utf-8"))  # whose log tells of the first answers alone
-        score = review["dev"]["scores"][headline]["value"]
+    score = kept.get(task.metric)
+    if task.output == "sequence":  # whose log tells of the first answers alone
+        score = json.loads((run / REVIEW).read_text(encoding="utf-8"))["dev"]["scores"][task.metric]["value"]
     return Trial(number, settings, None if score is None else float(score), int(kept["step"]), round(result.minutes, 3))
 
 

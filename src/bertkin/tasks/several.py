@@ -122,7 +122,7 @@ def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Itera
     Raises:
         UserError: none of them reads so many texts.
     """
-    able = [[name for name, one in readers.items() if reads(one, group)] or list(readers) for group in groups]
+    able = [able_of(readers, [group]) for group in groups]
     found: list[dict[str, dict[str, Any]]] = [{} for _ in groups]
     for name, reader in readers.items():
         mine = [i for i, names in enumerate(able) if name in names]
@@ -132,8 +132,12 @@ def ask(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> Itera
         yield from ({"model": name} | told for name, told in one.items())
 
 
-def reads(reader: Reader, group: Sequence[str]) -> bool:
-    """Whether a model answers to so many texts."""
+def able_of(readers: Mapping[str, Reader], groups: Sequence[Sequence[str]]) -> list[str]:
+    """The models that read as many texts as each of these groups has; all of them, where none does."""
+    return [name for name, one in readers.items() if all(_reads(one, group) for group in groups)] or list(readers)
+
+
+def _reads(reader: Reader, group: Sequence[str]) -> bool:
     if reader.task.output == "choice":
         return len(group) > reader.task.inputs
     return reader.takes(len(group))

@@ -152,10 +152,8 @@ def _place(root: Path, name: str) -> Path | None:
     if not whole.name:
         return None
     places = (whole, whole.with_name(f"{whole.name}-part"), whole.with_name(f"{whole.stem}-part{whole.suffix}"))
-    found = next((place for place in places if place.exists()), None)
-    return (
-        whole if found is None and glob.glob(str(whole), recursive=True) else found
-    )  # a pattern: its files are found later
+    pattern = whole if glob.glob(str(whole), recursive=True) else None  # whose files are found later
+    return next((place for place in places if place.exists()), pattern)
 
 
 def entries_of(suite: str | Path) -> Sequence[Entry]:

@@ -34,7 +34,7 @@ def read_conll(label: str, text: str, gate: Gate, *, word: str = "", tag: str = 
     width, broken = _width(text), False
     at, answer = _column(word, 1, width, label, "text"), _column(tag, width, width, label, "label")
     tagged = labelled and width > 1 and any(len(cells) == width and cells[answer - 1] for cells in _cells(text))
-    known = _tags(text, width, answer) if labelled else set()
+    known = _tags(text, width, answer) if labelled and re.search(r"^# ", text, re.MULTILINE) else set()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentences[-1] or broken:
