@@ -36,8 +36,8 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = HALF) -> Tensor:
 
 
 def off(ours: Tensor, exact: Tensor) -> float:
-    """How far apart, as a share of the size; of a half, where all numbers are near zero: a softmax over one key has no gradient,
-    but what cancels there, products over a head, is larger than one and rounded."""
+    """How far apart, as a share of the size; of a half, where all numbers are near zero: a softmax over one key has no
+    gradient, but what cancels there, products over a head, is larger than one and rounded."""
     ours, exact = ours.detach().double(), exact.detach().double()
     return float((ours - exact).norm() / (exact.norm() + 0.5 * exact.numel() ** 0.5 + 1e-9))
 

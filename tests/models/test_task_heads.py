@@ -231,3 +231,18 @@ def test_a_folder_without_a_task_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no head of a task here \(BertForMaskedLM\); fine-tune it"):
         load_task_model(pretrained("bert", tmp_path))
     assert VOCABULARY == 97
+
+
+def test_a_classifier_begins_as_wide_as_transformers(tmp_path: Path) -> None:
+    """Cut off at twice the deviation, as all else is drawn, it would be an eighth narrower, and behind after brief training."""
+    import transformers
+
+    stock = pretrained("bert", tmp_path)
+    mine = begin_task_model(stock, Answer("tokens", 3000)).classifier.weight.detach()
+    with hushed():
+        transformers.set_seed(0)
+        tagger = transformers.AutoModelForTokenClassification.from_pretrained(str(stock), num_labels=3000)
+    theirs = tagger.classifier.weight.detach()
+    assert mine.shape == theirs.shape
+    assert float(mine.std() / theirs.std()) == pytest.approx(1.0, abs=0.01)
+    assert float(mine.abs().max()) > 0.06

@@ -33,11 +33,14 @@ def initialise(
     | projections out (attention out, down)    | 0.02                   | 0.02 / sqrt(2 layers)                   |
     | head and pooler                          | 0.02                   | 0.02 / sqrt(2 layers)                   |
     | queries whose scores are not scaled (T5) |                        | 0.02 / sqrt(width of a head)            |
+    | a task's classifier                      | 0.02, not cut off      | 0.02, not cut off                       |
     | biases                                   | 0                      | 0                                       |
     | norm weights                             | 1                      | 1                                       |
 
     Numbers are standard deviations of a normal distribution cut off at twice them (Devlin et al. 2019). The scaled
     outputs keep the residual stream of a pre-norm stack at one size whatever its depth (Radford et al. 2019).
+    Cutting makes the deviation an eighth smaller, which a task that is trained briefly has to learn first, so its
+    classifier begins as transformers' does.
     """
     scaled = 0.02 / math.sqrt(2 * a.layers) if a.norm == "pre" else 0.02
     with torch.no_grad():
@@ -48,6 +51,8 @@ def initialise(
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1.0)
+            elif name.endswith("classifier.weight"):
+                parameter.normal_(0.0, 0.02, generator=generator)
             else:
                 outward = name.endswith(("out.weight", "down.weight", "dense.weight"))
                 std = scaled if outward else 0.02
