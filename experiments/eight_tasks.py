@@ -247,16 +247,19 @@ def _row(name: str, stock: str, options: Options, folder: Path) -> dict[str, Any
     command += ["--final", "last"]
     command += ["--train.epochs", str(options.epochs)] if options.epochs else []
 
+    settings = {"command": command, "weights": weights(stock)}
+
     def make() -> dict[str, Any]:
-        mine = goes_on(folder / name, command, where) and is_tuning(where)
+        mine = goes_on(folder / name, settings, where) and is_tuning(where)
         _bertkin(["resume", str(where)] if mine else [*command, "--overwrite"])
         metric = json.loads((where / TASK).read_text())["task"]["metric"]
         last = [line for line in read_log(where) if line.get("kind") == "evaluation"][-1]
         review = json.loads((where / REVIEW).read_text())["dev"]["scores"]  # of the weights that are kept
+        (folder / name / "begun.json").unlink()
         return {"metric": metric, "score": round(review[metric]["value"], 5), "minutes": round(last["minutes"], 2)}
 
     shown = {"title": title, "command": _spoken(["bertkin", *command], stock, folder)}
-    return shown | once(folder / name, {"command": command, "weights": weights(stock)}, make)
+    return shown | once(folder / name, settings, make)
 
 
 def _bertkin(command: list[str]) -> None:

@@ -39,10 +39,13 @@ def grown(preset: str, options: dict[str, Any], corpus: tuple[str, ...], folder:
     settings = {"preset": preset, "options": options, "corpus": list(corpus)}
     if done.exists() and json.loads(done.read_text())["settings"] == settings:
         return dict(json.loads(done.read_text())["figures"])
+    recipe = complete(
+        make_recipe(corpus, preset=preset, options=options)
+    )  # what is wrong is said before anything is lost
+    done.unlink(missing_ok=True)
     if goes_on(folder, settings, run) and (run / "recipe.yaml").exists():
         result = resume(run, listener=RichListener())
     else:
-        recipe = complete(make_recipe(corpus, preset=preset, options=options))
         result = pretrain(recipe, run, listener=RichListener(), overwrite=run.exists())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     kept = ("step", "tokens", "minutes", "loss", "accuracy")

@@ -60,6 +60,20 @@ def test_products_are_the_same_to_the_bit_whatever_the_number_of_threads() -> No
 
 
 @needs_kernel
+@pytest.mark.parametrize("vocab", [33, 700, 704])
+def test_powers_of_logits_are_made_inside_their_product(vocab: int) -> None:
+    x, table, rows = 0.3 * draw(70, 64), 0.3 * draw(vocab, 64), torch.arange(70)
+    targets, logits = rows % vocab, products.forward(x, table)
+    shift, powers = logits[rows, targets].float() + 0.5, torch.empty_like(logits)
+    own, sums, tops = products.exponentials(x, table, targets, shift, powers)
+    exact = (logits.double() - shift[:, None]).exp()
+    assert torch.equal(own, logits[rows, targets].float())
+    assert torch.equal(tops, logits.float().amax(1))
+    assert torch.allclose(sums.double(), exact.sum(1), rtol=1e-5)
+    assert close(powers, exact)
+
+
+@needs_kernel
 def test_what_lies_after_an_odd_row_is_never_read_into_it() -> None:
     room = torch.full((40 * 33 + 1,), float("nan"), dtype=torch.bfloat16)
     x, w = room[:-1].view(40, 33), draw(50, 33)

@@ -1,14 +1,15 @@
 // AVX-512, its bfloat16 and whole-number dot products, and matrix tiles, in plain C++: what the kernels' sources call, on a
 // processor that has none of them. Included before those sources (`-include`), so that they compile as they are; slow, for tests.
 //
-// Each function does what the instruction of its name does, number by number, but that subnormal numbers are not flushed to zero
-// and a reciprocal has all of its bits.
+// Each function does what the instruction of its name does, and ends the process where that would: at an address that is not
+// aligned, at a tile that nobody configured, at shapes that do not fit. Only subnormal numbers are not flushed to zero.
 #pragma once
 
 #include <immintrin.h>  // the types, and what narrower processors have; now, before the sources are told that there is more
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -76,6 +77,19 @@ inline Register read(const void* p) {
 template <class Register>
 inline void write(void* p, Register x) {
     std::memcpy(p, &x, sizeof x);
+}
+inline void refuse_if(bool wrong) {
+    if (wrong) std::abort();
+}
+template <class Register>
+inline Register read_aligned(const void* p) {
+    refuse_if(reinterpret_cast<uintptr_t>(p) % sizeof(Register));
+    return read<Register>(p);
+}
+template <class Register>
+inline void write_aligned(void* p, Register x) {
+    refuse_if(reinterpret_cast<uintptr_t>(p) % sizeof(Register));
+    write(p, x);
 }
 
 // Only what the mask names is read or written: the rest of the row may lie outside of memory.
@@ -161,9 +175,21 @@ inline __m512 whole(__m512 x) {
     Floats from(x);
     return each<Floats>([&](int i) { return std::nearbyint(from[i]); });
 }
+// x 2^floor(n): 0 and infinity where n is infinite, even of no number.
+inline float scaled(float x, float n) {
+    if (std::isinf(n) && x != x) return n > 0 ? n : 0.0f;
+    if (x != x || n != n) return x + n;
+    return std::ldexp(x, int(std::fmin(std::fmax(std::floor(n), -1000.0f), 1000.0f)));
+}
 inline __m512 scaled(__m512 x, __m512 powers) {
     Floats from(x), n(powers);
-    return each<Floats>([&](int i) { return from[i] * std::exp2(std::floor(n[i])); });
+    return each<Floats>([&](int i) { return scaled(from[i], n[i]); });
+}
+// 14 bits of it: what is made of them must not need more.
+inline __m512 reciprocal(__m512 x) {
+    Lanes<uint32_t, __m512> bits((__m512)(1.0f / x));
+    for (uint32_t& one : bits.at) one &= ~uint32_t(0x1ff);
+    return bits;
 }
 inline __m512 fused(__m512 a, __m512 b, __m512 c) {
     Floats x(a), y(b), z(c);
@@ -178,9 +204,9 @@ inline float sum(__m512 x) {
 }
 inline float largest(__m512 x) {
     Floats from(x);
-    float most = from[0];
-    for (float one : from.at) most = one > most ? one : most;
-    return most;
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; ++i) from[i] = from[i] > from[i + half] ? from[i] : from[i + half];
+    return from[0];
 }
 
 inline __mmask16 greater(__m512 a, __m512 b) {
@@ -229,40 +255,61 @@ inline Tile& tile(int number) {
     static thread_local Tile tiles[8];
     return tiles[number];
 }
+inline Tile& configured(int number) {
+    refuse_if(!tile(number).rows || !tile(number).bytes);
+    return tile(number);
+}
 inline void shape(const void* config) {
     const char* from = static_cast<const char*>(config);
+    refuse_if(from[0] != 1);
     for (int i = 0; i < 8; ++i) {
         uint16_t bytes;
         std::memcpy(&bytes, from + 16 + 2 * i, 2);
         tile(i) = Tile{{}, uint8_t(from[48 + i]), bytes};
+        refuse_if(tile(i).rows > 16 || bytes > 64);
     }
 }
+inline void release() {
+    for (int i = 0; i < 8; ++i) tile(i) = Tile{};
+}
 inline void fill(int number, const void* from, int64_t stride) {
-    Tile& t = tile(number);
+    Tile& t = configured(number);
     std::memset(t.at, 0, sizeof t.at);
     for (int r = 0; r < t.rows; ++r) std::memcpy(t.at[r], static_cast<const char*>(from) + r * stride, t.bytes);
 }
 inline void empty(int number, void* to, int64_t stride) {
-    const Tile& t = tile(number);
+    const Tile& t = configured(number);
     for (int r = 0; r < t.rows; ++r) std::memcpy(static_cast<char*>(to) + r * stride, t.at[r], t.bytes);
 }
-inline void zero(int number) { std::memset(tile(number).at, 0, sizeof tile(number).at); }
+inline void zero(int number) { std::memset(configured(number).at, 0, sizeof Tile::at); }
 
-// sums += a b, where a row of b holds, for each column, what stands in a word (two or four numbers) of a's rows.
-template <class Dot>
-inline void multiply(int sums, int a, int b, Dot dot) {
-    Tile &s = tile(sums), &x = tile(a), &y = tile(b);
-    for (int r = 0; r < s.rows; ++r)
-        for (int word = 0; word < x.bytes / 4; ++word) {
-            int32_t left;
-            std::memcpy(&left, x.at[r] + 4 * word, 4);
-            write(s.at[r], dot(read<__m512i>(s.at[r]), all(left), read<__m512i>(y.at[word])));
-        }
+// For each row of the sums what `row` makes of it, of a's row and of b, whose rows hold, for each column, what stands in a word
+// (two or four numbers) of a's row.
+template <class Row>
+inline void multiply(int sums, int a, int b, Row row) {
+    Tile &s = configured(sums), &x = configured(a), &y = configured(b);
+    refuse_if(s.rows != x.rows || s.bytes != y.bytes || x.bytes != 4 * y.rows);
+    for (int r = 0; r < s.rows; ++r) row(s.at[r], x.at[r], y);
 }
+inline void multiply_bytes(int sums, int a, int b) {
+    multiply(sums, a, b, [](char* s, const char* x, const Tile& y) {
+        for (int word = 0; word < y.rows; ++word)
+            write(s, dot_bytes(read<__m512i>(s), all(read<int32_t>(x + 4 * word)), read<__m512i>(y.at[word])));
+    });
+}
+// Even and odd numbers have sums of their own, which are added before they are added to what was there.
 inline void multiply_halves(int sums, int a, int b) {
-    multiply(sums, a, b, [](__m512i s, __m512i x, __m512i y) { return (__m512i)dot((__m512)s, (__m512bh)x, (__m512bh)y); });
+    multiply(sums, a, b, [](char* s, const char* x, const Tile& y) {
+        Floats odd(all(0.0f)), even(all(0.0f));
+        for (int word = 0; word < y.rows; ++word) {
+            Halves right(read<__m512i>(y.at[word]));
+            float low = wide(read<uint16_t>(x + 4 * word)), high = wide(read<uint16_t>(x + 4 * word + 2));
+            for (int i = 0; i < 16; ++i) even[i] += low * wide(right[2 * i]), odd[i] += high * wide(right[2 * i + 1]);
+        }
+        Floats had(read<__m512>(s));
+        write(s, __m512(each<Floats>([&](int i) { return had[i] + (even[i] + odd[i]); })));
+    });
 }
-inline void multiply_bytes(int sums, int a, int b) { multiply(sums, a, b, dot_bytes); }
 
 }  // namespace emulated
 
@@ -292,8 +339,8 @@ inline void multiply_bytes(int sums, int a, int b) { multiply(sums, a, b, dot_by
 #define _mm512_dpbf16_ps emulated::dot
 #define _mm512_dpbusd_epi32 emulated::dot_bytes
 #define _mm512_fmadd_ps emulated::fused
-#define _mm512_load_ps emulated::read<__m512>
-#define _mm512_load_si512 emulated::read<__m512i>
+#define _mm512_load_ps emulated::read_aligned<__m512>
+#define _mm512_load_si512 emulated::read_aligned<__m512i>
 #define _mm512_loadu_ps emulated::read<__m512>
 #define _mm512_loadu_si512 emulated::read<__m512i>
 #define _mm512_mask_mov_epi32 emulated::chosen<__m512i>
@@ -303,7 +350,7 @@ inline void multiply_bytes(int sums, int a, int b) { multiply(sums, a, b, dot_by
 #define _mm512_mul_ps(a, b) ((__m512)((a) * (b)))
 #define _mm512_mullo_epi32 emulated::product
 #define _mm512_permutex2var_epi16 emulated::permuted
-#define _mm512_rcp14_ps(x) (1.0f / (x))
+#define _mm512_rcp14_ps emulated::reciprocal
 #define _mm512_reduce_add_ps emulated::sum
 #define _mm512_reduce_max_ps emulated::largest
 #define _mm512_roundscale_ps(x, how) emulated::whole(x)  // to the nearest
@@ -316,8 +363,8 @@ inline void multiply_bytes(int sums, int a, int b) { multiply(sums, a, b, dot_by
 #define _mm512_shuffle_f32x4 emulated::shuffled
 #define _mm512_shuffle_i32x4 emulated::shuffled
 #define _mm512_slli_epi32 emulated::moved_left
-#define _mm512_store_ps emulated::write
-#define _mm512_store_si512 emulated::write
+#define _mm512_store_ps emulated::write_aligned
+#define _mm512_store_si512 emulated::write_aligned
 #define _mm512_storeu_ps emulated::write
 #define _mm512_storeu_si512 emulated::write
 #define _mm512_sub_epi32(a, b) ((__m512i)((__v16si)(a) - (__v16si)(b)))
@@ -334,6 +381,6 @@ inline void multiply_bytes(int sums, int a, int b) { multiply(sums, a, b, dot_by
 #define _tile_dpbusd emulated::multiply_bytes
 #define _tile_loadconfig emulated::shape
 #define _tile_loadd emulated::fill
-#define _tile_release()
+#define _tile_release emulated::release
 #define _tile_stored emulated::empty
 #define _tile_zero emulated::zero
