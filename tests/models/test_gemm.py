@@ -33,6 +33,7 @@ def close(found: Tensor, exact: Tensor) -> bool:
 @example(rows=1153, out=65, into=33)  # k in steps, as are the next two
 @example(rows=33, out=65, into=2001)
 @example(rows=33, out=1999, into=1500)
+@example(rows=362, out=384, into=1536)  # two blocks and a half of what is usual
 def test_products_are_those_of_float64_rounded_once(rows: int, out: int, into: int) -> None:
     x, w, g, bias, start = draw(rows, into), draw(out, into), draw(rows, out), draw(out), draw(out, into)
     wide = [t.double() for t in (x, w, g, bias, start)]
@@ -60,7 +61,7 @@ def test_products_are_the_same_to_the_bit_whatever_the_number_of_threads() -> No
 
 
 @needs_kernel
-@pytest.mark.parametrize("vocab", [33, 700, 704])
+@pytest.mark.parametrize("vocab", [33, 300, 384, 700, 704])
 def test_powers_of_logits_are_made_inside_their_product(vocab: int) -> None:
     x, table, rows = 0.3 * draw(70, 64), 0.3 * draw(vocab, 64), torch.arange(70)
     targets, logits = rows % vocab, products.forward(x, table)

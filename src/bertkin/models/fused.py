@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from bertkin.models import kernels, products
+from bertkin.models import kernels, products, touched
 
 CHUNK, GPU_CHUNK = 64 << 20, 1 << 30
 """Bytes of logits that are in memory at a time."""
@@ -197,11 +197,14 @@ class Embed(Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None]:
         (ids,) = ctx.saved_tensors
-        table = ctx.table
-        # A table shared with the vocabulary head already holds that gradient (see `VocabularyLoss`): add to it.
-        into = table.grad if table.is_leaf and table.grad is not None else torch.zeros_like(table)
-        _call("scatter_add", table, ids, gradients[0].contiguous(), into, len(ids), table.shape[1])
-        return None, None if into is table.grad else into
+        table, kept = ctx.table, None
+        if table.is_leaf:
+            # A table shared with the vocabulary head already holds that gradient (see `VocabularyLoss`): add to it.
+            kept = touched.begin(table) if table.grad is None else touched.of(table)
+        into = table.grad if table.is_leaf else torch.zeros_like(table)
+        marks = None if kept is None else kept.marks
+        _call("scatter_add", table, ids, gradients[0].contiguous(), into, marks, len(ids), table.shape[1])
+        return None, None if table.is_leaf else into
 
 
 class VocabularyLoss(Function):

@@ -261,6 +261,7 @@ struct Out {
     const half* bias;  // [n] or null
     bool add;
     float* row_sums;  // [m] or null: the sum of a over k, wanted when that is a bias's gradient; a must lie down
+    int64_t narrowest = NR;  // columns of a block, but where c has fewer
 };
 
 // The sum of each packed row, by dot products with ones: one more for every n, where a pass of its own reads a again.
@@ -274,21 +275,52 @@ inline void sum_rows(const pairs* a, int64_t a_row, int64_t k2, int64_t m, float
     }
 }
 
+// Columns and rows of a block of c.
+struct Cut {
+    int64_t nb, mb;
+};
+
+// Blocks are dealt out in turn, as many to every thread; one that is larger than the others, or one too many, keeps all threads
+// waiting for the one that has it. So of several cuts the one is taken whose busiest thread has least to do.
+inline Cut cut(int64_t m, int64_t n, int64_t kc, int64_t steps, bool a_down, int64_t narrowest, int64_t threads) {
+    constexpr int64_t PACKED = 16;  // to pack a number takes about as long as to multiply it so many times
+    // Half the second-level cache is for b; where sums wait or a is packed as well, a quarter.
+    bool crowded = steps > 1 || a_down;
+    int64_t widest = crowded ? 256 : std::max<int64_t>((1 << 18) / kc / NR * NR, 256);
+    int64_t tallest = crowded ? 512 : 384, unit = a_down ? 32 : MR, least = INT64_MAX;
+    Cut best{};
+    for (int64_t wide = ceil_div(n, widest), most = wide + threads; wide <= most; ++wide) {
+        int64_t nb = std::max(round_up(ceil_div(n, wide), NR), narrowest), across = ceil_div(n, nb);
+        for (int64_t tall = ceil_div(m, tallest), last = tall + threads; tall <= last; ++tall) {
+            int64_t mb = round_up(ceil_div(m, tall), unit), down = ceil_div(m, mb), tasks = across * down, busiest = 0;
+            for (int64_t t = 0, task = 0; t < threads; ++t) {
+                int64_t work = 0, holds = -1;
+                for (int64_t end = (t + 1) * tasks / threads; task < end; ++task) {
+                    int64_t n0 = task / down * nb, m0 = task % down * mb;
+                    int64_t cols = round_up(std::min(nb, n - n0), NR), rows = round_up(std::min(mb, m - m0), MR);
+                    bool packs = steps > 1 || holds != n0;
+                    work += rows * cols + PACKED * ((packs ? cols : 0) + (a_down ? rows : 0));
+                    holds = n0;
+                }
+                busiest = std::max(busiest, work);
+            }
+            if (busiest < least) least = busiest, best = {nb, mb};
+            if (tasks >= 8 * threads) break;  // one more or less matters little then
+        }
+        if (nb == narrowest || across >= 8 * threads) break;
+    }
+    return best;
+}
+
 // `after(row, rows, col, cols)` is called for every strip of c when it is done and still in cache.
 template <class After>
 void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After after) {
     int64_t steps = k <= WHOLE ? 1 : ceil_div(k, STEP), kc = round_up(ceil_div(k, steps), 2);
     // Packed rows of a are a line longer than they need be, so as not to compete for the same sets of the cache.
     int64_t k2 = round_up(kc, 32) / 2, a_row = k2 + 16;
-    // Half the second-level cache is for b; where sums wait or a is packed as well, a quarter.
-    bool crowded = steps > 1 || a.down;
-    int64_t blocks = ceil_div(n, crowded ? 256 : std::max<int64_t>((1 << 18) / kc / NR * NR, 256));
-    int64_t nb = std::max<int64_t>(round_up(ceil_div(n, blocks), NR), 256);  // what is summed by block counts on that
-    blocks = ceil_div(n, nb);
-    int64_t threads = omp_get_max_threads(), per = ceil_div(m, crowded ? 512 : 384);
-    while (blocks * per < 8 * threads && blocks * per % threads && per * 32 < m) ++per;  // as many for every thread
-    int64_t mb = round_up(ceil_div(m, per), a.down ? 32 : MR);
-    per = ceil_div(m, mb);
+    int64_t threads = omp_get_max_threads();
+    auto [nb, mb] = cut(m, n, kc, steps, a.down, out.narrowest, threads);
+    int64_t per = ceil_div(m, mb), tasks = per * ceil_div(n, nb);
 #pragma omp parallel
     {
         static thread_local Scratch scratch;
@@ -298,8 +330,8 @@ void product(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, Out out, After
         pairs* a_packed = reinterpret_cast<pairs*>(base + b_bytes);
         float* sums = reinterpret_cast<float*>(base + b_bytes + a_bytes);
         int64_t holds = -1;
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < blocks * per; ++task) {
+        int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
+        for (int64_t task = me * tasks / team, end = (me + 1) * tasks / team; task < end; ++task) {
             int64_t n0 = task / per * nb, m0 = task % per * mb;
             int64_t cols = std::min(nb, n - n0), rows = std::min(mb, m - m0);
             for (int64_t s = 0; s < steps; ++s) {

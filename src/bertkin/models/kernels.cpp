@@ -222,14 +222,16 @@ void cross_entropy(T* logits, const T* bias, const int64_t* target, float* loss,
 
 // --------------------------------------------------------------------------------------------------------- embeddings
 
-// table[ids[t]] += rows[t]: thread n owns the ids with id % threads == n, so each row is summed in token order.
+// table[ids[t]] += rows[t], and marks[ids[t]] = 1 if given: thread n owns the ids with id % threads == n, so each row is summed
+// in token order.
 template <class T>
-void scatter_add(const int64_t* ids, const T* rows, T* table, int64_t n, int cols) {
+void scatter_add(const int64_t* ids, const T* rows, T* table, uint8_t* marks, int64_t n, int cols) {
 #pragma omp parallel
     {
         int me = omp_get_thread_num(), threads = omp_get_num_threads();
         for (int64_t t = 0; t < n; ++t) {
             if (ids[t] % threads != me) continue;
+            if (marks) marks[ids[t]] = 1;
             T* to = table + ids[t] * cols;
             for (int c = 0; c < cols; c += W)
                 store(to + c, load(to + c, cols - c, 0) + load(rows + t * cols + c, cols - c, 0), cols - c);
@@ -301,8 +303,13 @@ void bk_cross_entropy(int type, void* logits, const void* bias, const int64_t* t
                       int64_t rows, int cols, float z, float scale, int want_gradient) {
     BOTH(cross_entropy((T*)logits, (const T*)bias, target, loss, correct, rows, cols, z, scale, want_gradient))
 }
-void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table, int64_t n, int cols) {
-    BOTH(scatter_add(ids, (const T*)rows, (T*)table, n, cols))
+void bk_scatter_add(int type, const int64_t* ids, const void* rows, void* table, uint8_t* marks, int64_t n, int cols) {
+    BOTH(scatter_add(ids, (const T*)rows, (T*)table, marks, n, cols))
+}
+// The marked rows of a table [rows, cols] of numbers of so many bytes become zero, and unmarked.
+void bk_clear(void* table, uint8_t* marks, int64_t rows, int64_t cols, int bytes) {
+    for (int64_t r = 0; r < rows; ++r)
+        if (marks[r]) std::memset((char*)table + r * cols * bytes, 0, cols * bytes), marks[r] = 0;
 }
 // AdamW (Loshchilov and Hutter 2019) on float32 masters, of all tensors in one go.
 void bk_adamw(const Update* all, int64_t count, float beta1, float beta2, float eps, float clip) {
@@ -326,13 +333,13 @@ void bk_muon_apply(int type, float* weight, const void* update, void* copy, int6
 // Squares are summed in blocks of fixed size and the blocks in order, whatever the number of threads.
 double bk_square_sum(const Numbers* all, int64_t count) {
     std::vector<Part> parts;
-    for (int64_t i = 0; i < count; ++i) cut(parts, i, all[i].n, 1 << 14);
+    for (int64_t i = 0; i < count; ++i) all[i].marks ? cut(parts, i, all[i].rows, 1 << 10) : cut(parts, i, all[i].rows * all[i].cols, 1 << 14);
     std::vector<double> sums(parts.size());
 #pragma omp parallel for schedule(static)
     for (size_t k = 0; k < parts.size(); ++k) {
         const Part& p = parts[k];
         int type = all[p.of].type;
-        BOTH(sums[k] = square_sum((const T*)all[p.of].at + p.from, p.to - p.from))
+        BOTH(sums[k] = square_sum<T>(all[p.of], p.from, p.to))
     }
     double total = 0;
     for (double x : sums) total += x;
@@ -393,11 +400,11 @@ void bk_product(int64_t m, int64_t n, int64_t k, const void* a, int64_t a_row, i
 // each block of columns adds to the sum of its row, and its largest logit.
 void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden, const void* table, const int64_t* target,
                      const float* shift, void* c, float* own, float* sums, float* tops) {
-    constexpr int64_t SLOT = 256;  // no block of a product is narrower
+    constexpr int64_t SLOT = 256;
     constexpr float LOG2_E = 1.44269504f;
     int64_t slots = (vocab + SLOT - 1) / SLOT;
     gemm::Matrix left{(const gemm::half*)hidden, k, false}, right{(const gemm::half*)table, k, false};
-    gemm::Out out{(gemm::half*)c, vocab, nullptr, false, nullptr};
+    gemm::Out out{(gemm::half*)c, vocab, nullptr, false, nullptr, SLOT};
     multiply(rows, vocab, k, left, right, out, [=](int64_t row, int64_t n, int64_t col, int64_t cols) {
         for (int64_t r = row; r < row + n; ++r) {
             bf16* x = (bf16*)c + r * vocab + col;

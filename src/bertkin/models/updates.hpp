@@ -12,21 +12,24 @@
 // Outside of the namespace below, as functions named in C take them.
 
 // One tensor of an update. Most rows of a table of embeddings have no gradient, and many never had one: `moved` [rows], if given,
-// tells those that have moments by now, and the others are passed over. Mirrored by `optim.Update`.
+// tells those that have moments by now, and the others are passed over. `marks` [rows], if given, tells those whose gradient is to
+// be read: it is zero in the others. Mirrored by `optim.Update`.
 struct Update {
     float *weight, *first, *second;
     const void* gradient;
     void* copy;  // receives the new weights in the gradient's type; or null
     uint8_t* moved;
+    const uint8_t* marks;
     int64_t rows, cols;
     float lr, decay, correct1, correct2;
     int32_t type;
 };
 
-// Numbers of a tensor. Mirrored by `optim.Numbers`.
+// The numbers of a tensor, with marks as above. Mirrored by `optim.Numbers`.
 struct Numbers {
     const void* at;
-    int64_t n;
+    const uint8_t* marks;
+    int64_t rows, cols;
     int32_t type;
 };
 
@@ -79,19 +82,21 @@ template <class T>
 void adamw(const Update& u, const Adam& adam, int64_t from, int64_t to) {
     const T* g = (const T*)u.gradient;
     T* copy = (T*)u.copy;
-    auto step = [&](int64_t at, int64_t n) {
-        adam.step(u.weight + at, u.first + at, u.second + at, g + at, copy ? copy + at : nullptr, n);
+    auto step = [&](int64_t at, int64_t n, const T* gradient) {
+        adam.step(u.weight + at, u.first + at, u.second + at, gradient, copy ? copy + at : nullptr, n);
     };
-    if (!u.moved) return step(from, to - from);
+    if (!u.moved) return step(from, to - from, g + from);
+    std::vector<T> zeros(u.cols);
     for (int64_t r = from; r < to; ++r) {
+        const T* row = u.marks && !u.marks[r] ? zeros.data() : g + r * u.cols;
         if (!u.moved[r]) {
-            if (nothing(g + r * u.cols, u.cols)) {
+            if (row == zeros.data() || nothing(row, u.cols)) {
                 adam.rest(u.weight + r * u.cols, copy ? copy + r * u.cols : nullptr, u.cols);
                 continue;
             }
             u.moved[r] = 1;
         }
-        step(r * u.cols, u.cols);
+        step(r * u.cols, u.cols, row);
     }
 }
 
@@ -129,6 +134,17 @@ double square_sum(const T* x, int64_t n) {
             s[k] += a * a;
         }
     return sum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+// Of numbers `from` to `to`, or, where there are marks, of the marked ones among such rows.
+template <class T>
+double square_sum(const Numbers& all, int64_t from, int64_t to) {
+    const T* x = (const T*)all.at;
+    if (!all.marks) return square_sum(x + from, to - from);
+    double total = 0;
+    for (int64_t r = from; r < to; ++r)
+        if (all.marks[r]) total += square_sum(x + r * all.cols, all.cols);
+    return total;
 }
 
 // What threads share out: at most so many rows or numbers of one of several tensors.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bertkin.config import Train
-from bertkin.models import kernels
+from bertkin.models import kernels, touched
 from bertkin.models.levels import levels, own_rates
 
 BETA1 = 0.9
@@ -63,7 +63,7 @@ class Update(ctypes.Structure):
     """One tensor of an update by AdamW: `Update` of kernels.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "first", "second", "gradient", "copy", "moved")),
+        *((name, ctypes.c_void_p) for name in ("weight", "first", "second", "gradient", "copy", "moved", "marks")),
         *((name, ctypes.c_int64) for name in ("rows", "cols")),
         *((name, ctypes.c_float) for name in ("lr", "decay", "correct1", "correct2")),
         ("type", ctypes.c_int32),
@@ -71,9 +71,13 @@ class Update(ctypes.Structure):
 
 
 class Numbers(ctypes.Structure):
-    """Numbers of a tensor: `Numbers` of kernels.cpp."""
+    """The numbers of a tensor: `Numbers` of kernels.cpp."""
 
-    _fields_ = (("at", ctypes.c_void_p), ("n", ctypes.c_int64), ("type", ctypes.c_int32))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("at", "marks")),
+        *((name, ctypes.c_int64) for name in ("rows", "cols")),
+        ("type", ctypes.c_int32),
+    )
 
 
 class Optimizer:
@@ -121,14 +125,20 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """The norm of all gradients together."""
-        gradients = [slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None]
-        if any(g.is_cuda for g in gradients):  # asked once, not for each: a GPU must be done before it can answer
-            return float(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm())
-        fused = [g for g in gradients if kernels.usable(g)]
-        total = sum(float(g.float().square().sum()) for g in gradients if not kernels.usable(g))
-        if (library := kernels.get()) is not None and fused:
-            told = (Numbers(g.data_ptr(), g.numel(), kernels.TYPES[g.dtype]) for g in fused)
-            total += library.bk_square_sum((Numbers * len(fused))(*told), len(fused))
+        gradients = {slot.parameter: slot.parameter.grad for slot in self.slots if slot.parameter.grad is not None}
+        if any(
+            g.is_cuda for g in gradients.values()
+        ):  # asked once, not for each: a GPU must be done before it can answer
+            return float(torch.stack(torch._foreach_norm([*gradients.values()], 2, torch.float32)).norm())
+        total, told = 0.0, []
+        for parameter, g in gradients.items():
+            if kernels.usable(g):
+                sizes = (len(g), g.numel() // len(g)) if g.ndim else (1, 1)
+                told.append(Numbers(g.data_ptr(), _marks(parameter), *sizes, kernels.TYPES[g.dtype]))
+            else:
+                total += float(g.float().square().sum())
+        if (library := kernels.get()) is not None and told:
+            total += library.bk_square_sum((Numbers * len(told))(*told), len(told))
         return math.sqrt(total) if total >= 0 else math.nan
 
     @torch.no_grad()
@@ -152,7 +162,7 @@ class Optimizer:
         update(others, factor * t.lr, clip)
         self._muon(matrices, factor * (t.matrix_lr or 0.0), clip)
         for slot in self.slots:
-            slot.parameter.grad = None
+            touched.clear(slot.parameter)
             if self.average:
                 self.average[slot.name].lerp_(slot.master, 1 - t.ema)
 
@@ -178,7 +188,8 @@ class Optimizer:
             gradients.append(g)  # so that what was made contiguous is there until the end
             copy = None if slot.parameter.data_ptr() == w.data_ptr() else slot.parameter.data_ptr()
             moved = None if slot.moved is None else slot.moved.data_ptr()
-            tensors = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr(), g.data_ptr(), copy, moved)
+            states = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr())
+            tensors = (*states, g.data_ptr(), copy, moved, _marks(slot.parameter))
             sizes = (len(w), w.numel() // len(w))
             updates.append(Update(*tensors, *sizes, rate, decay, one, two, kernels.TYPES[g.dtype]))
         if (library := kernels.get()) is not None and updates:
@@ -318,6 +329,12 @@ class Optimizer:
     def weights(self) -> dict[str, Tensor]:
         """The float32 weights to save and evaluate: the moving average where there is one, else the masters."""
         return self.average or {slot.name: slot.master for slot in self.slots}
+
+
+def _marks(parameter: Tensor) -> int | None:
+    """Where the marks of its gradient are, if it has some."""
+    kept = touched.of(parameter)
+    return None if kept is None else kept.marks.data_ptr()
 
 
 TOKENS = re.compile(r"\b(embeddings\.tokens|head\.table)$")
