@@ -1,13 +1,14 @@
 """How fast sentences become vectors and answers, beside sentence-transformers on the same machine and sentences.
 
-    BERTKIN_DATA=shared/data python benchmarks/embedding.py                                # about 8 minutes
+    BERTKIN_DATA=shared/data python benchmarks/embedding.py                                # about 11 minutes
     BERTKIN_DATA=shared/data python benchmarks/embedding.py --onnx-python other/bin/python
 
 Sentences of Wikipedia of about 32 tokens through all-MiniLM-L6-v2, whole calls: text in, vectors out. Ours is
 `bertkin.tasks.embed.Embedder` and, for answers, `bertkin.tasks.predict.Reader` with a head of two classes on the same
-encoder. sentence-transformers is taken as a user gets it, in bfloat16, and by its ONNX backend, plain and quantised to
-int8; what is not installed is said. The ONNX backend needs packages that want other versions of transformers than ours:
---onnx-python names the Python of an environment with `pip install "sentence-transformers[onnx]"`.
+encoder, as a user gets them and with --precision int8. sentence-transformers is taken as a user gets it, in bfloat16, and
+by its ONNX backend, plain and quantised to int8; what is not installed is said. The ONNX backend needs packages that want
+other versions of transformers than ours: --onnx-python names the Python of an environment with
+`pip install "sentence-transformers[onnx]"`.
 
 Each side runs in a process of its own, in turn; the table gives medians of each process's best pass, and the cosine of its
 vectors to those of sentence-transformers in float32. Results go into embedding.json beside this file, and as a table into
@@ -40,24 +41,36 @@ from starts import encoder  # noqa: E402
 from tuned import PAGE  # noqa: E402
 
 from bertkin.errors import UserError  # noqa: E402
+from bertkin.models import kernels  # noqa: E402
 from bertkin.text.tokenizer import Tokenizer  # noqa: E402
 from bertkin.train.machine import settle_threads  # noqa: E402
 from bertkin.train.price import spoken  # noqa: E402
 
 SIDES = {
     "embed": "bertkin embed",
+    "embed-int8": "bertkin embed, int8",
     "predict": "bertkin predict",
+    "predict-int8": "bertkin predict, int8",
     "float32": "sentence-transformers",
     "bfloat16": "sentence-transformers, bf16",
     "onnx": "sentence-transformers, ONNX",
     "int8": "sentence-transformers, ONNX int8",
 }
-OURS = ("embed", "predict")
+OURS = ("embed", "embed-int8", "predict", "predict-int8")
 BAR, BEST_BAR, LEAST_COSINE = 4.5, 1.5, 0.999
 SHORTEST, LONGEST = 20, 46
 """Tokens of a sentence."""
 PASSES = 3
-PACE = {"embed": 800, "predict": 800, "float32": 150, "bfloat16": 450, "onnx": 250, "int8": 500}
+PACE = {
+    "embed": 500,
+    "embed-int8": 600,
+    "predict": 500,
+    "predict-int8": 600,
+    "float32": 150,
+    "bfloat16": 450,
+    "onnx": 250,
+    "int8": 500,
+}
 """Sentences a second, about, for the price."""
 
 app = App(help_format="plaintext")
@@ -81,8 +94,8 @@ def main(
     Parameters
     ----------
     sides
-        Of embed, predict, float32, bfloat16, onnx and int8; float32 is always there. Where some are left out, the record
-        and the page are left alone.
+        Of embed, embed-int8, predict, predict-int8, float32, bfloat16, onnx and int8; float32 is always there, and ours in
+        int8 where the processor has bfloat16 products. Where some are left out, the record and the page are left alone.
     sentences
         How many.
     repeats
@@ -100,7 +113,8 @@ def main(
     price
         Say what it would cost, and stop.
     """
-    chosen = [side for side in SIDES if side in (*sides, "float32")]
+    able = [side for side in SIDES if not side.endswith("-int8") or kernels.has_dots()]
+    chosen = [side for side in able if side in (*sides, "float32")]
     seconds = sum(15 + (PASSES * sentences + 64) / PACE[side] for side in chosen)
     print(f"{repeats} turns: about {spoken(repeats * seconds / 60)}", flush=True)
     if price:
@@ -120,7 +134,7 @@ def main(
         print(f"turn {turn + 1}: {said} sentences/s", file=sys.stderr, flush=True)
     figures = _figures(chosen, turns, sentences, tokens)
     print(table(figures))
-    if not trial and chosen == list(SIDES):
+    if not trial and chosen == able:
         write(record, "embedding", figures)
         put(page, table(figures), "embedding")
 
@@ -157,7 +171,7 @@ def _turn(chosen: list[str], file: Path, folder: Path, onnx_python: Path) -> dic
             told[side] = _theirs([python, str(HERE / "sentence_peer.py"), side, encoder(), str(file), vectors])
     truth = np.load(folder / "float32.npy")
     for side in chosen:
-        if "seconds" in told[side] and side != "predict":
+        if "seconds" in told[side] and not side.startswith("predict"):
             cosines = _cosines(np.load(folder / f"{side}.npy"), truth)
             told[side] |= {"cosine": float(cosines.mean()), "least": float(cosines.min())}
     return told
@@ -224,14 +238,15 @@ def side(way: str, file: Path, out: Path) -> None:
     """Ours: seconds of each pass, as JSON; what the benchmark starts."""
     settle_threads(None)
     texts = file.read_text(encoding="utf-8").splitlines()
-    if way == "embed":
+    kind, _, precision = way.partition("-")
+    if kind == "embed":
         from bertkin.tasks.embed import Embedder
 
-        embedder = Embedder(encoder())
+        embedder = Embedder(encoder(), precision=precision or "auto")
         np.save(out, embedder.encode(texts))  # the first call is no measurement
         call: Any = lambda: embedder.encode(texts)  # noqa: E731
     else:
-        reader = _reader()
+        reader = _reader(precision or "auto")
         call = lambda: reader.predict([(text,) for text in texts])  # noqa: E731
         reader.predict([(text,) for text in texts[:64]])
     took = []
@@ -242,7 +257,7 @@ def side(way: str, file: Path, out: Path) -> None:
     print(json.dumps({"seconds": took}))
 
 
-def _reader() -> Any:
+def _reader(precision: str) -> Any:
     """The encoder with a head of two classes that nobody trained: what it answers does not matter here."""
     from bertkin.models.pretrained_tasks import begin_task_model, save_task_model
     from bertkin.models.task_heads import Answer
@@ -255,7 +270,7 @@ def _reader() -> Any:
         told = {"task": task.to_mapping()}
         tokenizer = Tokenizer.load(encoder())
         save_task_model(model, folder, labels=task.labels, problem="class", tokenizer=tokenizer, extra=told)
-        return open_reader(folder)
+        return open_reader(folder, precision=precision)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def predict(
     score: Annotated[bool, Flag] = False,
     skip_bad: Annotated[bool, Flag] = False,
     scheme: Literal["iob1", "iob2", "bioes", "bmes"] | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     beams: int = 1,
     windows: int | None = None,
     unanswerable: Annotated[bool, Flag] = False,
@@ -74,7 +74,8 @@ def predict(
     scheme
         How a .conll file writes entities. [default: as the training data]
     precision
-        auto is bfloat16 where the processor gains by it.
+        auto is bfloat16 where the processor gains by it; int8 is faster still where it has no matrix tiles, and a little less
+        exact.
     beams
         Of a model that writes: how many beginnings of an answer are kept side by side.
     windows
@@ -196,7 +197,7 @@ def embed(
     normalise: Annotated[bool | None, Parameter(show_default=False)] = None,
     length: int | None = None,
     prompt: str | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
     stock: str | None = None,
 ) -> None:
     """Turn lines of text into vectors: bertkin embed MODEL sentences.txt --out vectors.npy
@@ -220,7 +221,8 @@ def embed(
         What is put before every text: the name of one that such a folder has, as query, or the words themselves. [default:
         as such a folder says, else nothing]
     precision
-        auto is bfloat16 where the processor gains by it.
+        auto is bfloat16 where the processor gains by it; int8 is faster still where it has no matrix tiles, and a little less
+        exact.
     stock
         Of a light strategy, the model it was trained on, where that has moved. [default: the one it names]
     """

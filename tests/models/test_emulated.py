@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.mark.timeout(960)
 def test_kernels_hold_on_processors_with_dot_products_and_tiles(tmp_path: Path) -> None:
-    tests = [str(HERE / name) for name in ("test_gemm.py", "test_ops.py", "test_steps.py")]
+    tests = [str(HERE / name) for name in ("test_gemm.py", "test_int8.py", "test_ops.py", "test_steps.py")]
     own = {"CXX": str(HERE / "emulated" / "compiler"), "BERTKIN_CACHE": str(tmp_path), "OMP_NUM_THREADS": "2"}
     usual = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BERTKIN_"))}
     told = subprocess.run(

@@ -205,7 +205,8 @@ def predict(
     Args:
         model: what `finetune` made, a folder of transformers, or an opened `bertkin.tasks.predict.Reader`.
         texts: one text, several, or, for tasks that read more than one, a tuple of texts for each question.
-        precision: auto is bfloat16 where the processor gains by it.
+        precision: auto is bfloat16 where the processor gains by it; int8 is faster still where it has no matrix tiles, and a
+            little less exact.
         windows: most windows that a long text is read in, where one answer is of all of it; by default as it was trained.
         stock: of what a light strategy saved, the model it was trained on; by default the one it names.
 

@@ -19,6 +19,7 @@
 #include "updates.hpp"
 #include "vectors.hpp"
 #ifdef HAVE_BF16_DOT
+#include "bytes.hpp"
 #include "gemm.hpp"
 #include "gemm_tiles.hpp"
 #include "step.hpp"
@@ -430,6 +431,11 @@ void bk_exponentials(int64_t rows, int64_t vocab, int64_t k, const void* hidden,
 // y [rows, out] = x [rows, in] w [out, in] (+ bias), for few rows and at least 4 of out.
 void bk_thin(int64_t rows, int64_t out, int64_t in, const void* x, const void* w, const void* bias, void* y) {
     thin({rows, out, in, (const bf16*)x, (const bf16*)w, (const bf16*)bias, (bf16*)y});
+}
+// y [m, down.out] = bend(x [m, up.in] up) down, see bytes.hpp.
+void bk_feed_forward_bytes(const void* x, int64_t m, const void* up, const void* down, int kind, void* y) {
+    const step::Packed &first = *(const step::Packed*)up, &second = *(const step::Packed*)down;
+    with_bend<bf16>(kind, [&](auto bend) { bytes::feed_forward((const bf16*)x, m, first, second, (bf16*)y, bend); });
 }
 void bk_look(const Kept* kept) {
     if (kept->type == 0)

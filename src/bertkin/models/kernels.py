@@ -56,6 +56,7 @@ DOT_SIGNATURES: dict[str, tuple[list[type], type | None]] = {
     "bk_exponentials": ([L, L, L, P, P, P, P, P, P, P, P], None),
     "bk_thin": ([L, L, L, P, P, P, P], None),
     "bk_look": ([P], None),
+    "bk_feed_forward_bytes": ([P, L, P, P, I, P], None),
     "bk_step": ([P, P, P, P], None),
 }
 

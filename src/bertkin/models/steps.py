@@ -32,13 +32,35 @@ class _Norm(ctypes.Structure):
     _fields_ = [("weight", P), ("bias", P)]
 
 
-class _Packed(ctypes.Structure):
+class Packed(ctypes.Structure):
+    """A weight in the order that it is read in: `step::Packed` of step.hpp."""
+
     _fields_ = [("data", P), ("scale", P), ("sums", P), ("bias", P), ("out", L), ("inputs", L)]
+
+
+def packed(weight: Tensor, bias: Tensor | None, *, int8: bool) -> tuple[Packed, list[Tensor]]:
+    """A weight [out, in] and its bias [out] in the order that they are read in, and the tensors that hold them from here on.
+
+    Args:
+        int8: the weight as bytes, each output with a scale that makes its largest number 127.
+    """
+    out, inputs = weight.shape
+    rows = nn.functional.pad(weight.detach(), (0, 0, 0, -out % GROUP))
+    scale = sums = None
+    if int8:
+        scale = rows.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+        rows = (rows.float() / scale[:, None]).round().to(torch.int8)
+        sums = 128 * rows.sum(dim=1, dtype=torch.int32)
+    together = 4 if int8 else 2
+    order = rows.view(-1, GROUP, inputs // together, together).transpose(1, 2)
+    tensors = [None if x is None else x.contiguous() for x in (order, scale, sums, bias)]
+    where = (None if x is None else x.data_ptr() for x in tensors)
+    return Packed(*where, out, inputs), [x for x in tensors if x is not None]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [(name, _Norm) for name in ("attention_norm", "cross_norm", "feed_forward_norm")]
-    _fields_ += [(name, _Packed) for name in ("qkv", "out", "cross_q", "cross_out", "up", "down")]
+    _fields_ += [(name, Packed) for name in ("qkv", "out", "cross_q", "cross_out", "up", "down")]
     _fields_ += [(name, P) for name in ("keys", "values", "cross_keys", "cross_values", "cosine", "sine")]
     _fields_ += [("window", L)]
 
@@ -50,7 +72,7 @@ class _Step(ctypes.Structure):
     _fields_ += [(name, F) for name in ("eps", "scale", "logit_scale")]
     _fields_ += [(name, P) for name in ("tokens", "positions", "segment")]
     _fields_ += [(name, _Norm) for name in ("embedding_norm", "final_norm", "head_norm")]
-    _fields_ += [("dense", _Packed), ("table", _Packed), ("head_bend", L)]
+    _fields_ += [("dense", Packed), ("table", Packed), ("head_bend", L)]
     _fields_ += [(name, P) for name in ("distances", "cross_lengths", "lengths")]
 
 
@@ -69,7 +91,7 @@ class Steps:
     def __init__(self, model: LanguageModel, *, int8: bool = False) -> None:
         self.model, self.int8 = model, int8
         self.alive: list[Any] = []
-        self.packed: dict[int, _Packed] = {}
+        self.packed: dict[int, Packed] = {}
         stack, head, a = model.stack, model.head, model.architecture
         assert head is not None
         with torch.inference_mode():
@@ -149,25 +171,18 @@ class Steps:
             layer.cross_out = self._pack(across.out.weight, across.out.bias)
         return layer
 
-    def _pack(self, weight: Tensor, bias: Tensor | None, *, halves: bool = False) -> _Packed:
+    def _pack(self, weight: Tensor, bias: Tensor | None, *, halves: bool = False) -> Packed:
         """A weight [out, in] in the order it is read in; with `halves`, 32 outputs of the one beside the 32 of the other
         that they are multiplied with."""
         key = weight.data_ptr()
         if key not in self.packed:
             out, inputs = weight.shape
-            rows = weight.detach()
+            rows = weight
             if halves:
                 rows = rows.view(2, -1, GROUP // 2, inputs).transpose(0, 1).reshape(out, inputs)
                 bias = None if bias is None else bias.view(2, -1, GROUP // 2).transpose(0, 1).reshape(-1)
-            rows = nn.functional.pad(rows, (0, 0, 0, -out % GROUP))
-            scale = sums = None
-            if self.int8:
-                scale = rows.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-                rows = (rows.float() / scale[:, None]).round().to(torch.int8)
-                sums = 128 * rows.sum(dim=1, dtype=torch.int32)
-            together = 4 if self.int8 else 2
-            order = rows.view(-1, GROUP, inputs // together, together).transpose(1, 2)
-            self.packed[key] = _Packed(*map(self._kept, (order, scale, sums, bias)), out, inputs)
+            self.packed[key], kept = packed(rows, bias, int8=self.int8)
+            self.alive += kept
         return self.packed[key]
 
     def _places(self, embeddings: Any) -> None:

@@ -7,6 +7,7 @@
 
 #include <immintrin.h>  // the types, and what narrower processors have; now, before the sources are told that there is more
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -162,6 +163,10 @@ inline __m512i widened(__m256i x) {
 inline __m128i low_bytes(__m512i x) {
     Ints from(x);
     return each<Lanes<uint8_t, __m128i>>([&](int i) { return uint8_t(from[i]); });
+}
+inline __m128i bounded_bytes(__m512i x) {  // taken for unsigned, and the largest byte where they are more
+    Ints from(x);
+    return each<Lanes<uint8_t, __m128i>>([&](int i) { return uint8_t(std::min<uint32_t>(uint32_t(from[i]), 255)); });
 }
 inline __m512i rounded(__m512 x) {
     Floats from(x);
@@ -333,6 +338,7 @@ inline void multiply_halves(int sums, int a, int b) {
 #define _mm512_cvtepi32_epi8 emulated::low_bytes
 #define _mm512_cvtepi32_ps emulated::floats
 #define _mm512_cvtepu16_epi32 emulated::widened
+#define _mm512_cvtusepi32_epi8 emulated::bounded_bytes
 #define _mm512_cvtne2ps_pbh emulated::narrowed
 #define _mm512_cvtneps_pbh emulated::narrowed
 #define _mm512_cvtps_epi32 emulated::rounded
