@@ -15,8 +15,8 @@ namespace bytes {
 
 using gemm::ceil_div;
 using gemm::round_up;
-constexpr int MR = 6, NR = 64;       // rows and columns of a tile: 24 sums in registers
-constexpr int64_t MOST_ROWS = 48;    // that a thread takes at a time
+constexpr int MR = step::ROWS, NR = step::GROUP;  // rows and columns of a tile: 24 sums in registers
+constexpr int64_t MOST_ROWS = 48;                 // that a thread takes at a time
 
 // Rows as bytes: x = scale * byte + low.
 struct Rows {
@@ -40,28 +40,14 @@ inline void to_bytes(const bf16* x, int64_t n, const Rows& out, int64_t row) {
     }
 }
 
-// M rows times 64 outputs. Sums must stay in registers, so every loop over them is unrolled, and what becomes of them is left to later.
+// M rows times 64 outputs.
 template <int M, class Bend>
 inline void tile(const Rows& x, int64_t row, const step::Packed& w, int64_t panel, bf16* c, Bend) {
     __m512i sums[M][4];
     alignas(64) int32_t found[M][NR];
-#pragma GCC unroll 32
-    for (int j = 0; j < 4 * M; ++j) sums[j / 4][j % 4] = _mm512_setzero_si512();
-    const char* b = (const char*)w.data + panel * NR * w.in;
-    const uint8_t* a = x.at + row * w.in;
-    for (int64_t k = 0; k < w.in; k += 4, b += 4 * NR) {
-        __m512i right[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) right[j] = _mm512_loadu_si512(b + 64 * j);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            int word;
-            std::memcpy(&word, a + m * w.in + k, 4);
-            __m512i left = _mm512_set1_epi32(word);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], left, right[j]);
-        }
-    }
+    const int32_t* a[M];
+    for (int m = 0; m < M; ++m) a[m] = (const int32_t*)(x.at + (row + m) * w.in);
+    step::dot_bytes(a, (const char*)w.data + panel * NR * w.in, w.in / 4, sums, [](const char*) {});
 #pragma GCC unroll 32
     for (int j = 0; j < 4 * M; ++j) _mm512_store_si512(found[j / 4] + j % 4 * W, sums[j / 4][j % 4]);
     for (int j = 0; j < 4; ++j) {

@@ -287,24 +287,15 @@ inline Cut cut(int64_t m, int64_t n, int64_t kc, int64_t steps, bool a_down, int
     // Half the second-level cache is for b; where sums wait or a is packed as well, a quarter.
     bool crowded = steps > 1 || a_down;
     int64_t widest = crowded ? 256 : std::max<int64_t>((1 << 18) / kc / NR * NR, 256);
-    int64_t tallest = crowded ? 512 : 384, unit = a_down ? 32 : MR, least = INT64_MAX;
+    int64_t tallest = crowded ? 512 : 384, unit = a_down ? 32 : MR, more = std::min<int64_t>(threads, 16), least = INT64_MAX;
     Cut best{};
-    for (int64_t wide = ceil_div(n, widest), most = wide + threads; wide <= most; ++wide) {
+    for (int64_t wide = ceil_div(n, widest), most = wide + more; wide <= most; ++wide) {
         int64_t nb = std::max(round_up(ceil_div(n, wide), NR), narrowest), across = ceil_div(n, nb);
-        for (int64_t tall = ceil_div(m, tallest), last = tall + threads; tall <= last; ++tall) {
-            int64_t mb = round_up(ceil_div(m, tall), unit), down = ceil_div(m, mb), tasks = across * down, busiest = 0;
-            for (int64_t t = 0, task = 0; t < threads; ++t) {
-                int64_t work = 0, holds = -1;
-                for (int64_t end = (t + 1) * tasks / threads; task < end; ++task) {
-                    int64_t n0 = task / down * nb, m0 = task % down * mb;
-                    int64_t cols = round_up(std::min(nb, n - n0), NR), rows = round_up(std::min(mb, m - m0), MR);
-                    bool packs = steps > 1 || holds != n0;
-                    work += rows * cols + PACKED * ((packs ? cols : 0) + (a_down ? rows : 0));
-                    holds = n0;
-                }
-                busiest = std::max(busiest, work);
-            }
-            if (busiest < least) least = busiest, best = {nb, mb};
+        for (int64_t tall = ceil_div(m, tallest), last = tall + more; tall <= last; ++tall) {
+            int64_t mb = round_up(ceil_div(m, tall), unit), down = ceil_div(m, mb), tasks = across * down;
+            int64_t mine = ceil_div(tasks, threads), packs = steps > 1 ? mine : ceil_div(mine, down);
+            int64_t work = mine * mb * nb + PACKED * (packs * nb + (a_down ? mine * mb : 0));
+            if (work < least) least = work, best = {nb, mb};
             if (tasks >= 8 * threads) break;  // one more or less matters little then
         }
         if (nb == narrowest || across >= 8 * threads) break;

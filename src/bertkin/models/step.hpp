@@ -110,6 +110,27 @@ inline void ask(const char* p, const char*& next, const char* end) {
 }
 
 // Sums must stay in registers, so every loop over them is unrolled, and what becomes of them is left to later.
+
+// What R rows of bytes add up to with 64 outputs of an int8 weight, which lie at p; `meanwhile(p)` is called with every word.
+template <int R, class Meanwhile>
+__attribute__((always_inline)) inline void dot_bytes(const int32_t* const (&x)[R], const char* p, int64_t words, __m512i (&acc)[R][4],
+                                                     Meanwhile meanwhile) {
+#pragma GCC unroll 32
+    for (int j = 0; j < 4 * R; ++j) acc[j / 4][j % 4] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < words; ++k, p += 256) {
+        __m512i b[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) b[i] = _mm512_loadu_si512(p + 64 * i);
+        meanwhile(p);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            __m512i a = _mm512_set1_epi32(x[r][k]);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], a, b[i]);
+        }
+    }
+}
+
 template <int R, int LINES>
 inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, const char*& next, vf (*out)[4]) {
     bool bytes = w.scale != nullptr;
@@ -120,20 +141,7 @@ inline void tile(const Packed& w, const Rows& rows, int64_t row, int64_t group, 
         x[r] = bytes ? (const int32_t*)(rows.bytes.data() + (row + r) * w.in) : (const int32_t*)(rows.x + (row + r) * w.in);
     if (bytes) {
         __m512i acc[R][4];
-#pragma GCC unroll 32
-        for (int j = 0; j < 4 * R; ++j) acc[j / 4][j % 4] = _mm512_setzero_si512();
-        for (int64_t k = 0; k < words; ++k, p += 256) {
-            __m512i b[4];
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) b[i] = _mm512_loadu_si512(p + 64 * i);
-            ask<LINES>(p, next, end);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                __m512i a = _mm512_set1_epi32(x[r][k]);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], a, b[i]);
-            }
-        }
+        dot_bytes(x, p, words, acc, [&](const char* at) { ask<LINES>(at, next, end); });
 #pragma GCC unroll 32
         for (int j = 0; j < 4 * R; ++j) {
             int64_t at = group * GROUP + j % 4 * W;

@@ -51,7 +51,9 @@ def clear(table: Tensor) -> None:
     """Take the gradient from a table, and make it ready for the next step."""
     kept, library = of(table), kernels.get()
     table.grad = None
-    if kept is not None and library is not None:
-        gradient = kept.gradient
-        library.bk_clear(gradient.data_ptr(), kept.marks.data_ptr(), *gradient.shape, gradient.element_size())
-        kept.version = -1
+    if kept is None or library is None:
+        table.__dict__.pop("touched", None)  # what is not believed any more need not stay in memory
+        return
+    gradient = kept.gradient
+    library.bk_clear(gradient.data_ptr(), kept.marks.data_ptr(), *gradient.shape, gradient.element_size())
+    kept.version = -1

@@ -133,8 +133,7 @@ class Optimizer:
         total, told = 0.0, []
         for parameter, g in gradients.items():
             if kernels.usable(g):
-                sizes = (len(g), g.numel() // len(g)) if g.ndim else (1, 1)
-                told.append(Numbers(g.data_ptr(), _marks(parameter), *sizes, kernels.TYPES[g.dtype]))
+                told.append(Numbers(g.data_ptr(), _marks(parameter), *_sizes(g), kernels.TYPES[g.dtype]))
             else:
                 total += float(g.float().square().sum())
         if (library := kernels.get()) is not None and told:
@@ -190,8 +189,7 @@ class Optimizer:
             moved = None if slot.moved is None else slot.moved.data_ptr()
             states = (w.data_ptr(), slot.first.data_ptr(), slot.second.data_ptr())
             tensors = (*states, g.data_ptr(), copy, moved, _marks(slot.parameter))
-            sizes = (len(w), w.numel() // len(w))
-            updates.append(Update(*tensors, *sizes, rate, decay, one, two, kernels.TYPES[g.dtype]))
+            updates.append(Update(*tensors, *_sizes(w), rate, decay, one, two, kernels.TYPES[g.dtype]))
         if (library := kernels.get()) is not None and updates:
             library.bk_adamw((Update * len(updates))(*updates), len(updates), BETA1, t.beta2, EPS[t.optimizer], clip)
 
@@ -329,6 +327,12 @@ class Optimizer:
     def weights(self) -> dict[str, Tensor]:
         """The float32 weights to save and evaluate: the moving average where there is one, else the masters."""
         return self.average or {slot.name: slot.master for slot in self.slots}
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Rows of a tensor, and numbers of a row."""
+    rows = len(x) if x.ndim else 1
+    return rows, x.numel() // rows
 
 
 def _marks(parameter: Tensor) -> int | None:
